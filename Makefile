@@ -1,0 +1,48 @@
+# One way to run things; CI calls the same targets.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Two cores are shared by several processes here: one pool each, set on purpose.
+export OMP_NUM_THREADS ?= 2
+
+.PHONY: help install demo check test test-long bench protos format clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+install: $(STAMP) ## create the environment and install what is missing
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[all,cpu,dev]'
+	touch $@
+
+demo: $(STAMP) ## start the three services with the embedded models and answer questions
+	$(BIN)/ragserve demo
+
+check: $(STAMP) ## lint, types, protos
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/buf lint
+	PYTHON=$(BIN)/python scripts/protos.sh --check
+
+test: $(STAMP) ## everything but the big counts, under six minutes on two cores
+	$(BIN)/python -m pytest -m 'not long'
+
+test-long: $(STAMP) ## the big counts as well
+	$(BIN)/python -m pytest
+
+bench: $(STAMP) ## measure against peers; appends to bench/results/
+	$(BIN)/python -m bench
+
+protos: $(STAMP) ## regenerate the stubs
+	PYTHON=$(BIN)/python scripts/protos.sh
+
+format: $(STAMP) ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove what was built
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

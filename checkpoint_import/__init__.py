@@ -1,0 +1,1 @@
+"""Imports Hugging Face checkpoints into model directories (needs torch and transformers)."""

@@ -1,0 +1,1 @@
+"""The generator service: per-document token log-probabilities from BART and T5."""

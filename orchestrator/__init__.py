@@ -1,0 +1,1 @@
+"""The orchestrator service: exact marginal decoding over retrieved passages."""

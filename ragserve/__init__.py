@@ -1,0 +1,1 @@
+"""Serving Retrieval-Augmented Generation: shared code, client and generated stubs."""

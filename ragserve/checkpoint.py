@@ -1,0 +1,128 @@
+"""The manifest of a model directory: what `ragserve import-checkpoint` writes and the services load.
+
+MODEL/ragserve.json            this manifest
+MODEL/query_encoder/           model.onnx, tokenizer.json, encoder.json
+MODEL/passage_encoder/         the same; absent when passages are encoded by the query encoder
+MODEL/generator/               config.json, model.safetensors, tokenizer.json, ...
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ragserve.errors import DataLossError, FailedPreconditionError, NotFoundError
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "ragserve.json"
+KINDS = ("rag-token", "rag-sequence", "pair")
+
+
+@dataclass(frozen=True)
+class RagSettings:
+    """How contexts are built (Lewis et al., appendix; `transformers` RagConfig)."""
+
+    n_docs: int = 5
+    max_combined_length: int = 300  # tokens
+    prefix: str = ""
+    title_sep: str = " / "
+    doc_sep: str = " // "
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Contents of `ragserve.json`.
+
+    `generation` holds Hugging Face generation parameters by their own names (num_beams, max_length, ...).
+    `files` maps each file, relative to the directory, to its SHA-256.
+    """
+
+    kind: str
+    rag: RagSettings = field(default_factory=RagSettings)
+    score_scale: float = 1.0
+    generation: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The manifest as it stands on disk."""
+        body = {
+            "format_version": FORMAT_VERSION,
+            "kind": self.kind,
+            "files": self.files,
+            "retriever": {"score_scale": self.score_scale},
+            "rag": asdict(self.rag),
+            "generation": self.generation,
+        }
+        return json.dumps(body, indent=2) + "\n"
+
+
+def load_manifest(directory: Path) -> Manifest:
+    """Read and check the manifest of a model directory.
+
+    Raises:
+        NotFoundError: the directory or its manifest is not there.
+        FailedPreconditionError: the manifest cannot be read, or is of a format or kind not known here.
+    """
+    path = directory / MANIFEST_NAME
+    if not path.is_file():
+        raise NotFoundError(
+            f"{path} does not exist: a model directory is written by 'ragserve import-checkpoint'", field=str(path)
+        )
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+        version, kind = body["format_version"], body["kind"]
+        manifest = Manifest(
+            kind=kind,
+            rag=RagSettings(**body.get("rag", {})),
+            score_scale=float(body.get("retriever", {}).get("score_scale", 1.0)),
+            generation=dict(body.get("generation", {})),
+            files=dict(body.get("files", {})),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise FailedPreconditionError(f"{path} is not a ragserve manifest: {error}", field=str(path)) from error
+    if version != FORMAT_VERSION:
+        raise FailedPreconditionError(
+            f"{path} has format_version {version}; this version of ragserve reads {FORMAT_VERSION}", field=str(path)
+        )
+    if kind not in KINDS:
+        raise FailedPreconditionError(f"{path}: kind {kind!r} is none of {', '.join(KINDS)}", field=str(path))
+    return manifest
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_files(directory: Path) -> dict[str, str]:
+    """SHA-256 of every file below the directory but the manifest, by relative path."""
+    return {
+        path.relative_to(directory).as_posix(): sha256_of(path)
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name != MANIFEST_NAME
+    }
+
+
+def verify_files(directory: Path, manifest: Manifest, part: str) -> None:
+    """Check the files of one part (`query_encoder`, `generator`, ...) against the manifest.
+
+    Raises:
+        NotFoundError: a listed file is missing.
+        DataLossError: a file is not the one that was written (truncated, altered).
+    """
+    for name, expected in manifest.files.items():
+        if not name.startswith(f"{part}/"):
+            continue
+        path = directory / name
+        if not path.is_file():
+            raise NotFoundError(f"{path} is missing: import the checkpoint again", field=str(path))
+        if sha256_of(path) != expected:
+            raise DataLossError(
+                f"{path} does not have the checksum that {MANIFEST_NAME} lists (truncated or altered): "
+                "import the checkpoint again",
+                field=str(path),
+            )

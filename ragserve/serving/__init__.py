@@ -1,0 +1,1 @@
+"""The serving runtime: boot, health, drain, interceptors, metrics and errors, written once."""

@@ -1,0 +1,1 @@
+"""The retriever service: query encoder, FAISS index, versioned knowledge base."""
