@@ -1,0 +1,289 @@
+"""Tiny random models, passages and knowledge bases for tests: deterministic by seed, nothing fetched.
+
+The weights are scaled so that the distributions are peaked: near-ties, on which two correct implementations may
+differ, are rare, and the end token is really reached.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BartTokenizer,
+    BertTokenizer,
+    DPRConfig,
+    DPRContextEncoder,
+    DPRQuestionEncoder,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    RagConfig,
+    RagSequenceForGeneration,
+    RagTokenForGeneration,
+    RagTokenizer,
+    T5Config,
+    T5ForConditionalGeneration,
+    T5Tokenizer,
+)
+
+FAMILIES = ("bart", "t5", "t5-gated")
+KINDS = ("rag-token", "rag-sequence")
+
+_WORDS = """
+the a of in and is was to by for on with from at as it its first great river city king queen book war island
+north south east west mountain lake sea ocean star planet moon sun music song band film actor writer poet
+painter house tower bridge castle church school college team game player league cup year century capital
+country france england germany italy spain japan china india brazil canada born died founded built won named
+known large small old new red blue green white black long high deep iron gold silver water fire stone wood
+""".split()  # noqa: SIM905
+
+
+def tiny_text(n_words: int, rng: random.Random) -> str:
+    """A sentence of random words; a few proper names and punctuation keep the tokenizers honest."""
+    words = [rng.choice(_WORDS) for _ in range(n_words)]
+    words = [word.capitalize() if rng.random() < 0.15 else word for word in words]
+    words = [f"{word}," if rng.random() < 0.05 else word for word in words]
+    return " ".join(words).capitalize() + "."
+
+
+@cache
+def _corpus() -> tuple[str, ...]:
+    rng = random.Random(7)
+    return tuple(tiny_text(12, rng) for _ in range(300)) + tuple(
+        f"who was born in {year}?" for year in range(1950, 1980)
+    )
+
+
+@cache
+def bart_tokenizer() -> PreTrainedTokenizerBase:
+    """Byte-level BPE, 400 tokens, with the ids of BART's special tokens."""
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    raw.train_from_iterator(
+        _corpus(),
+        trainers.BpeTrainer(
+            vocab_size=399,
+            special_tokens=special,
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        ),
+    )
+    trained = json.loads(raw.to_str())["model"]
+    vocab = {**trained["vocab"], "<mask>": len(trained["vocab"])}
+    merges = [tuple(merge) for merge in trained["merges"]]
+    return BartTokenizer(vocab=vocab, merges=merges, model_max_length=256)
+
+
+@cache
+def t5_tokenizer() -> PreTrainedTokenizerBase:
+    """Unigram with the ids of T5's special tokens; put together by hand, since its trainer is not deterministic."""
+    special = ["<pad>", "</s>", "<unk>"]
+    characters = sorted({character for text in _corpus() for character in text if character != " "})
+    words = [f"▁{word}" for word in _WORDS[::2]] + [f"▁{word.capitalize()}" for word in _WORDS[::6]]
+    parts = sorted({word[-3:] for word in _WORDS if len(word) > 4})
+    pieces = [(piece, 0.0) for piece in special] + [("▁", -3.0)]
+    pieces += [(word, -4.0 - 0.01 * rank) for rank, word in enumerate(words)]
+    pieces += [(part, -6.0 - 0.01 * rank) for rank, part in enumerate(parts)]
+    pieces += [(character, -8.0 - 0.01 * rank) for rank, character in enumerate(characters)]
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=256)
+
+
+@cache
+def question_tokenizer() -> PreTrainedTokenizerBase:
+    """WordPiece, lower-cased, with [CLS] and [SEP], as DPR and BERT use; put together by hand like T5's."""
+    characters = sorted({character for text in _corpus() for character in text.lower() if character != " "})
+    parts = sorted({word[-3:] for word in _WORDS if len(word) > 4})
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *_WORDS[::2]]
+    pieces += [f"##{part}" for part in [*parts, *characters]]
+    return BertTokenizer(vocab={piece: index for index, piece in enumerate(dict.fromkeys(pieces))}, model_max_length=64)
+
+
+def generator_tokenizer(family: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a generator family."""
+    return bart_tokenizer() if family == "bart" else t5_tokenizer()
+
+
+def _randomize(model: PreTrainedModel, seed: int) -> None:
+    """Redraw every weight: matrices keep the size of what passes through, embeddings are of unit size."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        with torch.no_grad():
+            if parameter.dim() < 2:
+                is_scale = name.endswith("weight")
+                parameter.copy_(1 + 0.1 * noise if is_scale else 0.1 * noise)
+            elif "embed_positions" in name:
+                parameter.copy_(3.0 * noise)  # else a token mostly predicts itself
+            elif any(word in name for word in ("shared", "embed", "relative_attention_bias", "lm_head")):
+                parameter.copy_(noise)
+            else:
+                gain = 4.0 if name.endswith(("fc2.weight", ".wo.weight")) else 1.5
+                parameter.copy_(gain * noise / parameter.shape[1] ** 0.5)
+
+
+def _bart(seed: int, tokenizer: PreTrainedTokenizerBase, overrides: dict[str, Any]) -> PreTrainedModel:
+    config = BartConfig(
+        **{
+            "vocab_size": len(tokenizer),
+            "d_model": 32,
+            "encoder_layers": 2,
+            "decoder_layers": 2,
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4,
+            "encoder_ffn_dim": 48,
+            "decoder_ffn_dim": 48,
+            "max_position_embeddings": 512,
+            "forced_eos_token_id": None,
+            **overrides,
+        }
+    )
+    model = BartForConditionalGeneration(config)
+    _randomize(model, seed)
+    with torch.no_grad():
+        model.final_logits_bias[0, :260] = -8.0  # special tokens and single bytes, which make no readable text
+        model.final_logits_bias[0, config.eos_token_id] = 6.0
+    return model
+
+
+def _t5(seed: int, tokenizer: PreTrainedTokenizerBase, gated: bool, overrides: dict[str, Any]) -> PreTrainedModel:
+    config = T5Config(
+        **{
+            "vocab_size": len(tokenizer),
+            "d_model": 32,
+            "d_kv": 8,
+            "d_ff": 48,
+            "num_layers": 2,
+            "num_decoder_layers": 2,
+            "num_heads": 4,
+            "relative_attention_num_buckets": 8,
+            "relative_attention_max_distance": 20,
+            "feed_forward_proj": "gated-gelu" if gated else "relu",
+            "tie_word_embeddings": not gated,
+            "decoder_start_token_id": 0,
+            **overrides,
+        }
+    )
+    model = T5ForConditionalGeneration(config)
+    _randomize(model, seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(".q.weight"):
+                parameter.mul_(config.d_kv**-0.5)  # T5 does not divide by it
+        if not gated:  # tied: small at the input, so that a token does not mostly predict itself, large at the end
+            model.shared.weight.mul_(0.3)
+            model.decoder.final_layer_norm.weight.mul_(16.0)
+        model.lm_head.weight[config.eos_token_id].mul_(1.8)
+        model.lm_head.weight[config.pad_token_id].mul_(0.0)
+    return model
+
+
+def tiny_generator(family: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
+    """A BART or T5 of two layers, 32 wide; `overrides` go into its config."""
+    tokenizer = generator_tokenizer(family)
+    if family == "bart":
+        return _bart(seed, tokenizer, overrides).eval()
+    return _t5(seed, tokenizer, family == "t5-gated", overrides).eval()
+
+
+def _dpr_config(overrides: dict[str, Any]) -> DPRConfig:
+    return DPRConfig(
+        **{
+            "vocab_size": len(question_tokenizer()),
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 48,
+            "max_position_embeddings": 64,
+            **overrides,
+        }
+    )
+
+
+def tiny_question_encoder(seed: int = 0, **overrides: Any) -> PreTrainedModel:
+    """A DPR question encoder of two layers, 32 wide."""
+    model = DPRQuestionEncoder(_dpr_config(overrides))
+    _randomize(model, seed)
+    return model.eval()
+
+
+def tiny_context_encoder(seed: int = 0, **overrides: Any) -> PreTrainedModel:
+    """A DPR context encoder of two layers, 32 wide."""
+    model = DPRContextEncoder(_dpr_config(overrides))
+    _randomize(model, seed)
+    return model.eval()
+
+
+def tiny_rag(family: str, kind: str, seed: int = 0, **rag_config: Any) -> PreTrainedModel:
+    """A composite: `RagTokenForGeneration` or `RagSequenceForGeneration`, by `kind`; its tokenizers are apart."""
+    encoder, generator = tiny_question_encoder(0), tiny_generator(family, seed)
+    settings = {
+        "n_docs": 3,
+        "max_combined_length": 128,
+        "retrieval_vector_size": 32,
+        "bos_token_id": getattr(generator.config, "bos_token_id", None),
+        "eos_token_id": generator.config.eos_token_id,
+        "pad_token_id": generator.config.pad_token_id,
+        "decoder_start_token_id": generator.config.decoder_start_token_id,
+        **rag_config,
+    }
+    config = RagConfig.from_question_encoder_generator_configs(encoder.config, generator.config, **settings)
+    chosen = RagTokenForGeneration if kind == "rag-token" else RagSequenceForGeneration
+    return chosen(config=config, question_encoder=encoder, generator=generator).eval()
+
+
+def save_composite(directory: Path, family: str, kind: str, seed: int = 0, **rag_config: Any) -> Path:
+    """Write a composite and its tokenizers as `save_pretrained` of transformers does."""
+    tiny_rag(family, kind, seed, **rag_config).save_pretrained(directory)
+    RagTokenizer(question_tokenizer(), generator_tokenizer(family)).save_pretrained(directory)
+    return directory
+
+
+def save_generator(directory: Path, family: str, seed: int = 0, **overrides: Any) -> Path:
+    """Write a generator and its tokenizer as one Hugging Face directory."""
+    tiny_generator(family, seed, **overrides).save_pretrained(directory)
+    generator_tokenizer(family).save_pretrained(directory)
+    return directory
+
+
+def save_question_encoder(directory: Path, seed: int = 0, **overrides: Any) -> Path:
+    """Write a DPR question encoder and its tokenizer as one Hugging Face directory."""
+    tiny_question_encoder(seed, **overrides).save_pretrained(directory)
+    question_tokenizer().save_pretrained(directory)
+    return directory
+
+
+@dataclass(frozen=True)
+class TinyPassage:
+    """A passage as `kb build` reads it."""
+
+    id: str
+    title: str
+    text: str
+
+
+def tiny_passages(n: int, seed: int = 0, *, max_words: int = 40) -> list[TinyPassage]:
+    """Passages of unequal length."""
+    rng = random.Random(seed)
+    return [
+        TinyPassage(
+            str(index), tiny_text(rng.randint(1, 3), rng)[:-1].title(), tiny_text(rng.randint(5, max_words), rng)
+        )
+        for index in range(n)
+    ]
+
+
+def write_jsonl(path: Path, passages: Sequence[TinyPassage]) -> Path:
+    """Write passages as JSON lines."""
+    path.write_text("".join(json.dumps(asdict(passage)) + "\n" for passage in passages), encoding="utf-8")
+    return path
