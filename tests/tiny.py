@@ -115,7 +115,11 @@ def generator_tokenizer(family: str) -> PreTrainedTokenizerBase:
 
 
 def _randomize(model: PreTrainedModel, seed: int) -> None:
-    """Redraw every weight: matrices keep the size of what passes through, embeddings are of unit size."""
+    """Redraw every weight, so that the next token depends on the documents and on all tokens so far.
+
+    Rows are centred (else the mean of the activations drowns the rest) and attention is sharp (else it averages the
+    documents away).
+    """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -123,13 +127,13 @@ def _randomize(model: PreTrainedModel, seed: int) -> None:
             if parameter.dim() < 2:
                 is_scale = name.endswith("weight")
                 parameter.copy_(1 + 0.1 * noise if is_scale else 0.1 * noise)
-            elif "embed_positions" in name:
-                parameter.copy_(3.0 * noise)  # else a token mostly predicts itself
             elif any(word in name for word in ("shared", "embed", "relative_attention_bias", "lm_head")):
                 parameter.copy_(noise)
             else:
-                gain = 4.0 if name.endswith(("fc2.weight", ".wo.weight")) else 1.5
-                parameter.copy_(gain * noise / parameter.shape[1] ** 0.5)
+                adds = name.endswith(("out_proj.weight", "fc2.weight", ".o.weight", ".wo.weight"))
+                sharp = name.endswith(("q_proj.weight", "k_proj.weight", ".q.weight", ".k.weight"))
+                gain = 2.5 if adds else 3.0 if sharp else 1.5
+                parameter.copy_(gain * (noise - noise.mean(1, keepdim=True)) / parameter.shape[1] ** 0.5)
 
 
 def _bart(seed: int, tokenizer: PreTrainedTokenizerBase, overrides: dict[str, Any]) -> PreTrainedModel:
@@ -152,7 +156,7 @@ def _bart(seed: int, tokenizer: PreTrainedTokenizerBase, overrides: dict[str, An
     _randomize(model, seed)
     with torch.no_grad():
         model.final_logits_bias[0, :260] = -8.0  # special tokens and single bytes, which make no readable text
-        model.final_logits_bias[0, config.eos_token_id] = 6.0
+        model.final_logits_bias[0, config.eos_token_id] = 8.0
     return model
 
 
