@@ -184,7 +184,9 @@ def _t5(seed: int, tokenizer: PreTrainedTokenizerBase, gated: bool, overrides: d
         for name, parameter in model.named_parameters():
             if name.endswith(".q.weight"):
                 parameter.mul_(config.d_kv**-0.5)  # T5 does not divide by it
-        if not gated:  # tied: small at the input, so that a token does not mostly predict itself, large at the end
+        if gated:  # as in flan-t5, whose checkpoints carry an output matrix of their own
+            model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.flip(0).clone())
+        else:  # tied: small at the input, so that a token does not mostly predict itself, large at the end
             model.shared.weight.mul_(0.3)
             model.decoder.final_layer_norm.weight.mul_(16.0)
         model.lm_head.weight[config.eos_token_id].mul_(1.8)
