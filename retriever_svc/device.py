@@ -1,0 +1,50 @@
+"""Which device and how many threads the encoder and the index use: set on purpose, never left to a library."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+import faiss
+import onnxruntime
+
+from ragserve.errors import FailedPreconditionError
+
+Device = Literal["auto", "cpu", "cuda"]
+
+CPU_PROVIDER = "CPUExecutionProvider"
+CUDA_PROVIDER = "CUDAExecutionProvider"
+
+
+def thread_count(threads: int) -> int:
+    """The number of threads meant by a setting: itself, or every core this process may use when it is 0."""
+    return threads or len(os.sched_getaffinity(0))
+
+
+def onnx_providers(device: Device) -> list[str]:
+    """Execution providers for a device, in order of preference.
+
+    Raises:
+        FailedPreconditionError: CUDA is asked for and this ONNX Runtime has none.
+    """
+    if device == "cpu":
+        return [CPU_PROVIDER]
+    if CUDA_PROVIDER in onnxruntime.get_available_providers():
+        return [CUDA_PROVIDER, CPU_PROVIDER]
+    if device == "cuda":
+        raise no_cuda("ONNX Runtime", "this build of onnxruntime has no CUDA provider (install the 'gpu' extra)")
+    return [CPU_PROVIDER]
+
+
+def faiss_gpus() -> int:
+    """The number of GPUs that FAISS can use; 0 for a CPU build."""
+    if not hasattr(faiss, "StandardGpuResources"):
+        return 0
+    return int(faiss.get_num_gpus())
+
+
+def no_cuda(library: str, reason: str) -> FailedPreconditionError:
+    """The error for CUDA asked for and absent."""
+    return FailedPreconditionError(
+        f"device is 'cuda', but {library} cannot use it here: {reason}; use device 'cpu' or 'auto'", field="device"
+    )

@@ -1,0 +1,144 @@
+"""FAISS behind the `Index` protocol: any `index_factory` string, inner product, on CPU or GPU."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+
+from ragserve.errors import FailedPreconditionError, InvalidInputError
+from retriever_svc.device import Device, faiss_gpus, no_cuda, thread_count
+from retriever_svc.index.protocol import VectorSource
+from retriever_svc.types import Float32, Int64
+
+TRAINING_SEED = 0
+SOURCE_LOCATION = re.compile(r"^Error in .*?\.(?:cpp|h|cu|cuh):\d+: (?:Error: )?", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class IndexSpec:
+    """How to build and search an index.
+
+    `search_parameters` are FAISS's own, as "nprobe=16,efSearch=64". `training_vectors` bounds the sample that an index
+    which needs training (IVF, PQ) is trained on.
+    """
+
+    factory: str = "Flat"
+    search_parameters: str = ""
+    device: Device = "auto"
+    threads: int = 0
+    training_vectors: int = 200_000
+
+
+class FaissIndex:
+    """A FAISS index that is built and then only searched."""
+
+    def __init__(self, index: Any, spec: IndexSpec) -> None:
+        """Take a built CPU index, set its search parameters and move it to the device.
+
+        Raises:
+            InvalidInputError: the search parameters do not belong to this kind of index.
+            FailedPreconditionError: CUDA is asked for and FAISS or this kind of index cannot use it.
+        """
+        self._threads = thread_count(spec.threads)
+        self.device = "cpu"
+        self._on_cpu = index
+        self._index = index
+        if spec.search_parameters:
+            _set_parameters(index, spec)
+        if spec.device != "cpu":
+            self._move_to_gpu(spec)
+
+    @classmethod
+    def build(cls, source: VectorSource, spec: IndexSpec) -> FaissIndex:
+        """Build over all vectors of a source, training on a fixed sample of them where the index needs it.
+
+        Raises:
+            InvalidInputError: the factory string is wrong for FAISS, this width or this number of vectors.
+            FailedPreconditionError: see the constructor.
+        """
+        faiss.omp_set_num_threads(thread_count(spec.threads))
+        try:
+            index = faiss.index_factory(source.dimension, spec.factory, faiss.METRIC_INNER_PRODUCT)
+            if not index.is_trained:
+                index.train(source.vectors(_sample(source.size, spec.training_vectors)))
+            for block in source.vector_blocks():
+                index.add(block)
+        except RuntimeError as error:
+            raise InvalidInputError(
+                "index_factory",
+                f"index_factory {spec.factory!r} cannot index {source.size} vectors of width {source.dimension}: "
+                f"{_reason(error)}",
+            ) from error
+        return cls(index, spec)
+
+    @classmethod
+    def read(cls, path: Path, spec: IndexSpec) -> FaissIndex:
+        """Load an index file that has been found sound (see `IndexCache`)."""
+        return cls(faiss.read_index(str(path)), spec)
+
+    def write(self, path: Path) -> None:
+        """Write the index to a file."""
+        faiss.write_index(self._on_cpu, str(path))
+
+    @property
+    def size(self) -> int:
+        """Number of vectors."""
+        return int(self._index.ntotal)
+
+    @property
+    def dimension(self) -> int:
+        """Width of the vectors."""
+        return int(self._index.d)
+
+    def search(self, queries: Float32, n_candidates: int) -> tuple[Float32, Int64]:
+        """Scores and positions, both [n_queries, n_candidates], best first; position -1 where nothing was found."""
+        # OpenMP keeps the number of threads per calling thread, so it is set where the search runs.
+        faiss.omp_set_num_threads(self._threads)
+        scores, positions = self._index.search(np.ascontiguousarray(queries), n_candidates)
+        return scores, positions
+
+    def _move_to_gpu(self, spec: IndexSpec) -> None:
+        if not faiss_gpus():
+            if spec.device == "cuda":
+                raise no_cuda("FAISS", "this build of faiss has no GPU support, or no GPU is visible")
+            return
+        try:
+            self._resources = faiss.StandardGpuResources()
+            self._index = faiss.index_cpu_to_gpu(self._resources, 0, self._on_cpu)
+        except RuntimeError as error:
+            if spec.device == "cuda":
+                raise FailedPreconditionError(
+                    f"index_factory {spec.factory!r} cannot be searched on a GPU: {_reason(error)}",
+                    field="index_factory",
+                ) from error
+            return
+        self.device = "cuda"
+
+
+def _sample(size: int, n_wanted: int) -> Int64:
+    """A fixed random sample of positions, all of them when there are no more than wanted."""
+    if size <= n_wanted:
+        return np.arange(size)
+    return np.sort(np.random.default_rng(TRAINING_SEED).choice(size, n_wanted, replace=False))
+
+
+def _set_parameters(index: Any, spec: IndexSpec) -> None:
+    try:
+        space: Any = faiss.ParameterSpace()  # its stub has the arguments' types wrong
+        space.set_index_parameters(index, spec.search_parameters)
+    except RuntimeError as error:
+        raise InvalidInputError(
+            "index_search_parameters",
+            f"index_search_parameters {spec.search_parameters!r} do not fit index_factory {spec.factory!r}: "
+            f"{_reason(error)}",
+        ) from error
+
+
+def _reason(error: RuntimeError) -> str:
+    """FAISS's own sentence, without the C++ location in front of it."""
+    return SOURCE_LOCATION.sub("", str(error)).strip()

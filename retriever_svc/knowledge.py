@@ -1,0 +1,191 @@
+"""The knowledge base: a directory with a versioned Lance dataset of passages and their vectors."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lance
+import pyarrow as pa
+
+from ragserve.checkpoint import Manifest, sha256_of
+from ragserve.errors import FailedPreconditionError, NotFoundError
+from retriever_svc.rows import TEXT_COLUMNS, VECTOR_COLUMN, DiskRows, MemoryRows, Rows
+
+DATASET_NAME = "passages.lance"
+FORMAT_VERSION = "1"
+FORMAT_KEY = b"ragserve.format_version"
+ENCODER_KEY = b"ragserve.encoder"
+DIMENSION_KEY = b"ragserve.dim"
+
+
+@dataclass(frozen=True)
+class KnowledgeInfo:
+    """What `ragserve kb info` prints."""
+
+    path: Path
+    version: int
+    versions: tuple[int, ...]  # every version that can still be read, oldest first
+    created: str  # ISO 8601, when this version was committed
+    passages: int
+    dimension: int
+    precision: str  # of the stored vectors: float16 or float32
+    size_bytes: int  # of the data files of this version
+    encoder: str  # SHA-256 of the passage encoder's model.onnx
+
+
+@dataclass(frozen=True)
+class KnowledgeBase:
+    """One version of a knowledge base, open for reading."""
+
+    path: Path
+    dataset: lance.LanceDataset
+    version: int
+    passages: int
+    dimension: int
+    encoder: str
+
+    @classmethod
+    def open(cls, path: Path, version: int = 0) -> KnowledgeBase:
+        """Open a version; 0 is the newest.
+
+        Raises:
+            NotFoundError: no knowledge base there, or it has no such version.
+            FailedPreconditionError: not a knowledge base of this format.
+        """
+        dataset = _open_dataset(path, version)
+        metadata = _check_schema(path, dataset.schema)
+        return cls(
+            path=path,
+            dataset=dataset,
+            version=int(dataset.version),
+            passages=int(dataset.count_rows()),
+            dimension=int(dataset.schema.field(VECTOR_COLUMN).type.list_size),
+            encoder=metadata[ENCODER_KEY].decode(),
+        )
+
+    @property
+    def content(self) -> str:
+        """A text that is the same only for the same rows: dataset files, version and encoder."""
+        fragments = "\n".join(str(fragment.metadata.to_json()) for fragment in self.dataset.get_fragments())
+        return f"{self.version} {self.encoder} {hashlib.sha256(fragments.encode()).hexdigest()}"
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the data files of this version, in bytes."""
+        files = (file for fragment in self.dataset.get_fragments() for file in fragment.metadata.files)
+        return sum(file.file_size_bytes or 0 for file in files)
+
+    def require_servable(self, encoder: str) -> None:
+        """Check that there are passages and that `encoder` (see `passage_encoder_hash`) made their vectors.
+
+        Raises:
+            FailedPreconditionError: otherwise.
+        """
+        if not self.passages:
+            raise FailedPreconditionError(f"{self.path} holds no passages", field=str(self.path))
+        if self.encoder != encoder:
+            raise FailedPreconditionError(
+                f"{self.path} was embedded by another passage encoder (model.onnx {self.encoder[:12]}…) than the "
+                f"model's (model.onnx {encoder[:12]}…): build it again with 'ragserve kb build', or use its model",
+                field=str(self.path),
+            )
+
+    def rows(self, max_memory_bytes: int) -> Rows:
+        """The rows: in memory if this version's files are no larger than that, else read from disk when needed."""
+        in_memory = self.size_bytes <= max_memory_bytes
+        return MemoryRows(self.dataset) if in_memory else DiskRows(self.dataset)
+
+
+def describe(path: Path, version: int = 0) -> KnowledgeInfo:
+    """What a knowledge base holds, without loading it. Raises as `KnowledgeBase.open`."""
+    knowledge = KnowledgeBase.open(path, version)
+    history: dict[int, Any] = {int(entry["version"]): entry["timestamp"] for entry in knowledge.dataset.versions()}
+    return KnowledgeInfo(
+        path=path,
+        version=knowledge.version,
+        versions=tuple(sorted(history)),
+        created=history[knowledge.version].astimezone().isoformat(timespec="seconds"),
+        passages=knowledge.passages,
+        dimension=knowledge.dimension,
+        precision={"halffloat": "float16", "float": "float32"}[str(_vector_type(knowledge.dataset.schema).value_type)],
+        size_bytes=knowledge.size_bytes,
+        encoder=knowledge.encoder,
+    )
+
+
+def passage_encoder_directory(model: Path) -> Path:
+    """The encoder of a model's passages: its own where there is one, else the query encoder."""
+    own = model / "passage_encoder"
+    return own if own.is_dir() else model / "query_encoder"
+
+
+def passage_encoder_hash(model: Path, manifest: Manifest) -> str:
+    """SHA-256 of the passage encoder's graph, which a knowledge base must carry to fit the model."""
+    graph = passage_encoder_directory(model) / "model.onnx"
+    listed = manifest.files.get(graph.relative_to(model).as_posix())
+    if listed:
+        return listed
+    if not graph.is_file():
+        raise NotFoundError(f"{graph} is missing: import the checkpoint again", field=str(graph))
+    return sha256_of(graph)
+
+
+def schema(dimension: int, precision: str, encoder: str) -> pa.Schema:
+    """The Arrow schema of a knowledge base."""
+    value_type = pa.float16() if precision == "float16" else pa.float32()
+    texts = {name: pa.field(name, pa.string(), nullable=False) for name in TEXT_COLUMNS}
+    vector = pa.field(VECTOR_COLUMN, pa.list_(value_type, dimension), nullable=False)
+    return pa.schema(
+        [texts["id"], texts["title"], texts["text"], vector, texts["metadata"]],
+        metadata={ENCODER_KEY: encoder, DIMENSION_KEY: str(dimension), FORMAT_KEY: FORMAT_VERSION},
+    )
+
+
+def _open_dataset(path: Path, version: int) -> lance.LanceDataset:
+    directory = path / DATASET_NAME
+    if not directory.is_dir():
+        raise NotFoundError(
+            f"{path} is not a knowledge base (no {DATASET_NAME} in it): 'ragserve kb build' makes one", field=str(path)
+        )
+    try:
+        dataset = lance.dataset(str(directory))
+    except (ValueError, OSError) as error:
+        raise FailedPreconditionError(f"{directory} cannot be opened: {error}", field=str(path)) from error
+    if version in (0, dataset.version):
+        return dataset
+    known = [int(entry["version"]) for entry in dataset.versions()]
+    if version not in known:
+        raise NotFoundError(
+            f"{path} has no version {version}; it has {', '.join(map(str, known))}", field="knowledge_version"
+        )
+    return lance.dataset(str(directory), version=version)
+
+
+def _check_schema(path: Path, found: pa.Schema) -> dict[bytes, bytes]:
+    """The schema's metadata, once the schema is known to be a knowledge base's."""
+    metadata: dict[bytes, bytes] = found.metadata or {}
+    wanted = {*TEXT_COLUMNS, VECTOR_COLUMN}
+    if (
+        not wanted <= set(found.names)
+        or ENCODER_KEY not in metadata
+        or not pa.types.is_fixed_size_list(_vector_type(found))
+    ):
+        raise FailedPreconditionError(
+            f"{path} is not a knowledge base: it must have the columns "
+            f"{', '.join(sorted(wanted))} and name its encoder",
+            field=str(path),
+        )
+    if metadata.get(FORMAT_KEY, b"").decode() != FORMAT_VERSION:
+        raise FailedPreconditionError(
+            f"{path} has format_version {metadata.get(FORMAT_KEY, b'none').decode()}; "
+            f"this version of ragserve reads {FORMAT_VERSION}",
+            field=str(path),
+        )
+    return metadata
+
+
+def _vector_type(found: pa.Schema) -> pa.DataType:
+    return found.field(VECTOR_COLUMN).type

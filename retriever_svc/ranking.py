@@ -1,0 +1,63 @@
+"""Exact scores, order and prior of the candidates that an index found.
+
+An index sums in its own order and precision, which changes with the batch, the device and the kind of index. So its
+candidates are scored again: the inner product in float64, rounded to float32, ties by position. The result is the same
+alone and in a batch, on CPU and GPU, and quantized indexes are re-ranked by their true scores on the way.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retriever_svc.index.protocol import Index, VectorSource
+from retriever_svc.types import Float32, Int64
+
+MARGIN = 8  # candidates asked for beyond k, among which near-ties at the k-th place are settled
+MAX_CANDIDATES = 2048  # the most a FAISS GPU index returns
+ROUNDING = 1e-5  # how far an index's float32 inner product may be off, relative to the vectors' lengths
+
+
+def find_nearest(index: Index, source: VectorSource, queries: Float32, k: int) -> list[tuple[Int64, Float32]]:
+    """Positions and scores of the k nearest vectors of each query [n_queries, dim], best first, ties by position.
+
+    An approximate index may find fewer than k.
+    """
+    wanted = min(index.size, k + MARGIN)
+    found: list[tuple[Int64, Float32]] = [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(queries)
+    open_rows = np.arange(len(queries))
+    while len(open_rows):
+        reported, positions = index.search(queries[open_rows], wanted)
+        last_round = wanted >= min(index.size, max(MAX_CANDIDATES, k))
+        undecided = []
+        for row, scores, places in zip(open_rows, reported, positions, strict=True):
+            candidates = places[places >= 0]
+            vectors = source.vectors(candidates)
+            found[row] = rank(queries[row], candidates, vectors, k)
+            if not last_round and _may_be_tied(queries[row], vectors, found[row][1], scores, k):
+                undecided.append(row)
+        open_rows = np.asarray(undecided, dtype=np.int64)
+        wanted = min(index.size, max(k, min(2 * wanted, MAX_CANDIDATES)))
+    return found
+
+
+def rank(query: Float32, positions: Int64, vectors: Float32, k: int) -> tuple[Int64, Float32]:
+    """The k best of some positions by inner product of `vectors` [n_positions, dim] with `query` [dim]."""
+    scores = (vectors.astype(np.float64) @ query.astype(np.float64)).astype(np.float32)
+    order = np.lexsort((positions, -scores))[:k]
+    return positions[order], scores[order]
+
+
+def log_priors(scores: Float32, score_scale: float) -> Float32:
+    """The prior log p(z|x) (arXiv 2005.11401, section 2.2): log-softmax over the retrieved of scale x score."""
+    scaled = scores.astype(np.float64) * score_scale
+    shifted: NDArray[np.float64] = scaled - scaled.max(initial=-np.inf)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum()), dtype=np.float32)
+
+
+def _may_be_tied(query: Float32, vectors: Float32, best: Float32, reported: Float32, k: int) -> bool:
+    """Whether a vector beyond the candidates may score as high as the k-th, rounding considered."""
+    if len(best) < k or len(vectors) < len(reported):
+        return False  # the index has no more to give
+    lengths = float(np.linalg.norm(query)) * float(np.linalg.norm(vectors, axis=1).max())
+    return bool(best[k - 1] - reported[-1] <= ROUNDING * lengths)

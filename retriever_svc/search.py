@@ -1,0 +1,31 @@
+"""Search a knowledge base in this process, without a server (`ragserve kb search`)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from ragserve.errors import InvalidInputError
+from retriever_svc.loading import RetrievalOptions, load_searcher, load_snapshot
+from retriever_svc.searcher import Lookup
+from retriever_svc.types import Hit, Query
+
+
+def search_offline(
+    model: Path, knowledge_base: Path, query: str, k: int, options: RetrievalOptions | None = None
+) -> tuple[Hit, ...]:
+    """The k passages nearest to a question, best first.
+
+    Raises:
+        InvalidInputError: an empty query, or k not between 1 and the number of passages.
+        RagserveError: the model or the knowledge base cannot be loaded (see `loading`).
+    """
+    if not query.strip():
+        raise InvalidInputError("query", "query is empty: ask something")
+    options = replace(options or RetrievalOptions(), index_cache=False)
+    searcher = load_searcher(model, options)
+    snapshot = load_snapshot(model, knowledge_base, options, searcher.encoder.config.dim)
+    if not 1 <= k <= snapshot.rows.size:
+        raise InvalidInputError("k", f"k is {k}; it must be between 1 and the {snapshot.rows.size} passages there")
+    ((found,),) = searcher.run([Lookup((Query(text=query),), k, snapshot)], lambda _stage, _seconds: None)
+    return found.hits

@@ -1,0 +1,47 @@
+"""What the layers of the retriever hand to each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32: TypeAlias = NDArray[np.float32]
+Int64: TypeAlias = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A passage of the knowledge base. `metadata_json` is a JSON object, or empty."""
+
+    id: str
+    title: str
+    text: str
+    metadata_json: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """A question to encode, or (when `vector` is given) a query vector float32 [dim]."""
+
+    text: str = ""
+    vector: Float32 | None = None
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A retrieved passage: inner product with the query, and log p(z|x) among the passages retrieved with it."""
+
+    passage: Passage
+    score: float
+    log_prior: float
+
+
+@dataclass(frozen=True)
+class QueryHits:
+    """The passages of one query, best first, and the query as the encoder's tokenizer reads it."""
+
+    hits: tuple[Hit, ...]
+    decoded_query: str = ""
