@@ -1,0 +1,65 @@
+"""The peer: `transformers`' RAG classes on the same weights and contexts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoTokenizer,
+    BartForConditionalGeneration,
+    DPRConfig,
+    DPRQuestionEncoder,
+    RagConfig,
+    RagSequenceForGeneration,
+    RagTokenForGeneration,
+)
+
+from bench.workload import Workload
+
+
+class HuggingFace:
+    """RAG-token and RAG-sequence around one generator, given contexts (so no retrieval is timed)."""
+
+    def __init__(self, model: Path, workload: Workload, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._workload = workload
+        self._tokenizer = AutoTokenizer.from_pretrained(model / "generator")
+        generator: Any = BartForConditionalGeneration.from_pretrained(model / "generator", dtype=torch.float32)
+        encoder = DPRQuestionEncoder(
+            DPRConfig(vocab_size=100, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+        )
+        special = {name: getattr(generator.config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        config = RagConfig.from_question_encoder_generator_configs(
+            encoder.config,
+            generator.config,
+            n_docs=workload.n_docs,
+            decoder_start_token_id=generator.config.decoder_start_token_id,
+            **special,
+        )
+        parts: dict[str, Any] = {"config": config, "question_encoder": encoder, "generator": generator}
+        self._models: dict[str, Any] = {
+            "token": RagTokenForGeneration(**parts),
+            "sequence": RagSequenceForGeneration(**parts),
+        }
+        for built in self._models.values():
+            built.eval()
+
+    def generate(self, mode: str, beams: int, *, padded: bool) -> list[int]:
+        """The generated tokens of the best answer, the start token not included."""
+        size = self._workload.padded_tokens if padded else self._workload.document_tokens
+        encoded = self._tokenizer(
+            self._workload.contexts(), return_tensors="pt", padding="max_length", max_length=size, truncation=True
+        )
+        output = self._models[mode].generate(
+            context_input_ids=encoded["input_ids"],
+            context_attention_mask=encoded["attention_mask"],
+            doc_scores=torch.tensor([self._workload.log_priors()]),
+            n_docs=self._workload.n_docs,
+            num_beams=beams,
+            max_length=self._workload.length,
+            min_length=self._workload.length,
+            do_sample=False,
+        )
+        return [int(token) for token in output[0][1:]]

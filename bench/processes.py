@@ -1,0 +1,144 @@
+"""Services as real processes: started, waited for, stopped. Shared with the system tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+ROOT = Path(__file__).resolve().parent.parent
+READY_SECONDS = 90.0  # a cold import of torch on a busy machine
+STOP_SECONDS = 30.0
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
+
+
+class NotReadyError(Exception):
+    """A service ended, or did not become healthy in time; the message holds the end of its log."""
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback interface that nobody listens on; held together, so that no two are the same."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def clean_environment(threads: int) -> dict[str, str]:
+    """The environment with the thread counts set and no setting of ours left over."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAGSERVE_")}
+    return {**kept, **dict.fromkeys(THREAD_VARIABLES, str(threads)), "TOKENIZERS_PARALLELISM": "false"}
+
+
+@dataclass(frozen=True)
+class ServiceProcess:
+    """One service on this machine."""
+
+    name: str
+    port: int
+    metrics_port: int
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def target(self) -> str:
+        """Where it answers."""
+        return f"127.0.0.1:{self.port}"
+
+    def log_text(self) -> str:
+        """What it wrote to stdout and stderr so far."""
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def wait_healthy(self, seconds: float = READY_SECONDS) -> ServiceProcess:
+        """Returns once the health service says SERVING.
+
+        Raises:
+            NotReadyError: the process ended or the time passed.
+        """
+        deadline = time.monotonic() + seconds
+        with grpc.insecure_channel(self.target) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            while time.monotonic() < deadline and self.process.poll() is None:
+                try:
+                    answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=2, wait_for_ready=True)
+                    if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                        return self
+                except grpc.RpcError:
+                    pass
+                time.sleep(0.05)
+        state = f"ended with {self.process.poll()}" if self.process.poll() is not None else "is not healthy"
+        self.kill()
+        raise NotReadyError(f"{self.name} {state} after {seconds:.0f} s:\n{self.log_text()[-4000:]}")
+
+    def terminate(self) -> None:
+        """Sends SIGTERM."""
+        self.process.send_signal(signal.SIGTERM)
+
+    def wait(self, seconds: float = STOP_SECONDS) -> int:
+        """Waits for the end; the exit status."""
+        return self.process.wait(seconds)
+
+    def stop(self) -> int:
+        """SIGTERM, then the exit status; killed when it does not end."""
+        if self.process.poll() is None:
+            self.terminate()
+        try:
+            return self.wait()
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+
+    def kill(self) -> None:
+        """Ends it at once."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
+def start(module: str, flags: Mapping[str, object], logs: Path, *, threads: int = 1, port: int = 0) -> ServiceProcess:
+    """Starts `python -m module` on free ports (or the given one); does not wait."""
+    chosen, metrics_port = free_ports(2)
+    port = port or chosen
+    settings = {"server.port": port, "server.metrics-port": metrics_port, **flags}
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    logs.mkdir(parents=True, exist_ok=True)
+    log = logs / f"{module}-{port}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            cwd=ROOT,
+            env=clean_environment(threads),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    return ServiceProcess(module, port, metrics_port, process, log)
+
+
+@contextmanager
+def running(*processes: ServiceProcess) -> Iterator[None]:
+    """Waits until all are healthy, and stops them at the end."""
+    try:
+        for process in processes:
+            process.wait_healthy()
+        yield
+    finally:
+        for process in reversed(processes):
+            if process.process.poll() is None:
+                process.terminate()
+        for process in reversed(processes):
+            process.stop()

@@ -1,0 +1,119 @@
+"""What is measured: a random BART of a given shape, and documents of an exact number of tokens."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import BartConfig, BartForConditionalGeneration, BartTokenizer
+
+from ragserve.checkpoint import MANIFEST_NAME, Manifest, RagSettings, hash_files
+
+CACHE = Path(".cache/bench")
+QUESTION = "who painted the ceiling of the old chapel?"
+TITLE = "the old chapel"
+EMBEDDING_SCALE = 6.0  # of a token's vector, and so of the logits
+SPECIAL_TOKENS = 2  # <s> and </s> around a context
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Size of a BART."""
+
+    name: str
+    vocab: int
+    width: int
+    layers: int
+    heads: int
+    feed_forward: int
+
+
+SHAPES = {
+    "bart-large": Shape("bart-large", 50265, 1024, 12, 16, 4096),
+    "small": Shape("small", 2000, 128, 2, 4, 256),
+}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Documents of `document_tokens` tokens each, context included, and exactly `new_tokens` generated."""
+
+    n_docs: int = 5
+    document_tokens: int = 160
+    new_tokens: int = 20
+    padded_tokens: int = 300  # what transformers' retriever pads every context to
+
+    @property
+    def length(self) -> int:
+        """As Hugging Face counts: the decoder start token included."""
+        return self.new_tokens + 1
+
+    def texts(self) -> list[str]:
+        """One text for each document. The tokenizer has no merges: a token for each character."""
+        around = len(f"{TITLE} /  // {QUESTION}") + SPECIAL_TOKENS
+        rng = random.Random(0)
+        letters = "abcdefghijklmnopqrstuvwxyz"
+        return ["".join(rng.choices(letters, k=self.document_tokens - around)) for _ in range(self.n_docs)]
+
+    def contexts(self) -> list[str]:
+        """What the generator reads for each document."""
+        return [f"{TITLE} / {text} // {QUESTION}" for text in self.texts()]
+
+    def log_priors(self) -> list[float]:
+        """Of the documents, best first."""
+        return torch.log_softmax(-0.5 * torch.arange(self.n_docs, dtype=torch.float32), 0).tolist()
+
+
+def tokenizer(vocab_size: int) -> BartTokenizer:
+    """Byte-level, BART's special ids, no merges, filled up to `vocab_size` with tokens no text reaches."""
+    names = ["<s>", "<pad>", "</s>", "<unk>", *sorted(ByteLevel.alphabet())]
+    names += [f"w{index:06d}" for index in range(vocab_size - len(names) - 1)] + ["<mask>"]
+    return BartTokenizer(vocab={name: index for index, name in enumerate(names)}, merges=[], model_max_length=1024)
+
+
+def randomize(model: BartForConditionalGeneration) -> None:
+    """Weights with which the documents decide what is generated.
+
+    With the usual small weights every document gives the same beams, and RAG-sequence has next to nothing to rescore.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        adds = name.endswith(("out_proj.weight", "fc2.weight"))
+        sharp = name.endswith(("q_proj.weight", "k_proj.weight"))
+        with torch.no_grad():
+            if parameter.dim() < 2:
+                parameter.copy_(1 + 0.1 * noise if name.endswith("weight") else 0.1 * noise)
+            elif "embed" in name or "shared" in name:
+                parameter.copy_(noise / parameter.shape[1] ** 0.5 * EMBEDDING_SCALE)
+            else:
+                gain = 2.5 if adds else 3.0 if sharp else 1.5
+                parameter.copy_(gain * (noise - noise.mean(1, keepdim=True)) / parameter.shape[1] ** 0.5)
+
+
+def model_directory(shape: Shape) -> Path:
+    """A ragserve model directory with random weights, built once and kept in the cache."""
+    directory = CACHE.resolve() / shape.name
+    if (directory / MANIFEST_NAME).is_file():
+        return directory
+    config = BartConfig(
+        vocab_size=shape.vocab,
+        d_model=shape.width,
+        encoder_layers=shape.layers,
+        decoder_layers=shape.layers,
+        encoder_attention_heads=shape.heads,
+        decoder_attention_heads=shape.heads,
+        encoder_ffn_dim=shape.feed_forward,
+        decoder_ffn_dim=shape.feed_forward,
+        forced_eos_token_id=None,
+    )
+    model = BartForConditionalGeneration(config)
+    randomize(model)
+    model.save_pretrained(directory / "generator")
+    tokenizer(shape.vocab).save_pretrained(directory / "generator")
+    manifest = Manifest(kind="pair", rag=RagSettings(), files=hash_files(directory))
+    (directory / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+    return directory
