@@ -1,1 +1,7 @@
-"""Imports Hugging Face checkpoints into model directories (needs torch and transformers)."""
+"""Turns Hugging Face checkpoints into the model directory that the services load."""
+
+from __future__ import annotations
+
+from checkpoint_import.importer import ImportedModel, ImportOptions, import_checkpoint
+
+__all__ = ["ImportOptions", "ImportedModel", "import_checkpoint"]

@@ -34,6 +34,12 @@ from transformers import (
     T5ForConditionalGeneration,
     T5Tokenizer,
 )
+from transformers.utils import logging as transformers_logging
+
+from checkpoint_import import import_checkpoint
+from retriever_svc.build import build_knowledge_base
+
+transformers_logging.disable_progress_bar()
 
 FAMILIES = ("bart", "t5", "t5-gated")
 KINDS = ("rag-token", "rag-sequence")
@@ -249,8 +255,14 @@ def tiny_rag(family: str, kind: str, seed: int = 0, **rag_config: Any) -> PreTra
 
 
 def save_composite(directory: Path, family: str, kind: str, seed: int = 0, **rag_config: Any) -> Path:
-    """Write a composite and its tokenizers as `save_pretrained` of transformers does."""
+    """Write a composite and its tokenizers as `save_pretrained` of transformers does.
+
+    Search settings (num_beams, ...) stand at the top level of config.json, where transformers 4 put and read them;
+    transformers 5 drops them.
+    """
     tiny_rag(family, kind, seed, **rag_config).save_pretrained(directory)
+    path = directory / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **rag_config}), encoding="utf-8")
     RagTokenizer(question_tokenizer(), generator_tokenizer(family)).save_pretrained(directory)
     return directory
 
@@ -287,6 +299,21 @@ def tiny_passages(n: int, seed: int = 0, *, max_words: int = 40) -> list[TinyPas
         )
         for index in range(n)
     ]
+
+
+def tiny_model_dir(directory: Path, family: str = "bart", kind: str = "rag-token", seed: int = 0, **rag: Any) -> Path:
+    """A model directory, as the services load it; `rag` goes into the composite's configuration."""
+    source = save_composite(directory / f"{family}-{kind}-{seed}-composite", family, kind, seed, **rag)
+    out = directory / f"{family}-{kind}-{seed}"
+    return import_checkpoint(source, out).directory
+
+
+def tiny_kb(directory: Path, model: Path, n: int = 12, seed: int = 0) -> Path:
+    """A knowledge base of tiny passages, embedded by the passage encoder of a model directory."""
+    source = write_jsonl(directory / f"passages-{n}-{seed}.jsonl", tiny_passages(n, seed))
+    out = directory / f"kb-{n}-{seed}"
+    build_knowledge_base(source, out, model)
+    return out
 
 
 def write_jsonl(path: Path, passages: Sequence[TinyPassage]) -> Path:

@@ -1,0 +1,45 @@
+"""The generator as safetensors, with its configuration and fast tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import BartForConditionalGeneration, GenerationConfig, T5ForConditionalGeneration
+
+from checkpoint_import.loading import build_model, read_config, read_tokenizer
+from checkpoint_import.source import Part
+from checkpoint_import.weights import read_weights
+from ragserve.errors import FailedPreconditionError
+
+MODEL_CLASSES = {"bart": BartForConditionalGeneration, "t5": T5ForConditionalGeneration}
+ONE_FILE = "1TB"  # larger than any shard
+
+
+def export_generator(part: Part, out: Path, generation: dict[str, Any], *, allow_pickle: bool) -> None:
+    """Write `config.json`, `generation_config.json`, `model.safetensors` and the tokenizer's files into `out`.
+
+    Raises:
+        FailedPreconditionError: the checkpoint cannot be read.
+        DataLossError: a weight file is truncated.
+    """
+    config = read_config(part)
+    tokenizer = read_tokenizer(part, config)
+    weights = read_weights(part.directory, allow_pickle=allow_pickle)
+    if part.prefixes:
+        weights = weights.below(*part.prefixes)
+    model = build_model(MODEL_CLASSES[part.config["model_type"]], config, weights)
+    model.generation_config = _generation_config(model.generation_config, generation, out)
+    model.save_pretrained(out, max_shard_size=ONE_FILE)
+    tokenizer.save_pretrained(out)
+
+
+def _generation_config(base: GenerationConfig, generation: dict[str, Any], out: Path) -> GenerationConfig:
+    """The special tokens of the model's own configuration, and the settings of the checkpoint."""
+    values = {key: value for key, value in base.to_dict().items() if key.endswith("_token_id")}
+    try:
+        return GenerationConfig(**{**values, **generation})  # type: ignore[no-untyped-call]
+    except (ValueError, TypeError) as error:
+        raise FailedPreconditionError(
+            f"the checkpoint's generation settings cannot be used: {error}", field=str(out / "generation_config.json")
+        ) from error

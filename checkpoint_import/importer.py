@@ -1,0 +1,146 @@
+"""Imports a checkpoint: exports its parts into a directory next to OUT, which becomes OUT when all went well."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from checkpoint_import.encoder import EncoderOptions, Pooling, export_encoder, is_dpr_context
+from checkpoint_import.generator import export_generator
+from checkpoint_import.loading import quiet_transformers
+from checkpoint_import.settings import generation_defaults, rag_settings
+from checkpoint_import.source import Source, open_source
+from ragserve.checkpoint import KINDS, MANIFEST_NAME, Manifest, hash_files
+from ragserve.errors import InvalidInputError
+
+Progress = Callable[[str, int, int], None]  # what is being done, steps done, steps in all
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """How to import.
+
+    `kind` is one of `ragserve.checkpoint.KINDS`, or None for what the checkpoint says (a pair of models is "pair").
+    `question_encoder`, `generator` and `passage_encoder` name further directories. `pooling` and `normalize` say how
+    an encoder that does not know makes its vector.
+    """
+
+    kind: str | None = None
+    question_encoder: Path | None = None
+    generator: Path | None = None
+    passage_encoder: Path | None = None
+    allow_pickle: bool = False
+    score_scale: float = 1.0
+    pooling: Pooling | None = None
+    normalize: bool | None = None
+
+
+@dataclass(frozen=True)
+class ImportedModel:
+    """What was written, and what the user should know about it."""
+
+    directory: Path
+    manifest: Manifest
+    warnings: tuple[str, ...]
+
+
+def import_checkpoint(
+    src: Path, out: Path, options: ImportOptions | None = None, *, progress: Progress | None = None
+) -> ImportedModel:
+    """Turn a Hugging Face RAG composite, or one half of a pair of models, into a model directory.
+
+    Nothing is left at `out` when the import fails.
+
+    Raises:
+        InvalidInputError: `out` exists, or an option does not fit.
+        NotFoundError: a file of the checkpoint is missing.
+        FailedPreconditionError: it is not a checkpoint that can be served, or a pickle that is not allowed.
+        DataLossError: a weight file is truncated.
+    """
+    options, report = options or ImportOptions(), progress or (lambda *_: None)
+    _check(out, options)
+    source = open_source(
+        src,
+        question_encoder=options.question_encoder,
+        generator=options.generator,
+        passage_encoder=options.passage_encoder,
+    )
+    kind, warnings = _kind(source, options.kind)
+    quiet_transformers()
+    with _appears_when_complete(out) as directory:
+        manifest = _export(source, directory, kind, options, report)
+    return ImportedModel(out, manifest, warnings)
+
+
+def _export(source: Source, directory: Path, kind: str, options: ImportOptions, report: Progress) -> Manifest:
+    steps = 4 if source.passage_encoder else 3
+    generation = generation_defaults(source)
+    encoder = EncoderOptions(options.pooling, options.normalize, allow_pickle=options.allow_pickle)
+    report("query encoder", 0, steps)
+    export_encoder(source.encoder, directory / "query_encoder", encoder)
+    if source.passage_encoder:
+        report("passage encoder", 1, steps)
+        pair = EncoderOptions(
+            options.pooling,
+            options.normalize,
+            passage_pair=is_dpr_context(source.passage_encoder),
+            allow_pickle=options.allow_pickle,
+        )
+        export_encoder(source.passage_encoder, directory / "passage_encoder", pair)
+    report("generator", steps - 2, steps)
+    export_generator(source.generator, directory / "generator", generation, allow_pickle=options.allow_pickle)
+    report("checksums", steps - 1, steps)
+    manifest = Manifest(
+        kind=kind,
+        rag=rag_settings(source),
+        score_scale=options.score_scale,
+        generation=generation,
+        files=hash_files(directory),
+    )
+    (directory / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+    report("done", steps, steps)
+    return manifest
+
+
+def _check(out: Path, options: ImportOptions) -> None:
+    if out.exists():
+        raise InvalidInputError("out", f"{out} exists already: remove it or name another directory")
+    if not out.parent.is_dir():
+        raise InvalidInputError("out", f"{out.parent} is not a directory")
+    if options.kind is not None and options.kind not in KINDS:
+        raise InvalidInputError("kind", f"{options.kind!r} is none of {', '.join(KINDS)}")
+    if not options.score_scale > 0:
+        raise InvalidInputError("score_scale", f"must be above 0, not {options.score_scale}")
+
+
+def _kind(source: Source, asked: str | None) -> tuple[str, tuple[str, ...]]:
+    """The kind to write, and a warning when it is not the one the checkpoint was trained as."""
+    trained = source.trained_kind
+    if source.composite is None:
+        return asked or "pair", ()
+    if trained is None and asked is None:
+        names = ", ".join(source.composite.get("architectures") or ["none"])
+        raise InvalidInputError(
+            "kind",
+            f"the checkpoint does not say whether it is RAG-token or RAG-sequence (architectures: {names}): give it",
+        )
+    if asked is not None and trained is not None and asked != trained:
+        return asked, (f"this checkpoint was trained as {trained}; imported as {asked} it may answer worse",)
+    return str(asked or trained), ()
+
+
+@contextmanager
+def _appears_when_complete(out: Path) -> Iterator[Path]:
+    """A directory next to `out` that becomes `out` when the block ends well, and is removed otherwise."""
+    directory = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield directory
+        directory.chmod(0o755)
+        directory.rename(out)
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise

@@ -1,0 +1,104 @@
+"""Reads the weights of a Hugging Face directory, in one file or in shards."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from ragserve.errors import DataLossError, FailedPreconditionError, NotFoundError
+
+SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors by name, and the file (or index of shards) they are from."""
+
+    path: Path
+    tensors: dict[str, torch.Tensor]
+
+    def below(self, *prefixes: str) -> Weights:
+        """The tensors whose name starts with the first of `prefixes` that occurs, without that prefix.
+
+        Raises:
+            FailedPreconditionError: no tensor has any of them.
+        """
+        for prefix in prefixes:
+            part = {name[len(prefix) :]: value for name, value in self.tensors.items() if name.startswith(prefix)}
+            if part:
+                return Weights(self.path, part)
+        raise FailedPreconditionError(
+            f"{self.path} has no weight whose name starts with {' or '.join(prefixes)}: not a RAG checkpoint",
+            field=str(self.path),
+        )
+
+
+def find_weights(directory: Path) -> Path:
+    """The file that holds the weights: safetensors before pickle, one file before an index of shards.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    for name in (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json"):
+        if (directory / name).is_file():
+            return directory / name
+    raise NotFoundError(f"{directory} has no weights: neither {SAFETENSORS} nor {PICKLE}", field=str(directory))
+
+
+def read_weights(directory: Path, *, allow_pickle: bool) -> Weights:
+    """Read all tensors of a directory.
+
+    Raises:
+        NotFoundError: a file is missing.
+        FailedPreconditionError: the weights are a pickle and `allow_pickle` is not set, or an index cannot be read.
+        DataLossError: a file is truncated or damaged.
+    """
+    path = find_weights(directory)
+    tensors: dict[str, torch.Tensor] = {}
+    for file in _shards(path) if path.suffix == ".json" else [path]:
+        tensors.update(_read_pickle(file, allow_pickle) if file.suffix == ".bin" else _read_safetensors(file))
+    return Weights(path, tensors)
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files that an index names; each must lie next to it."""
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise FailedPreconditionError(f"{index} is not an index of weights: {error}", field=str(index)) from error
+    paths = [index.parent / name for name in names]
+    for path in paths:
+        if path.parent != index.parent or not path.is_file():
+            raise NotFoundError(f"{path} is missing, and {index.name} lists it", field=str(path))
+    return paths
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DataLossError(
+            f"{path} is truncated or not a safetensors file ({error}): get it again", field=str(path)
+        ) from error
+
+
+def _read_pickle(path: Path, allow_pickle: bool) -> dict[str, torch.Tensor]:
+    """Tensors of a pickle, read with an unpickler that builds tensors and plain containers only."""
+    if not allow_pickle:
+        raise FailedPreconditionError(
+            f"{path} is a pickle, which can hold code: save the checkpoint as safetensors, or pass --allow-pickle "
+            "if you trust where it came from",
+            field=str(path),
+        )
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        return {str(name): value for name, value in loaded.items() if isinstance(value, torch.Tensor)}
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, AttributeError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataLossError(f"{path} is truncated, or not a pickle of tensors ({reason})", field=str(path)) from error
