@@ -1,0 +1,157 @@
+"""Joins concurrent items into batches. Knows no transport.
+
+Nothing waits for a batch to fill: the worker takes what is queued, and what arrives meanwhile is the next batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from ragserve.errors import InternalError, ResourceExhaustedError, UnavailableError
+from ragserve.serving.metrics import StageClock
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+# Weight of the newest batch in the running mean of batch seconds.
+SMOOTHING = 0.2
+FIRST_RETRY_SECONDS = 0.1
+
+
+@dataclass
+class _Waiting(Generic[In, Out]):
+    """A queued item, its caller and when it came (monotonic seconds)."""
+
+    item: In
+    cost: int
+    future: asyncio.Future[Out]
+    clock: StageClock | None
+    since: float = field(default_factory=time.monotonic)
+
+
+class Batcher(Generic[In, Out]):
+    """Runs `run_batch` in one thread of its own, on batches of at most `max_items` and `max_cost`.
+
+    `run_batch` gets the items in order of arrival and returns one result for each; a result that is an exception
+    fails its own item only, an exception that is raised fails the whole batch. `cost` is what an item weighs, such
+    as its tokens; one item above `max_cost` runs alone. With `max_waiting` items queued, more are refused.
+    """
+
+    def __init__(
+        self,
+        run_batch: Callable[[Sequence[In]], Sequence[Out | Exception]],
+        *,
+        name: str,
+        max_items: int,
+        max_waiting: int,
+        max_cost: int | None = None,
+        cost: Callable[[In], int] = lambda _: 1,
+    ) -> None:
+        self._run_batch = run_batch
+        self._name = name
+        self._max_items = max_items
+        self._max_waiting = max_waiting
+        self._max_cost = max_cost
+        self._cost = cost
+        self._queue: deque[_Waiting[In, Out]] = deque()
+        self._wake = asyncio.Event()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self._worker: asyncio.Task[None] | None = None
+        self._closed = False
+        self._batch_seconds: float | None = None
+
+    async def submit(self, item: In, clock: StageClock | None = None) -> Out:
+        """The item's result; the time spent queued goes to the clock's stage "queue".
+
+        Raises ResourceExhaustedError when the queue is full and UnavailableError after close.
+        """
+        if self._closed:
+            raise UnavailableError(f"{self._name} is shutting down")
+        self._forget_callers_that_left()
+        if len(self._queue) >= self._max_waiting:
+            raise ResourceExhaustedError(
+                f"the queue of {self._name} is full: {self._max_waiting} waiting",
+                retry_after_seconds=self._retry_after(),
+            )
+        future: asyncio.Future[Out] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Waiting(item, self._cost(item), future, clock))
+        if self._worker is None:
+            self._worker = asyncio.create_task(self._work())
+        self._wake.set()
+        return await future
+
+    async def close(self) -> None:
+        """Finishes what is queued, then ends the worker and its thread."""
+        self._closed = True
+        self._wake.set()
+        if self._worker is not None:
+            await self._worker
+        self._thread.shutdown()
+
+    async def _work(self) -> None:
+        while True:
+            batch = self._next_batch()
+            if batch:
+                await self._run(batch)
+            elif self._closed:
+                return
+            else:
+                self._wake.clear()
+                await self._wake.wait()
+
+    def _next_batch(self) -> list[_Waiting[In, Out]]:
+        """The longest allowed run of items whose callers still wait, from the front of the queue."""
+        batch: list[_Waiting[In, Out]] = []
+        total = 0
+        while self._queue and len(batch) < self._max_items:
+            first = self._queue[0]
+            if first.future.done():
+                self._queue.popleft()
+                continue
+            total += first.cost
+            if batch and self._max_cost is not None and total > self._max_cost:
+                break
+            batch.append(self._queue.popleft())
+        return batch
+
+    async def _run(self, batch: Sequence[_Waiting[In, Out]]) -> None:
+        started = time.monotonic()
+        for waiting in batch:
+            if waiting.clock is not None:
+                waiting.clock.add("queue", started - waiting.since)
+        items = [waiting.item for waiting in batch]
+        try:
+            results = await asyncio.get_running_loop().run_in_executor(self._thread, self._run_batch, items)
+        except Exception as error:
+            results = [error] * len(batch)
+        self._remember(time.monotonic() - started)
+        if len(results) != len(batch):
+            results = [InternalError(f"{self._name} gave {len(results)} results for {len(batch)} items")] * len(batch)
+        for waiting, result in zip(batch, results, strict=True):
+            if waiting.future.done():
+                continue
+            if isinstance(result, Exception):
+                waiting.future.set_exception(result)
+            else:
+                waiting.future.set_result(result)
+
+    def _forget_callers_that_left(self) -> None:
+        """Makes room when the queue looks full: cancelled callers hold no place."""
+        if len(self._queue) >= self._max_waiting:
+            self._queue = deque(waiting for waiting in self._queue if not waiting.future.done())
+
+    def _remember(self, seconds: float) -> None:
+        mean = self._batch_seconds
+        self._batch_seconds = seconds if mean is None else mean + SMOOTHING * (seconds - mean)
+
+    def _retry_after(self) -> float:
+        """Seconds until what is queued now should be done."""
+        if self._batch_seconds is None:
+            return FIRST_RETRY_SECONDS
+        return self._batch_seconds * (1 + len(self._queue) / self._max_items)

@@ -1,0 +1,146 @@
+"""What happens around every call: admission, malformed requests, errors to statuses, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from ragserve.errors import InternalError, RagserveError
+from ragserve.serving.admission import Admission
+from ragserve.serving.deadlines import remaining_seconds
+from ragserve.serving.logs import fields
+from ragserve.serving.messages import checked, checked_all, tolerant
+from ragserve.serving.metrics import Metrics
+from ragserve.serving.status import code_of, status_of
+
+EXEMPT_PREFIXES = ("/grpc.health.", "/grpc.reflection.")
+# A client gives up a little before its deadline as seen here, which travels rounded up: cancelled that late,
+# the deadline was the reason.
+DEADLINE_SLACK_SECONDS = 0.02
+DEADLINE_SLACK_SHARE = 0.02
+
+# By whether requests and responses are streams.
+MAKERS = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+log = logging.getLogger(__name__)
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps the handlers of our services; health checks and reflection pass untouched."""
+
+    def __init__(self, admission: Admission, metrics: Metrics) -> None:
+        self._admission = admission
+        self._metrics = metrics
+        self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """The handler of the method, wrapped once."""
+        name: str = handler_call_details.method
+        if name in self._wrapped:
+            return self._wrapped[name]
+        handler = await continuation(handler_call_details)
+        if handler is None or name.startswith(EXEMPT_PREFIXES):
+            return handler
+        self._wrapped[name] = self._wrap(name, handler)
+        return self._wrapped[name]
+
+    def _wrap(self, name: str, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
+        check = checked_all if handler.request_streaming else checked
+        if handler.response_streaming:
+            inner = handler.stream_stream or handler.unary_stream
+            wrapped = self._streaming(name, inner, check)
+        else:
+            inner = handler.stream_unary or handler.unary_unary
+            wrapped = self._single(name, inner, check)
+        make = MAKERS[handler.request_streaming, handler.response_streaming]
+        return make(wrapped, tolerant(handler.request_deserializer), handler.response_serializer)
+
+    def _single(self, name: str, inner: Any, check: Callable[[Any], Any]) -> Any:
+        async def call(request: Any, context: Context) -> Any:
+            async with self._guard(name, context):
+                return await inner(check(request), context)
+
+        return call
+
+    def _streaming(self, name: str, inner: Any, check: Callable[[Any], Any]) -> Any:
+        # Writing here, in the call's own task, ends the inner generator at once when the call is cancelled.
+        async def call(request: Any, context: Context) -> None:
+            async with self._guard(name, context):
+                if not inspect.isasyncgenfunction(inner):
+                    await inner(check(request), context)
+                    return
+                async with aclosing(inner(check(request), context)) as responses:
+                    async for response in responses:
+                        await context.write(response)
+
+        return call
+
+    @asynccontextmanager
+    async def _guard(self, name: str, context: Context) -> AsyncIterator[None]:
+        """Admits the call, turns its errors into statuses and counts it."""
+        started = time.monotonic()
+        allowed = remaining_seconds(context)
+        code = grpc.StatusCode.OK
+        try:
+            with self._admission.admitted():
+                yield
+        except asyncio.CancelledError:
+            code = _reason(allowed, remaining_seconds(context))
+            raise
+        except grpc.aio.AbortError:
+            code = _as_code(context.code())
+            raise
+        except Exception as error:
+            told = _told(error, name)
+            code = code_of(told)
+            await _abort(context, told)
+        finally:
+            service, _, method = name.lstrip("/").partition("/")
+            self._metrics.observe_call(service, method, code.name, time.monotonic() - started)
+
+
+def _reason(allowed: float | None, remaining: float | None) -> grpc.StatusCode:
+    """Why a call was cancelled: its deadline, or its caller."""
+    if allowed is None or remaining is None:
+        return grpc.StatusCode.CANCELLED
+    late = remaining <= max(DEADLINE_SLACK_SECONDS, DEADLINE_SLACK_SHARE * allowed)
+    return grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
+
+
+def _as_code(code: int | grpc.StatusCode) -> grpc.StatusCode:
+    """The status code that a servicer aborted with itself."""
+    return next((known for known in grpc.StatusCode if code in (known, known.value[0])), grpc.StatusCode.UNKNOWN)
+
+
+def _told(error: Exception, method: str) -> RagserveError:
+    """The error as the client may see it: of our bugs an id only, under which the log has the traceback."""
+    if isinstance(error, RagserveError) and not isinstance(error, InternalError):
+        return error
+    error_id = uuid.uuid4().hex[:12]
+    log.error("internal error", exc_info=error, extra=fields(error_id=error_id, method=method))
+    return InternalError(f"internal error; the server's log has it under the id {error_id}")
+
+
+async def _abort(context: Context, error: RagserveError) -> None:
+    status = status_of(error)
+    await context.abort(status.code, status.text, status.trailing_metadata)

@@ -1,0 +1,211 @@
+"""Boot, health, signals and drain of a service, in one place."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, NoReturn, Protocol
+
+import grpc.aio
+from grpc_reflection.v1alpha import reflection
+
+from ragserve.errors import RagserveError
+from ragserve.serving import logs
+from ragserve.serving.admission import Admission, Phase
+from ragserve.serving.health import Health
+from ragserve.serving.interceptor import CallInterceptor
+from ragserve.serving.logs import fields
+from ragserve.serving.metrics import Metrics
+from ragserve.serving.ports import MetricsPort, address, bind_grpc, open_metrics
+from ragserve.serving.settings import ServerSettings
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# When no call is at work any more, what is left are health watches, which never end by themselves, and last bytes
+# on their way out.
+SETTLE_SECONDS = 0.5
+# Clients may ping this often; ours do every 30 seconds.
+MIN_PING_INTERVAL_MS = 10_000
+
+log = logging.getLogger(__name__)
+
+
+class Service(Protocol):
+    """What a service does besides answering calls."""
+
+    async def start(self) -> None:
+        """Loads. Health is NOT_SERVING, the port already bound; whatever blocks belongs into a thread."""
+
+    async def stop(self) -> None:
+        """Frees what start took; called after the drain."""
+
+
+class Server:
+    """A bound gRPC server with health, reflection, interceptors and a metrics port.
+
+    `port` and `metrics_port` are the real ones, also where the settings say 0.
+    """
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        *,
+        name: str,
+        service_names: Sequence[str],
+        register: Callable[[grpc.aio.Server], None],
+        metrics: Metrics,
+    ) -> None:
+        self._settings = settings
+        self._name = name
+        self._service_names = tuple(service_names)
+        self._register = register
+        self._metrics = metrics
+        self._health = Health(service_names)
+        self._admission = Admission(name, settings.max_in_flight, metrics.in_flight)
+        self._server: grpc.aio.Server | None = None
+        self._metrics_port: MetricsPort | None = None
+        self.port = 0
+        self.metrics_port = 0
+
+    async def listen(self) -> None:
+        """Binds both ports and answers health checks; calls get UNAVAILABLE. Raises InvalidInputError."""
+        interceptor = CallInterceptor(self._admission, self._metrics)
+        server = grpc.aio.server(interceptors=(interceptor,), options=server_options(self._settings))
+        self.port = bind_grpc(server, self._settings.host, self._settings.port)
+        self._metrics_port = open_metrics(
+            self._metrics.registry, self._settings.metrics_host, self._settings.metrics_port
+        )
+        self.metrics_port = self._metrics_port.port
+        self._register(server)
+        await self._health.register(server)
+        if self._settings.reflection:
+            names = (*self._service_names, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, server)
+        await server.start()
+        self._server = server
+
+    async def set_serving(self) -> None:
+        """Lets calls in and turns health to SERVING."""
+        self._admission.phase = Phase.SERVING
+        await self._health.set_ready(True)
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Health NOT_SERVING, then no new calls; those at work may go on for `grace_seconds`. Frees the ports."""
+        self._admission.phase = Phase.DRAINING
+        await self._health.set_ready(False)
+        if self._server is not None:
+            stopping = asyncio.create_task(self._server.stop(grace_seconds))
+            idle = asyncio.create_task(self._admission.wait_idle())
+            await asyncio.wait((stopping, idle), return_when=asyncio.FIRST_COMPLETED)
+            if idle.done():
+                await self._server.stop(min(SETTLE_SECONDS, grace_seconds))
+            idle.cancel()
+            await stopping
+        if self._metrics_port is not None:
+            await asyncio.to_thread(self._metrics_port.close)
+
+
+def server_options(settings: ServerSettings) -> list[tuple[str, Any]]:
+    """The gRPC options of a server."""
+    options: list[tuple[str, Any]] = [
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", settings.max_message_bytes),
+        ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
+    if settings.max_connection_age_seconds is not None:
+        options += [
+            ("grpc.max_connection_age_ms", round(settings.max_connection_age_seconds * 1000)),
+            ("grpc.max_connection_age_grace_ms", round(settings.grace_seconds * 1000)),
+        ]
+    return options
+
+
+async def serve(
+    settings: ServerSettings,
+    *,
+    name: str,
+    service_names: Sequence[str],
+    register: Callable[[grpc.aio.Server], None],
+    service: Service,
+    metrics: Metrics,
+) -> int:
+    """Runs a service until SIGTERM or SIGINT and returns its exit status.
+
+    0 after a drain, 1 when the service failed to start. A second signal ends the process at once. Raises
+    InvalidInputError when a port is taken.
+    """
+    logs.configure(name, settings.log_level)
+    stop = _stop_on_signals()
+    server = Server(settings, name=name, service_names=service_names, register=register, metrics=metrics)
+    await server.listen()
+    where = address(settings.host, server.port), address(settings.metrics_host, server.metrics_port)
+    log.info("listening", extra=fields(grpc=where[0], metrics=where[1]))
+    starting, stopped = asyncio.create_task(service.start()), asyncio.create_task(stop.wait())
+    await asyncio.wait((starting, stopped), return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        log.info("stopped while loading")
+        await server.drain(0)
+        _exit_now(0)
+    if not await _started(starting):
+        stopped.cancel()
+        await server.drain(0)
+        return 1
+    await server.set_serving()
+    log.info("serving")
+    await stopped
+    log.info("draining", extra=fields(grace_seconds=settings.grace_seconds))
+    await server.drain(settings.grace_seconds)
+    await service.stop()
+    log.info("stopped")
+    return 0
+
+
+def run(main: Callable[[], Coroutine[Any, Any, int]]) -> NoReturn:
+    """Runs a service's main and exits with its status; a RagserveError becomes one line and status 2."""
+    try:
+        status = asyncio.run(main())
+    except RagserveError as error:
+        named = error.field and not error.message.startswith(error.field)
+        print(f"error: {error.field}: {error.message}" if named else f"error: {error.message}", file=sys.stderr)
+        status = 2
+    sys.exit(status)
+
+
+async def _started(starting: asyncio.Task[None]) -> bool:
+    """Whether start succeeded; logs one line when it did not."""
+    try:
+        await starting
+    except RagserveError as error:
+        log.error("cannot start", extra=fields(field=error.field, reason=error.message))  # noqa: TRY400
+        return False
+    except Exception:
+        log.exception("cannot start")
+        return False
+    return True
+
+
+def _stop_on_signals() -> asyncio.Event:
+    """An event that the first signal sets; the second one ends the process."""
+    stop = asyncio.Event()
+
+    def receive(number: int) -> None:
+        if stop.is_set():
+            _exit_now(128 + number)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in SIGNALS:
+        loop.add_signal_handler(number, receive, number)
+    return stop
+
+
+def _exit_now(status: int) -> NoReturn:
+    """Ends the process without waiting for threads, which may be loading a model for minutes."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
