@@ -69,11 +69,11 @@ class TextEncoder:
 
     def tokenize_queries(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each query, special tokens included, cut to the encoder's longest input."""
-        return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+        return [self._tokenizer.encode(text).ids for text in texts]  # one by one: no thread pool of its own
 
     def decode(self, token_ids: Sequence[Sequence[int]]) -> list[str]:
         """The texts that token ids stand for, without special tokens (as HF's RagRetriever hands the question on)."""
-        return list(self._tokenizer.decode_batch([list(ids) for ids in token_ids], skip_special_tokens=True))
+        return [self._tokenizer.decode(list(ids), skip_special_tokens=True) for ids in token_ids]
 
     def encode_queries(self, texts: Sequence[str]) -> Float32:
         """Vectors of queries, [n_texts, dim]."""
@@ -82,7 +82,7 @@ class TextEncoder:
     def encode_passages(self, passages: Sequence[Passage]) -> Float32:
         """Vectors of passages, [n_passages, dim]: title and text by the template, or as a token pair (DPR)."""
         inputs = [self.config.passage_input(passage.title, passage.text) for passage in passages]
-        return self.encode_tokens([encoding.ids for encoding in self._tokenizer.encode_batch(inputs)])
+        return self.encode_tokens([self._tokenizer.encode(first, second).ids for first, second in inputs])
 
     def encode_tokens(self, token_ids: Sequence[Sequence[int]]) -> Float32:
         """Vectors of token sequences, [n_texts, dim], in forward passes of sequences of like length."""

@@ -25,14 +25,14 @@ class EncoderConfig:
     passage_template: str = "{title}. {text}"
     passage_pair: bool = False
 
-    def passage_input(self, title: str, text: str) -> str | tuple[str, str]:
-        """What the tokenizer is given for a passage. A passage without title is its text alone."""
+    def passage_input(self, title: str, text: str) -> tuple[str, str | None]:
+        """The one or two texts that the tokenizer is given for a passage. A passage without title is its text alone."""
         if self.passage_pair:
-            return (title, text)
+            return title, text
         if not title:
-            return text
+            return text, None
         values = {"title": title, "text": text}
-        return PLACEHOLDER.sub(lambda match: values[match.group(1)], self.passage_template)
+        return PLACEHOLDER.sub(lambda match: values[match.group(1)], self.passage_template), None
 
 
 def load_encoder_config(path: Path) -> EncoderConfig:

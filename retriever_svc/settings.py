@@ -1,0 +1,69 @@
+"""The retriever's settings: read once, documented here and nowhere else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ragserve.serving.settings import ServerSettings
+from retriever_svc.device import Device
+from retriever_svc.encoder import DEFAULT_BATCH_TOKENS
+from retriever_svc.index import IndexSpec
+from retriever_svc.loading import DEFAULT_MEMORY_BYTES, RetrievalOptions
+
+
+class RetrieverSettings(BaseSettings):
+    """Query encoder, FAISS index and knowledge base behind a gRPC port."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="RAGSERVE_RETRIEVER_", env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    server: ServerSettings = ServerSettings(port=50061, metrics_port=9461)
+    model: Path = Field(description="model directory, written by 'ragserve import-checkpoint'")
+    knowledge: Path = Field(description="knowledge base, written by 'ragserve kb build'")
+    knowledge_version: int = Field(0, ge=0, description="version of the knowledge base to load; 0: the newest")
+    device: Device = Field("auto", description="where the encoder runs; auto: CUDA where it can be used")
+    threads: int = Field(0, ge=0, description="threads of the encoder and of the index; 0: every core allowed")
+    batch_tokens: int = Field(DEFAULT_BATCH_TOKENS, ge=1, description="most tokens in one pass of the encoder")
+    score_scale: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="factor on scores before the prior's softmax; unset: the model's"
+    )
+    index_factory: str = Field("Flat", min_length=1, description="FAISS index_factory string, as HNSW32 or IVF256,SQ8")
+    index_search_parameters: str = Field("", description="FAISS search parameters, as nprobe=16 or efSearch=64")
+    index_device: Device = Field("auto", description="where the index is searched; auto: as device, if FAISS can")
+    index_training_vectors: int = Field(200_000, ge=1, description="most vectors that an index is trained on")
+    index_cache: bool = Field(True, description="keep built indexes (but Flat ones) as files for the next start")
+    index_cache_dir: Path | None = Field(None, description="where they are kept; unset: indexes/ in the knowledge base")
+    passages_in_memory_bytes: int = Field(
+        DEFAULT_MEMORY_BYTES,
+        ge=0,
+        description="a knowledge base up to this size is held in memory, else read from disk",
+    )
+    max_k: int = Field(100, ge=1, description="most passages that a query may ask for")
+    max_batch_queries: int = Field(64, ge=1, description="most queries in one request, and in one joined batch")
+    max_query_characters: int = Field(10_000, ge=1, description="longest question, in characters")
+    max_waiting: int = Field(256, ge=1, description="most requests queued; more are refused with RESOURCE_EXHAUSTED")
+
+    def retrieval_options(self) -> RetrievalOptions:
+        """What loading needs to know."""
+        index = IndexSpec(
+            factory=self.index_factory,
+            search_parameters=self.index_search_parameters,
+            device="cpu" if (self.device, self.index_device) == ("cpu", "auto") else self.index_device,
+            threads=self.threads,
+            training_vectors=self.index_training_vectors,
+        )
+        return RetrievalOptions(
+            index=index,
+            device=self.device,
+            threads=self.threads,
+            max_batch_tokens=self.batch_tokens,
+            score_scale=self.score_scale,
+            max_memory_bytes=self.passages_in_memory_bytes,
+            index_cache=self.index_cache,
+            index_cache_dir=self.index_cache_dir,
+            knowledge_version=self.knowledge_version,
+        )
