@@ -92,6 +92,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 async with aclosing(inner(check(request), context)) as responses:
                     async for response in responses:
                         await context.write(response)
+                # A caller that left looks like the end of its requests; the cancellation follows at once.
+                await asyncio.sleep(0)
 
         return call
 

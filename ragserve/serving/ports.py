@@ -3,35 +3,37 @@
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
+from http.server import ThreadingHTTPServer
 from threading import Thread
-from typing import Protocol
+from typing import Any
 
 import grpc.aio
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, MetricsHandler
 
 from ragserve.errors import InvalidInputError
 
-
-class HttpServer(Protocol):
-    """What prometheus_client starts."""
-
-    server_port: int
-
-    def shutdown(self) -> None:
-        """Ends the serving loop."""
-
-    def server_close(self) -> None:
-        """Closes the socket."""
+# How soon the metrics port notices that it should close.
+POLL_SECONDS = 0.02
 
 
-@dataclass(frozen=True)
+class HttpServer(ThreadingHTTPServer):
+    """Answers each scrape in a thread of its own."""
+
+    daemon_threads = True
+
+    def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
+        self.address_family, _, _, _, where = _resolve(host, port)
+        super().__init__(where[:2], MetricsHandler.factory(registry))
+
+
 class MetricsPort:
-    """The HTTP port that Prometheus scrapes."""
+    """The HTTP port that Prometheus scrapes: every path gives the metrics."""
 
-    port: int
-    _server: HttpServer
-    _thread: Thread
+    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
+        self._server = HttpServer(host, port, registry)
+        self.port: int = self._server.server_port
+        self._thread = Thread(target=self._server.serve_forever, args=(POLL_SECONDS,), name="metrics", daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
         """Stops answering and frees the port."""
@@ -57,10 +59,9 @@ def bind_grpc(server: grpc.aio.Server, host: str, port: int) -> int:
 def open_metrics(registry: CollectorRegistry, host: str, port: int) -> MetricsPort:
     """Serves the registry over HTTP. Raises InvalidInputError naming the setting."""
     try:
-        server, thread = start_http_server(port, host, registry)
+        return MetricsPort(registry, host, port)
     except OSError as error:
         raise _refused(host, port, "server.metrics_port", error) from error
-    return MetricsPort(server.server_port, server, thread)
 
 
 def _check_free(host: str, port: int, setting: str) -> None:
@@ -68,12 +69,17 @@ def _check_free(host: str, port: int, setting: str) -> None:
     if not port:
         return
     try:
-        family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, where = _resolve(host, port)
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(where)
     except OSError as error:
         raise _refused(host, port, setting, error) from error
+
+
+def _resolve(host: str, port: int) -> tuple[int, int, int, str, tuple[Any, ...]]:
+    """Family, type, protocol, canonical name and address of the first match. Raises OSError."""
+    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
 
 
 def _refused(host: str, port: int, setting: str, error: OSError) -> InvalidInputError:

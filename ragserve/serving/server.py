@@ -24,9 +24,6 @@ from ragserve.serving.ports import MetricsPort, address, bind_grpc, open_metrics
 from ragserve.serving.settings import ServerSettings
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# When no call is at work any more, what is left are health watches, which never end by themselves, and last bytes
-# on their way out.
-SETTLE_SECONDS = 0.5
 # Clients may ping this often; ours do every 30 seconds.
 MIN_PING_INTERVAL_MS = 10_000
 
@@ -97,15 +94,18 @@ class Server:
         self._admission.phase = Phase.DRAINING
         await self._health.set_ready(False)
         if self._server is not None:
-            stopping = asyncio.create_task(self._server.stop(grace_seconds))
-            idle = asyncio.create_task(self._admission.wait_idle())
-            await asyncio.wait((stopping, idle), return_when=asyncio.FIRST_COMPLETED)
-            if idle.done():
-                await self._server.stop(min(SETTLE_SECONDS, grace_seconds))
-            idle.cancel()
-            await stopping
+            server, self._server = self._server, None
+            ending = asyncio.create_task(self._end_watches())
+            await server.stop(grace_seconds)
+            ending.cancel()
         if self._metrics_port is not None:
             await asyncio.to_thread(self._metrics_port.close)
+            self._metrics_port = None
+
+    async def _end_watches(self) -> None:
+        """Ends health watches once no call is at work: they would hold up the drain for the whole grace."""
+        await self._admission.wait_idle()
+        self._health.end_watches()
 
 
 def server_options(settings: ServerSettings) -> list[tuple[str, Any]]:

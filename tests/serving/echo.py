@@ -1,0 +1,114 @@
+"""A tiny service on the shared runtime: RetrieverService with behaviour chosen by the query's text.
+
+Run as a program it is the process that the signal tests stop: `python tests/serving/echo.py PORT METRICS_PORT`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ragserve import errors
+from ragserve.serving.metrics import Metrics
+from ragserve.serving.server import run, serve
+from ragserve.serving.settings import ServerSettings
+from ragserve.v1 import generator_pb2, generator_pb2_grpc, retriever_pb2, retriever_pb2_grpc
+
+SERVICE_NAMES = (
+    retriever_pb2.DESCRIPTOR.services_by_name["RetrieverService"].full_name,
+    generator_pb2.DESCRIPTOR.services_by_name["GeneratorService"].full_name,
+)
+RETRIEVE = "/ragserve.v1.RetrieverService/Retrieve"
+
+ERRORS: dict[str, Exception] = {
+    "invalid": errors.InvalidInputError("queries", "say something"),
+    "not_found": errors.NotFoundError("no version 7", field="knowledge_version"),
+    "precondition": errors.FailedPreconditionError("the index is empty"),
+    "aborted": errors.AbortedError("somebody else wrote"),
+    "exhausted": errors.ResourceExhaustedError("the queue is full", retry_after_seconds=1.5),
+    "unavailable": errors.UnavailableError("gone"),
+    "deadline": errors.DeadlineExceededError("too late"),
+    "data_loss": errors.DataLossError("checksum of model.onnx", field="model.onnx"),
+    "unauthenticated": errors.UnauthenticatedError("who?"),
+    "denied": errors.PermissionDeniedError("not you"),
+    "internal": errors.InternalError("secret text"),
+    "bug": ZeroDivisionError("secret text"),
+}
+
+
+@dataclass
+class Echo(retriever_pb2_grpc.RetrieverServiceServicer, generator_pb2_grpc.GeneratorServiceServicer):
+    """Raises the error a query names, waits the seconds a query says, or echoes its text."""
+
+    entered: asyncio.Event = field(default_factory=asyncio.Event)
+    closed: list[str] = field(default_factory=list)
+
+    async def Retrieve(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self.entered.set()
+        text = request.queries[0].text if request.queries else ""
+        if text in ERRORS:
+            raise ERRORS[text]
+        if text.startswith("sleep "):
+            await asyncio.sleep(float(text.removeprefix("sleep ")))
+        result = retriever_pb2.QueryResult(decoded_query=text)
+        return retriever_pb2.RetrieverServiceRetrieveResponse(results=[result])
+
+    async def Decode(self, request_iterator: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        try:
+            async for request in request_iterator:
+                self.entered.set()
+                question = request.open.question
+                if question in ERRORS:
+                    raise ERRORS[question]
+                rendered = generator_pb2.RenderedSequence(text=question)
+                yield generator_pb2.DecodeResponse(render=generator_pb2.RenderResult(sequences=[rendered]))
+        finally:
+            self.closed.append("decode")
+
+    def register(self, server: Any) -> None:
+        retriever_pb2_grpc.add_RetrieverServiceServicer_to_server(self, server)
+        generator_pb2_grpc.add_GeneratorServiceServicer_to_server(self, server)
+
+
+@dataclass(frozen=True)
+class Life:
+    """Start and stop of the process; `how` is ready, broken, buggy or slow."""
+
+    how: str = "ready"
+
+    async def start(self) -> None:
+        if self.how == "broken":
+            raise errors.InvalidInputError("model", "no such directory: /nowhere")
+        if self.how == "buggy":
+            raise ZeroDivisionError
+        if self.how == "slow":
+            await asyncio.to_thread(time.sleep, 60)
+
+    async def stop(self) -> None:
+        print("service stopped", threading.current_thread() is threading.main_thread(), flush=True)
+
+
+def settings(**changes: Any) -> ServerSettings:
+    return ServerSettings(**{"port": 0, "metrics_port": 0, "grace_seconds": 5, **changes})
+
+
+async def main(port: int, metrics_port: int, how: str, grace: float) -> int:
+    echo = Echo()
+    return await serve(
+        settings(port=port, metrics_port=metrics_port, grace_seconds=grace),
+        name="echo",
+        service_names=SERVICE_NAMES,
+        register=echo.register,
+        service=Life(how),
+        metrics=Metrics(),
+    )
+
+
+if __name__ == "__main__":
+    arguments = sys.argv[1:]
+    run(lambda: main(int(arguments[0]), int(arguments[1]), arguments[2], float(arguments[3])))
