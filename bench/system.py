@@ -11,6 +11,7 @@ from bench.workload import QUESTION, TITLE, Workload
 from ragserve.v1 import common_pb2, generator_pb2, orchestrator_pb2, orchestrator_pb2_grpc
 
 MODES = {"token": common_pb2.MODE_TOKEN, "sequence": common_pb2.MODE_SEQUENCE}
+DECODINGS = {"token": orchestrator_pb2.DECODING_UNSPECIFIED, "sequence": orchestrator_pb2.DECODING_THOROUGH}
 TIMEOUT_SECONDS = 600.0
 
 
@@ -43,7 +44,7 @@ class Ragserve:
         ]
         options = orchestrator_pb2.GenerationOptions(
             mode=MODES[mode],
-            decoding=orchestrator_pb2.DECODING_THOROUGH,
+            decoding=DECODINGS[mode],
             num_beams=beams,
             max_length=self._workload.length,
             min_length=self._workload.length,
