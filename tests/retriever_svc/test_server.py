@@ -141,17 +141,17 @@ def test_an_unknown_version_is_not_found(running: Running) -> None:
 
 
 def test_metrics_count_the_calls_and_time_the_stages(running: Running) -> None:
-    before = scrape(running)
+    call = {"grpc_service": FULL_NAME, "grpc_method": "Retrieve"}
+    before = settled(running, **call)
     for _ in range(3):
         retrieve(running, retriever_pb2.Query(text="moon"))
     error_of(running, retriever_pb2.Query(text=""))
-    after = scrape(running)
+    after = settled(running, **call)
 
     def grown(name: str, **labels: str) -> float:
         key = (name, frozenset(labels.items()))
         return after.get(key, 0.0) - before.get(key, 0.0)
 
-    call = {"grpc_service": FULL_NAME, "grpc_method": "Retrieve"}
     assert grown("grpc_server_handled_total", **call, grpc_code="OK") == 3
     assert grown("grpc_server_handled_total", **call, grpc_code="INVALID_ARGUMENT") == 1
     assert grown("grpc_server_handling_seconds_count", **call) == 4
@@ -160,7 +160,21 @@ def test_metrics_count_the_calls_and_time_the_stages(running: Running) -> None:
     assert after[("ragserve_knowledge_passages", frozenset())] == 120
 
 
-def scrape(running: Running) -> dict[tuple[str, frozenset], float]:
+Samples = dict[tuple[str, frozenset], float]
+
+
+def settled(running: Running, **labels: str) -> Samples:
+    """The metrics, once they stand still: a call is counted just after its answer has left."""
+    key = ("grpc_server_handling_seconds_count", frozenset(labels.items()))
+    last, samples = -1.0, scrape(running)
+    while samples.get(key, 0.0) != last:
+        last = samples.get(key, 0.0)
+        time.sleep(0.1)
+        samples = scrape(running)
+    return samples
+
+
+def scrape(running: Running) -> Samples:
     with urllib.request.urlopen(running.metrics_url, timeout=10) as response:
         families = text_string_to_metric_families(response.read().decode())
         return {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}
