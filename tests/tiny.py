@@ -136,8 +136,12 @@ def _randomize(model: PreTrainedModel, seed: int) -> None:
             elif any(word in name for word in ("shared", "embed", "relative_attention_bias", "lm_head")):
                 parameter.copy_(noise)
             else:
-                adds = name.endswith(("out_proj.weight", "fc2.weight", ".o.weight", ".wo.weight"))
-                sharp = name.endswith(("q_proj.weight", "k_proj.weight", ".q.weight", ".k.weight"))
+                adds = name.endswith(
+                    ("out_proj.weight", "fc2.weight", ".o.weight", ".wo.weight", "output.dense.weight")
+                )
+                sharp = name.endswith(
+                    ("q_proj.weight", "k_proj.weight", ".q.weight", ".k.weight", "query.weight", "key.weight")
+                )
                 gain = 2.5 if adds else 3.0 if sharp else 1.5
                 parameter.copy_(gain * (noise - noise.mean(1, keepdim=True)) / parameter.shape[1] ** 0.5)
 
