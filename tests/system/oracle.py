@@ -2,7 +2,8 @@
 
 - `max_new_tokens` is ignored by `RagTokenForGeneration`, so lengths are given as `max_length`.
 - `RagSequenceForGeneration` rescores with the config's n_docs, so that is set for each call.
-- Rescoring drops the `<s>` of every candidate only if all of them begin with it, and counts no padding token.
+- Rescoring drops the `<s>` of every candidate only if all of them begin with it.
+- Padding tokens count nothing in a probability, even generated ones, so cases ban them.
 - A one-token T5 candidate is rescored without its prior, so cases ask for at least two tokens.
 """
 
@@ -16,6 +17,8 @@ from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, RagSequenceForGeneration, RagTokenForGeneration
+
+Contexts = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,20 @@ def context(title: str, text: str, question: str, prefix: str = "") -> str:
     return (prefix + title + " / " + text + " // " + question).replace("  ", " ")
 
 
+def contexts_of(ids: torch.Tensor, mask: torch.Tensor, scores: Sequence[float]) -> Contexts:
+    """What `generate` takes: ids and mask `[n_docs, n_tokens]`, scores `[1, n_docs]`."""
+    return {
+        "context_input_ids": ids,
+        "context_attention_mask": mask,
+        "doc_scores": torch.tensor([list(scores)], dtype=torch.float32),
+    }
+
+
+def n_docs_of(contexts: Contexts) -> int:
+    """Number of documents."""
+    return contexts["doc_scores"].shape[1]
+
+
 class Oracle:
     """Token and sequence models around the same generator weights."""
 
@@ -91,27 +108,22 @@ class Oracle:
         sequence = RagSequenceForGeneration(config=copy.deepcopy(token.config), **parts).eval()
         return cls(token, sequence, AutoTokenizer.from_pretrained(composite / "generator_tokenizer"))
 
-    def inputs(self, question: str, docs: Sequence[Doc], pad_to: int = 0) -> dict[str, torch.Tensor]:
-        """Context ids and mask `[n_docs, longest or pad_to]` and scores `[1, n_docs]`."""
+    def contexts(self, question: str, docs: Sequence[Doc]) -> Contexts:
+        """Contexts of all documents, padded to the longest and masked."""
         texts = [context(doc.title, doc.text, question) for doc in docs]
-        longest = {"padding": "max_length", "max_length": pad_to} if pad_to else {"padding": True}
-        encoded = self.tokenizer(texts, return_tensors="pt", **longest)
-        return {
-            "context_input_ids": encoded["input_ids"],
-            "context_attention_mask": encoded["attention_mask"],
-            "doc_scores": torch.tensor([[doc.score for doc in docs]], dtype=torch.float32),
-        }
+        encoded = self.tokenizer(texts, return_tensors="pt", padding=True)
+        return contexts_of(encoded["input_ids"], encoded["attention_mask"], [doc.score for doc in docs])
 
     def trim(self, sequence: torch.Tensor) -> tuple[int, ...]:
         """The generated tokens: without the start token, up to and with the first end token."""
         ids = [int(i) for i in sequence[1:]]
         return tuple(ids[: ids.index(self.eos) + 1]) if self.eos in ids else tuple(ids)
 
-    def generate_token(self, question: str, docs: Sequence[Doc], search: Search) -> Reference:
+    def generate_token(self, contexts: Contexts, search: Search) -> Reference:
         """`RagTokenForGeneration.generate`."""
         out = self.token.generate(
-            **self.inputs(question, docs),
-            n_docs=len(docs),
+            **contexts,
+            n_docs=n_docs_of(contexts),
             return_dict_in_generate=True,
             output_scores=True,
             **search.kwargs(),
@@ -121,34 +133,28 @@ class Oracle:
             score = float(out.sequences_scores[0])
         else:
             score = float(sum(step[0, token] for step, token in zip(out.scores, ids, strict=False)))
-        return Reference(ids, score, self.log_prob_token(question, docs, ids))
+        return Reference(ids, score, self.log_prob_token(contexts, ids))
 
-    def generate_sequence(self, question: str, docs: Sequence[Doc], search: Search) -> Reference:
+    def generate_sequence(self, contexts: Contexts, search: Search) -> Reference:
         """`RagSequenceForGeneration.generate`: thorough decoding."""
-        self.sequence.config.n_docs = len(docs)
-        best = self.sequence.generate(**self.inputs(question, docs), n_docs=len(docs), **search.kwargs())
+        n_docs = n_docs_of(contexts)
+        self.sequence.config.n_docs = n_docs
+        best = self.sequence.generate(**contexts, n_docs=n_docs, **search.kwargs())
         ids = self.trim(best[0])
-        log_prob = self.log_prob_sequence(question, docs, ids)
+        log_prob = self.log_prob_sequence(contexts, ids)
         return Reference(ids, log_prob, log_prob)
 
     def _labels(self, ids: Sequence[int]) -> torch.Tensor:
         return torch.tensor([[self.start, *ids]])
 
     @torch.no_grad()
-    def log_prob_token(self, question: str, docs: Sequence[Doc], ids: Sequence[int]) -> float:
+    def log_prob_token(self, contexts: Contexts, ids: Sequence[int]) -> float:
         """-NLL of exactly these decoder outputs under RAG-token."""
-        out = self.token(**self.inputs(question, docs), labels=self._labels(ids), n_docs=len(docs))
+        out = self.token(**contexts, labels=self._labels(ids), n_docs=n_docs_of(contexts))
         return -float(out.loss[0])
 
     @torch.no_grad()
-    def log_prob_sequence(
-        self, question: str, docs: Sequence[Doc], ids: Sequence[int], exclude_bos_score: bool = True
-    ) -> float:
+    def log_prob_sequence(self, contexts: Contexts, ids: Sequence[int]) -> float:
         """-NLL under RAG-sequence; as in `generate`, without the score of a leading `<s>`."""
-        out = self.sequence(
-            **self.inputs(question, docs),
-            labels=self._labels(ids),
-            n_docs=len(docs),
-            exclude_bos_score=exclude_bos_score,
-        )
+        out = self.sequence(**contexts, labels=self._labels(ids), n_docs=n_docs_of(contexts), exclude_bos_score=True)
         return -float(out.loss[0])
