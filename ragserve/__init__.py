@@ -1,1 +1,91 @@
-"""Serving Retrieval-Augmented Generation: shared code, client and generated stubs."""
+"""Serving Retrieval-Augmented Generation: the client and its errors, and what the services share.
+
+with ragserve.Client("localhost:50051") as client:
+print(client.generate("who wrote the origin of species").answer)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from ragserve.errors import (
+    AbortedError,
+    DataLossError,
+    DeadlineExceededError,
+    FailedPreconditionError,
+    InternalError,
+    InvalidInputError,
+    NotFoundError,
+    PermissionDeniedError,
+    RagserveError,
+    ResourceExhaustedError,
+    UnauthenticatedError,
+    UnavailableError,
+)
+
+if TYPE_CHECKING:
+    from ragserve.client import AsyncClient, Client
+    from ragserve.options import Document, GenerationOptions, Sampling
+    from ragserve.results import (
+        Answer,
+        AnswerScore,
+        Hypothesis,
+        Passage,
+        PassagesEvent,
+        Retrieval,
+        TokenPosterior,
+        TokensEvent,
+    )
+
+# Loaded when first asked for: engines import `ragserve.errors` and must not load gRPC by that.
+_LAZY = {
+    **dict.fromkeys(("AsyncClient", "Client"), "ragserve.client"),
+    **dict.fromkeys(("Document", "GenerationOptions", "Sampling"), "ragserve.options"),
+    **dict.fromkeys(
+        (
+            *("Answer", "AnswerScore", "Hypothesis", "Passage"),
+            *("PassagesEvent", "Retrieval", "TokenPosterior", "TokensEvent"),
+        ),
+        "ragserve.results",
+    ),
+}
+
+__all__ = [
+    "AbortedError",
+    "Answer",
+    "AnswerScore",
+    "AsyncClient",
+    "Client",
+    "DataLossError",
+    "DeadlineExceededError",
+    "Document",
+    "FailedPreconditionError",
+    "GenerationOptions",
+    "Hypothesis",
+    "InternalError",
+    "InvalidInputError",
+    "NotFoundError",
+    "Passage",
+    "PassagesEvent",
+    "PermissionDeniedError",
+    "RagserveError",
+    "ResourceExhaustedError",
+    "Retrieval",
+    "Sampling",
+    "TokenPosterior",
+    "TokensEvent",
+    "UnauthenticatedError",
+    "UnavailableError",
+]
+
+
+def __getattr__(name: str) -> object:
+    """The client and its results, on first use."""
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'ragserve' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,133 @@
+"""What a caller may ask for. Everything left at None is decided by the checkpoint, then by the service."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypedDict
+
+Mode = Literal["token", "sequence"]
+Decoding = Literal["thorough", "fast"]
+QuestionForm = Literal["raw", "decoded"]
+Truncation = Literal["passage", "right"]
+EarlyStopping = Literal[False, True, "never"]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document to answer from instead of retrieving; log-priors are normalized by the service."""
+
+    title: str
+    text: str
+    log_prior: float = 0.0
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Sampling instead of search (token mode).
+
+    temperature: divides the marginal log-probabilities, above 0; default 1.
+    top_k: keeps the k most probable tokens; 0 for no limit; default 0.
+    top_p: keeps the smallest set of tokens with at least this probability; default 1.
+    seed: the same seed gives the same answer on the same versions; default: drawn by the service.
+    """
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """Settings of one generation; lengths are in tokens.
+
+    mode: RAG-token or RAG-sequence (arXiv 2005.11401, section 2.1).
+    decoding: how RAG-sequence ranks its candidates (section 2.5).
+    beams: 1 is greedy.
+    num_return_sequences: answers returned, at most `beams` unless sampling.
+    max_length, min_length: of the whole sequence, decoder start token included.
+    max_new_tokens, min_new_tokens: of the generated part; they win over the two above.
+    length_penalty: a finished score is its log-probability / length^length_penalty.
+    early_stopping: when beam search stops, as in transformers.
+    no_repeat_ngram_size: no n-gram of this size occurs twice; 0 for no block.
+    bad_words: token sequences that may not be generated; replaces the checkpoint's list, also when empty.
+    repetition_penalty: above 1 makes tokens already generated less likely.
+    sampling: its presence turns sampling on.
+    question_form: the question as asked, or as the query encoder's tokens decode, like transformers.
+    truncation: what to drop from contexts that are too long.
+    max_context_tokens: longest context.
+    """
+
+    mode: Mode | None = None
+    decoding: Decoding | None = None
+    beams: int | None = None
+    num_return_sequences: int | None = None
+    max_length: int | None = None
+    min_length: int | None = None
+    max_new_tokens: int | None = None
+    min_new_tokens: int | None = None
+    length_penalty: float | None = None
+    early_stopping: EarlyStopping | None = None
+    no_repeat_ngram_size: int | None = None
+    bad_words: Sequence[Sequence[int]] | None = None
+    repetition_penalty: float | None = None
+    sampling: Sampling | None = None
+    question_form: QuestionForm | None = None
+    truncation: Truncation | None = None
+    max_context_tokens: int | None = None
+
+
+class SourceKeywords(TypedDict, total=False):
+    """Where the passages come from, and how long the call may take.
+
+    docs: passages to retrieve; default: the checkpoint's.
+    knowledge_version: version of the knowledge base; default: the newest.
+    documents: answer from these instead of retrieving.
+    timeout_seconds: deadline of this call; default: the client's.
+    """
+
+    docs: int | None
+    knowledge_version: int | None
+    documents: Sequence[Document] | None
+    timeout_seconds: float | None
+
+
+class ContextKeywords(TypedDict, total=False):
+    """The fields of GenerationOptions that scoring uses too."""
+
+    mode: Mode | None
+    question_form: QuestionForm | None
+    truncation: Truncation | None
+    max_context_tokens: int | None
+
+
+class GenerationKeywords(ContextKeywords, total=False):
+    """The fields of GenerationOptions as keywords; a test keeps the two equal."""
+
+    decoding: Decoding | None
+    beams: int | None
+    num_return_sequences: int | None
+    max_length: int | None
+    min_length: int | None
+    max_new_tokens: int | None
+    min_new_tokens: int | None
+    length_penalty: float | None
+    early_stopping: EarlyStopping | None
+    no_repeat_ngram_size: int | None
+    bad_words: Sequence[Sequence[int]] | None
+    repetition_penalty: float | None
+    sampling: Sampling | None
+
+
+class GenerateKeywords(GenerationKeywords, SourceKeywords, total=False):
+    """Keywords of `generate` and `generate_stream`.
+
+    token_posteriors: also return the posterior over documents after each token (Figure 2 of the paper).
+    """
+
+    token_posteriors: bool
+
+
+class ScoreKeywords(ContextKeywords, SourceKeywords, total=False):
+    """Keywords of `score`."""

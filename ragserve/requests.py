@@ -1,0 +1,152 @@
+"""From the client's options to protobuf requests. Values are passed on as they are: the service validates them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from types import MappingProxyType
+from typing import Any
+
+from google.protobuf.message import Message
+
+from ragserve.errors import InvalidInputError
+from ragserve.options import (
+    ContextKeywords,
+    GenerateKeywords,
+    GenerationOptions,
+    Sampling,
+    ScoreKeywords,
+    SourceKeywords,
+)
+from ragserve.v1 import common_pb2, generator_pb2, orchestrator_pb2
+
+# Options that are enumerations on the wire, by their value here.
+ENUMS: Mapping[str, Mapping[Any, int]] = MappingProxyType(
+    {
+        "mode": {
+            "token": common_pb2.MODE_TOKEN,
+            "sequence": common_pb2.MODE_SEQUENCE,
+        },
+        "decoding": {
+            "thorough": orchestrator_pb2.DECODING_THOROUGH,
+            "fast": orchestrator_pb2.DECODING_FAST,
+        },
+        "early_stopping": {
+            False: orchestrator_pb2.EARLY_STOPPING_HEURISTIC,
+            True: orchestrator_pb2.EARLY_STOPPING_FIRST,
+            "never": orchestrator_pb2.EARLY_STOPPING_NEVER,
+        },
+        "question_form": {
+            "raw": orchestrator_pb2.QUESTION_FORM_RAW,
+            "decoded": orchestrator_pb2.QUESTION_FORM_DECODED,
+        },
+        "truncation": {
+            "passage": generator_pb2.TRUNCATION_PASSAGE,
+            "right": generator_pb2.TRUNCATION_RIGHT,
+        },
+    }
+)
+# Options whose name on the wire is another one.
+RENAMED: Mapping[str, str] = MappingProxyType({"beams": "num_beams"})
+# Keywords of `generate` that are no generation options.
+OWN_KEYWORDS = {*SourceKeywords.__annotations__, "token_posteriors"}
+
+
+def generate_request(question: str, keywords: GenerateKeywords) -> orchestrator_pb2.GenerateRequest:
+    """The request of Generate and GenerateStream. Raises InvalidInputError for what protobuf cannot hold."""
+    options = {name: value for name, value in keywords.items() if name not in OWN_KEYWORDS}
+    request = orchestrator_pb2.GenerateRequest()
+    _set(request, "question", question)
+    _set(request, "token_posteriors", keywords.get("token_posteriors"))
+    _set_sources(request, keywords)
+    _set_options(request.options, GenerationOptions(**options))  # type: ignore[arg-type]
+    return request
+
+
+def score_request(question: str, answer: str, keywords: ScoreKeywords) -> orchestrator_pb2.RagServiceScoreRequest:
+    """The request of Score. Raises InvalidInputError for what protobuf cannot hold."""
+    for name in keywords:
+        if name not in ScoreKeywords.__annotations__:
+            raise TypeError(f"score() got an unexpected keyword argument {name!r}")
+    request = orchestrator_pb2.RagServiceScoreRequest()
+    _set(request, "question", question)
+    _set(request, "answer", answer)
+    _set_sources(request, keywords)
+    for name in ContextKeywords.__annotations__:
+        _set_option(request, name, keywords.get(name), "")
+    return request
+
+
+def retrieve_request(
+    question: str, docs: int | None, knowledge_version: int | None
+) -> orchestrator_pb2.RagServiceRetrieveRequest:
+    """The request of Retrieve."""
+    request = orchestrator_pb2.RagServiceRetrieveRequest()
+    _set(request, "question", question)
+    _set(request, "n_docs", docs)
+    _set(request, "knowledge_version", knowledge_version)
+    return request
+
+
+def _set_sources(request: Any, keywords: SourceKeywords) -> None:
+    _set(request, "n_docs", keywords.get("docs"))
+    _set(request, "knowledge_version", keywords.get("knowledge_version"))
+    for index, document in enumerate(keywords.get("documents") or ()):
+        target = request.documents.add()
+        for name in ("title", "text", "log_prior"):
+            _set(target, name, getattr(document, name), f"documents[{index}].")
+
+
+def _set_options(target: orchestrator_pb2.GenerationOptions, options: GenerationOptions) -> None:
+    for option in fields(GenerationOptions):
+        value = getattr(options, option.name)
+        if option.name == "bad_words":
+            _set_bad_words(target, value)
+        elif option.name == "sampling":
+            _set_sampling(target, value)
+        else:
+            _set_option(target, option.name, value, "options.")
+
+
+def _set_option(target: Message, name: str, value: Any, path: str) -> None:
+    if value is not None and name in ENUMS:
+        value = _enum_value(name, value, path)
+    _set(target, RENAMED.get(name, name), value, path)
+
+
+def _enum_value(name: str, value: Any, path: str) -> int:
+    """The number of an enumeration's value. 0 and 1 are no booleans here."""
+    known = ENUMS[name]
+    if isinstance(value, (str, bool)) and value in known:
+        return known[value]
+    choices = ", ".join(str(choice) for choice in known)
+    raise InvalidInputError(path + name, f"must be one of {choices}, not {value!r}")
+
+
+def _set_bad_words(target: orchestrator_pb2.GenerationOptions, bad_words: Sequence[Sequence[int]] | None) -> None:
+    if bad_words is None:
+        return
+    target.bad_words_set = True
+    for index, sequence in enumerate(bad_words):
+        try:
+            target.bad_words.add(token_ids=sequence)
+        except (TypeError, ValueError) as error:
+            raise InvalidInputError(f"options.bad_words[{index}]", f"must be token ids: {error}") from error
+
+
+def _set_sampling(target: orchestrator_pb2.GenerationOptions, sampling: Sampling | None) -> None:
+    if sampling is None:
+        return
+    target.sampling.SetInParent()
+    for option in fields(Sampling):
+        _set(target.sampling, option.name, getattr(sampling, option.name), "options.sampling.")
+
+
+def _set(target: Message, name: str, value: Any, path: str = "") -> None:
+    """Sets a field unless the value is None. Raises InvalidInputError where protobuf refuses the value."""
+    if value is None:
+        return
+    try:
+        setattr(target, name, value)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(path + name, f"{value!r} cannot be sent: {error}") from error

@@ -1,0 +1,174 @@
+"""What the client returns. `to_dict` gives plain types, as `ragserve ask --json` prints them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A passage and the part it played.
+
+    score: inner product with the query; prior: p(z|x); posterior: p(z|x,y) for the best answer y, 0 where there
+    is no answer. `id` is empty for a document that the caller brought.
+    """
+
+    id: str
+    title: str
+    text: str
+    score: float
+    prior: float
+    posterior: float
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types; metadata only where there is some."""
+        plain = {
+            "id": self.id,
+            "title": self.title,
+            "text": self.text,
+            "score": self.score,
+            "prior": self.prior,
+            "posterior": self.posterior,
+        }
+        return {**plain, "metadata": dict(self.metadata)} if self.metadata else plain
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One answer: log_prob is log p(y|x), score is what the search ranked by."""
+
+    text: str
+    log_prob: float
+    score: float
+    token_ids: tuple[int, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types."""
+        return {
+            "text": self.text,
+            "log_prob": self.log_prob,
+            "score": self.score,
+            "token_ids": list(self.token_ids),
+        }
+
+
+@dataclass(frozen=True)
+class TokenPosterior:
+    """p(z | x, y_1..y_i) after one generated token: one probability for each passage, in their order."""
+
+    token_id: int
+    piece: str
+    posterior: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class PassagesEvent:
+    """First event of a stream: the passages, posteriors not yet known."""
+
+    passages: tuple[Passage, ...]
+    knowledge_version: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types."""
+        return {"passages": [p.to_dict() for p in self.passages], "knowledge_version": self.knowledge_version}
+
+
+@dataclass(frozen=True)
+class TokensEvent:
+    """Tokens that will not change any more, and the text they add."""
+
+    token_ids: tuple[int, ...]
+    text: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types."""
+        return {"token_ids": list(self.token_ids), "text": self.text}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer with its evidence; also the last event of a stream.
+
+    hypotheses: best first, at least one; passages: by falling prior; token_posteriors: for the best answer, when
+    asked for; timings_seconds: by stage; knowledge_version: 0 when the request brought its own documents.
+    """
+
+    hypotheses: tuple[Hypothesis, ...]
+    passages: tuple[Passage, ...]
+    token_posteriors: tuple[TokenPosterior, ...]
+    knowledge_version: int
+    timings_seconds: Mapping[str, float]
+    warnings: tuple[str, ...]
+
+    @property
+    def answer(self) -> str:
+        """Text of the best answer."""
+        return self.hypotheses[0].text
+
+    @property
+    def log_prob(self) -> float:
+        """Log p(y|x) of the best answer."""
+        return self.hypotheses[0].log_prob
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """Tokens of the best answer, decoder start token not included."""
+        return self.hypotheses[0].token_ids
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types; `token_posteriors` is [n_tokens][n_docs] and `token_pieces` names its rows."""
+        return {
+            "answer": self.answer,
+            "log_prob": self.log_prob,
+            "token_ids": list(self.token_ids),
+            "hypotheses": [hypothesis.to_dict() for hypothesis in self.hypotheses],
+            "passages": [passage.to_dict() for passage in self.passages],
+            "token_posteriors": [list(token.posterior) for token in self.token_posteriors],
+            "token_pieces": [token.piece for token in self.token_posteriors],
+            "timings_seconds": dict(self.timings_seconds),
+            "knowledge_version": self.knowledge_version,
+            "warnings": list(self.warnings),
+        }
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """The passages that a question retrieves, by falling prior; posteriors are 0."""
+
+    passages: tuple[Passage, ...]
+    knowledge_version: int
+    timings_seconds: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types."""
+        return {
+            "passages": [passage.to_dict() for passage in self.passages],
+            "knowledge_version": self.knowledge_version,
+            "timings_seconds": dict(self.timings_seconds),
+        }
+
+
+@dataclass(frozen=True)
+class AnswerScore:
+    """log p(answer | question), marginalized; token_log_probs is what each token adds under the marginal."""
+
+    log_prob: float
+    token_ids: tuple[int, ...]
+    token_log_probs: tuple[float, ...]
+    passages: tuple[Passage, ...]
+    knowledge_version: int
+    timings_seconds: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types."""
+        return {
+            "log_prob": self.log_prob,
+            "token_ids": list(self.token_ids),
+            "token_log_probs": list(self.token_log_probs),
+            "passages": [passage.to_dict() for passage in self.passages],
+            "knowledge_version": self.knowledge_version,
+            "timings_seconds": dict(self.timings_seconds),
+        }
