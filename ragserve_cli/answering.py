@@ -1,0 +1,56 @@
+"""Asks one question and writes the answer the way it is wanted."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ragserve.client import Client
+from ragserve.errors import InternalError
+from ragserve.results import Answer, PassagesEvent, TokensEvent
+from ragserve_cli import answers, console
+from ragserve_cli.explain import write_page
+from ragserve_cli.reach import reached
+
+
+@dataclass(frozen=True)
+class Output:
+    """How the answer is wanted: token by token, as JSON, as a page."""
+
+    stream: bool = False
+    as_json: bool = False
+    explain: Path | None = None
+
+
+def answer(question: str, target: str, timeout: float, keywords: dict[str, Any], output: Output) -> Answer:
+    """Ask and print; returns the answer."""
+    wants_posteriors = output.as_json or output.explain is not None
+    with reached(target), Client(target, timeout_seconds=timeout) as client:
+        if output.stream:
+            found = _streamed(client, question, {**keywords, "token_posteriors": wants_posteriors}, output)
+        else:
+            found = client.generate(question, token_posteriors=wants_posteriors, **keywords)
+    if output.as_json:
+        console.print_json(found.to_dict())
+    else:
+        answers.show_answer(found, with_text=not output.stream)
+    if output.explain is not None:
+        write_page(output.explain, question, found)
+        console.note(f"{output.explain} shows which document each token comes from")
+    return found
+
+
+def _streamed(client: Client, question: str, keywords: dict[str, Any], output: Output) -> Answer:
+    """The answer, its text printed as it becomes final (on stderr when stdout is for JSON)."""
+    file = sys.stderr if output.as_json else sys.stdout
+    for event in client.generate_stream(question, **keywords):
+        if isinstance(event, PassagesEvent):
+            continue
+        if isinstance(event, TokensEvent):
+            print(event.text, end="", flush=True, file=file)
+        else:
+            print(file=file)
+            return event
+    raise InternalError("the stream ended without a result")

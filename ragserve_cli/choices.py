@@ -1,0 +1,134 @@
+"""Options that several commands share; each is described once."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+SEARCH, SAMPLING, CONTEXT, OUTPUT = "Search", "Sampling (token mode)", "Context", "Output"
+DEFAULT_TARGET = "127.0.0.1:50051"
+
+
+class Mode(StrEnum):
+    """RAG-token or RAG-sequence."""
+
+    TOKEN = "token"  # noqa: S105
+    SEQUENCE = "sequence"
+
+
+class Decoding(StrEnum):
+    """How RAG-sequence ranks its candidates."""
+
+    THOROUGH = "thorough"
+    FAST = "fast"
+
+
+class EarlyStopping(StrEnum):
+    """When beam search stops."""
+
+    HEURISTIC = "heuristic"
+    FIRST = "first"
+    NEVER = "never"
+
+
+class QuestionForm(StrEnum):
+    """Which form of the question the generator reads."""
+
+    RAW = "raw"
+    DECODED = "decoded"
+
+
+class Truncation(StrEnum):
+    """What is dropped from contexts that are too long."""
+
+    PASSAGE = "passage"
+    RIGHT = "right"
+
+
+Question = Annotated[str, typer.Argument(help="What to ask.")]
+TargetOption = Annotated[
+    str, typer.Option("--target", metavar="HOST:PORT", envvar="RAGSERVE_TARGET", help="The orchestrator.")
+]
+TimeoutOption = Annotated[float, typer.Option("--timeout", metavar="SECONDS", help="Deadline of the request.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=OUTPUT)]
+
+ModeOption = Annotated[Mode | None, typer.Option("--mode", help="Unset: as the checkpoint was trained.")]
+DocsOption = Annotated[int | None, typer.Option("--docs", metavar="K", help="Passages to retrieve.")]
+VersionOption = Annotated[
+    int | None, typer.Option("--knowledge-version", metavar="N", help="Version of the knowledge base; unset: newest.")
+]
+
+DecodingOption = Annotated[
+    Decoding | None, typer.Option("--decoding", help="Of sequence mode.", rich_help_panel=SEARCH)
+]
+BeamsOption = Annotated[
+    int | None, typer.Option("--beams", metavar="N", help="Beams; 1 is greedy.", rich_help_panel=SEARCH)
+]
+ReturnsOption = Annotated[
+    int | None, typer.Option("--returns", metavar="N", help="Answers to return.", rich_help_panel=SEARCH)
+]
+MaxLengthOption = Annotated[
+    int | None, typer.Option(metavar="N", help="Longest sequence, start token included.", rich_help_panel=SEARCH)
+]
+MinLengthOption = Annotated[
+    int | None, typer.Option(metavar="N", help="Shortest sequence, start token included.", rich_help_panel=SEARCH)
+]
+MaxNewOption = Annotated[int | None, typer.Option(metavar="N", help="Most new tokens.", rich_help_panel=SEARCH)]
+MinNewOption = Annotated[int | None, typer.Option(metavar="N", help="Fewest new tokens.", rich_help_panel=SEARCH)]
+LengthPenaltyOption = Annotated[
+    float | None, typer.Option(metavar="X", help="Scores are log-probability / length^X.", rich_help_panel=SEARCH)
+]
+EarlyStoppingOption = Annotated[
+    EarlyStopping | None, typer.Option(help="When beam search stops.", rich_help_panel=SEARCH)
+]
+NgramOption = Annotated[
+    int | None,
+    typer.Option("--no-repeat-ngram", metavar="N", help="No n-gram of N tokens twice.", rich_help_panel=SEARCH),
+]
+RepetitionOption = Annotated[
+    float | None,
+    typer.Option(metavar="X", help="Above 1: generated tokens become less likely.", rich_help_panel=SEARCH),
+]
+BadWordsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--bad-words",
+        metavar="IDS",
+        help="Token ids that may not follow each other, such as 12,7; may be repeated.",
+        rich_help_panel=SEARCH,
+    ),
+]
+
+SampleOption = Annotated[bool, typer.Option("--sample", help="Sample instead of search.", rich_help_panel=SAMPLING)]
+TemperatureOption = Annotated[
+    float | None, typer.Option(metavar="X", help="Turns sampling on, as the next three do.", rich_help_panel=SAMPLING)
+]
+TopKOption = Annotated[int | None, typer.Option(metavar="N", help="The N likeliest tokens.", rich_help_panel=SAMPLING)]
+TopPOption = Annotated[
+    float | None, typer.Option(metavar="P", help="The likeliest tokens of mass P.", rich_help_panel=SAMPLING)
+]
+SeedOption = Annotated[
+    int | None, typer.Option(metavar="N", help="For the same answer again.", rich_help_panel=SAMPLING)
+]
+
+QuestionFormOption = Annotated[
+    QuestionForm | None, typer.Option(help="decoded: as transformers feeds it.", rich_help_panel=CONTEXT)
+]
+TruncationOption = Annotated[Truncation | None, typer.Option(help="What long contexts lose.", rich_help_panel=CONTEXT)]
+ContextTokensOption = Annotated[int | None, typer.Option(metavar="N", help="Longest context.", rich_help_panel=CONTEXT)]
+
+StreamOption = Annotated[
+    bool, typer.Option("--stream", help="Print tokens as they become final.", rich_help_panel=OUTPUT)
+]
+ExplainOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--explain",
+        metavar="FILE.html",
+        help="Write a page that shows which document each token comes from.",
+        rich_help_panel=OUTPUT,
+    ),
+]

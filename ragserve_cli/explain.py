@@ -1,0 +1,130 @@
+"""A self-contained HTML page about one answer: document posteriors by token (Lewis et al. 2020, Figure 2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+from ragserve.errors import InvalidInputError
+from ragserve.results import Answer, Passage, TokenPosterior
+
+# From these probabilities on, a cell is so saturated that its figure needs the other ink (WCAG contrast 4.5).
+STRONG, MIDDLE = 0.75, 0.5
+
+
+def write_page(path: Path, question: str, answer: Answer) -> None:
+    """Write the page.
+
+    Raises:
+        InvalidInputError: the file cannot be written.
+    """
+    try:
+        path.write_text(render_page(question, answer), encoding="utf-8")
+    except OSError as error:
+        raise InvalidInputError("--explain", f"cannot write {path}: {error.strerror}") from error
+
+
+def render_page(question: str, answer: Answer) -> str:
+    """The page as HTML; everything that is not ours is escaped."""
+    template = Template(files("ragserve_cli").joinpath("explain.html").read_text(encoding="utf-8"))
+    return template.substitute(
+        title=escape(f"{question} – ragserve"),
+        question=escape(question),
+        answer=escape(answer.answer) or "(empty answer)",
+        facts=_facts(answer),
+        warnings="".join(f'<p class="warning">{escape(warning)}</p>' for warning in answer.warnings),
+        heat_map=_heat_map(answer.passages, answer.token_posteriors),
+        passages="".join(_passage(rank, passage) for rank, passage in enumerate(answer.passages, start=1)),
+        tables=_other_answers(answer) + _timings(answer),
+    )
+
+
+def _facts(answer: Answer) -> str:
+    facts = [
+        ("log p(y|x)", f"{answer.log_prob:.3f}"),
+        ("p(y|x)", f"{math.exp(min(0.0, answer.log_prob)):.1%}"),
+        ("tokens", str(len(answer.token_ids))),
+        ("documents", str(len(answer.passages))),
+    ]
+    if answer.knowledge_version:
+        facts.append(("knowledge version", str(answer.knowledge_version)))
+    return "".join(f"<li>{name} <b>{value}</b></li>" for name, value in facts)
+
+
+def _heat_map(passages: Sequence[Passage], tokens: Sequence[TokenPosterior]) -> str:
+    """Documents down, tokens across; the prior comes before the first token."""
+    head = '<th class="corner" scope="col">document</th><th class="edge" scope="col">prior<br>p(z|x)</th>'
+    head += '<th class="gap"></th>'
+    head += "".join(f'<th scope="col">{_piece(token.piece)}</th>' for token in tokens)
+    rows = []
+    for index, passage in enumerate(passages):
+        cells = _cell(passage.prior, f"{passage.title}: prior") + '<td class="gap"></td>'
+        cells += "".join(_cell(token.posterior[index], f"{passage.title}: after “{token.piece}”") for token in tokens)
+        name = f'<span class="rank">{index + 1}</span>{escape(_name(passage, index))}'
+        rows.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')
+    return f'<table class="heat"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+
+
+def _cell(probability: float, label: str) -> str:
+    ink = " strong" if probability >= STRONG else ""
+    ink += " middle" if probability >= MIDDLE else ""
+    style = f'class="cell{ink}" style="--p: {probability:.4f}"'
+    return f'<td {style} title="{escape(label)}: {probability:.4f}">{_short(probability)}</td>'
+
+
+def _short(probability: float) -> str:
+    """Two digits; a little is not shown as nothing."""
+    return "&lt;.01" if 0 < probability < 0.005 else f"{probability:.2f}"
+
+
+def _piece(piece: str) -> str:
+    """A token's text; an end token is named by its own name, spaces are kept by the style sheet."""
+    return escape(piece.strip()) or "␣"
+
+
+def _name(passage: Passage, index: int) -> str:
+    return passage.title or passage.id or f"document {index + 1}"
+
+
+def _passage(rank: int, passage: Passage) -> str:
+    number = f'<span class="rank">{rank}</span>'
+    ident = f' <span class="id">{escape(passage.id)}</span>' if passage.id else ""
+    bars = _bar("prior", passage.prior) + _bar("posterior", passage.posterior)
+    score = f'<div class="id">score {passage.score:.3f}</div>'
+    return (
+        f"<li><div><h3>{number}{escape(_name(passage, rank - 1))}{ident}</h3><p>{escape(passage.text)}</p></div>"
+        f"<div>{bars}{score}</div></li>"
+    )
+
+
+def _bar(name: str, probability: float) -> str:
+    return (
+        f'<div class="bar {name}"><span>{name}</span><i style="--p: {probability:.4f}"></i>'
+        f"<b>{probability:.3f}</b></div>"
+    )
+
+
+def _other_answers(answer: Answer) -> str:
+    if len(answer.hypotheses) < 2:
+        return ""
+    rows = [(hypothesis.text, f"{hypothesis.log_prob:.3f}") for hypothesis in answer.hypotheses]
+    return _table("answers", "Answers, best first", ("answer", "log p(y|x)"), rows)
+
+
+def _timings(answer: Answer) -> str:
+    slowest = sorted(answer.timings_seconds.items(), key=lambda item: -item[1])
+    rows = [(stage.replace("_", " "), f"{seconds * 1000:.1f} ms") for stage, seconds in slowest]
+    return _table("timings", "Where the time went", ("stage", "time"), rows)
+
+
+def _table(name: str, title: str, head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    heads = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return (
+        f'<section aria-labelledby="{name}"><h2 id="{name}">{title}</h2>'
+        f'<table class="plain"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></section>'
+    )

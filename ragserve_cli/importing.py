@@ -1,0 +1,79 @@
+"""`ragserve import-checkpoint`: from a Hugging Face checkpoint to a model directory."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ragserve_cli import console
+
+
+class Kind(StrEnum):
+    """What a checkpoint was trained as."""
+
+    TOKEN = "rag-token"  # noqa: S105
+    SEQUENCE = "rag-sequence"
+    PAIR = "pair"
+
+
+class Pooling(StrEnum):
+    """How token states become one vector."""
+
+    CLS = "cls"
+    MEAN = "mean"
+
+
+DirectoryOption = Path | None
+
+
+def import_command(  # noqa: PLR0913
+    src: Annotated[
+        Path, typer.Argument(help="A RAG composite, or one half of a pair: an encoder or a BART or T5 generator.")
+    ],
+    out: Annotated[Path, typer.Argument(help="Model directory to make.")],
+    *,
+    question_encoder: Annotated[
+        DirectoryOption, typer.Option(metavar="DIR", help="Question encoder: DPR, BERT or sentence-transformers.")
+    ] = None,
+    generator: Annotated[DirectoryOption, typer.Option(metavar="DIR", help="Generator: BART or T5.")] = None,
+    passage_encoder: Annotated[
+        DirectoryOption,
+        typer.Option(metavar="DIR", help="Encoder of passages, such as DPR's; unset: the question encoder."),
+    ] = None,
+    kind: Annotated[Kind | None, typer.Option(help="Unset: what the checkpoint says.")] = None,
+    score_scale: Annotated[
+        float, typer.Option(help="Factor on inner products before the prior's softmax; 1 for DPR.")
+    ] = 1.0,
+    pooling: Annotated[
+        Pooling | None, typer.Option(help="Pooling of an encoder that does not say; unset: cls.")
+    ] = None,
+    normalize: Annotated[
+        bool | None, typer.Option("--normalize/--no-normalize", help="Scale vectors to length 1; unset: as it says.")
+    ] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read pytorch_model.bin (tensors only), if you trust its source.")
+    ] = False,
+) -> None:
+    """Turn a Hugging Face RAG checkpoint, or an encoder and a generator, into what the services load."""
+    from checkpoint_import import ImportOptions, import_checkpoint  # noqa: PLC0415  (slow to import)
+
+    options = ImportOptions(
+        kind=kind.value if kind else None,
+        question_encoder=question_encoder,
+        generator=generator,
+        passage_encoder=passage_encoder,
+        allow_pickle=allow_pickle,
+        score_scale=score_scale,
+        pooling=pooling.value if pooling else None,
+        normalize=normalize,
+    )
+    with console.progress_bar("reading") as bar:
+        made = import_checkpoint(
+            src, out, options, progress=lambda step, done, total: bar.update(done, total, f"exporting: {step}")
+        )
+    for warning in made.warnings:
+        console.warn(warning)
+    console.note(f"{out}: {made.manifest.kind}, {len(made.manifest.files)} files; serve it with 'ragserve up --model'")

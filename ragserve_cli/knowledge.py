@@ -1,0 +1,152 @@
+"""`ragserve kb`: builds, describes and searches knowledge bases without any service."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from ragserve_cli import console
+from ragserve_cli.plan import demo_directory
+from ragserve_cli.reach import reached
+from ragserve_cli.text import excerpt
+
+kb = typer.Typer(
+    help="Build, describe and search knowledge bases.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+
+
+class Precision(StrEnum):
+    """Precision of stored vectors."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+
+
+class Format(StrEnum):
+    """Formats of passage files."""
+
+    JSONL = "jsonl"
+    TSV = "tsv"
+    CSV = "csv"
+    PARQUET = "parquet"
+
+
+ModelOption = Annotated[
+    Path | None, typer.Option("--model", metavar="DIR", help="Model directory; unset: the embedded one.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@kb.command("build")
+def build(
+    source: Annotated[Path, typer.Argument(help="Passages: JSONL, TSV (psgs_w100.tsv), CSV or Parquet.")],
+    out: Annotated[Path, typer.Argument(help="Directory of the knowledge base to make.")],
+    model: ModelOption = None,
+    split_words: Annotated[
+        int | None, typer.Option("--split-words", metavar="N", help="Split texts to passages of N words (DPR: 100).")
+    ] = None,
+    source_format: Annotated[
+        Format | None, typer.Option("--format", help="Format of SOURCE; unset: by its name.")
+    ] = None,
+    precision: Annotated[Precision, typer.Option(help="Precision of the stored vectors.")] = Precision.FLOAT32,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Make a new version of OUT if it exists; old versions stay readable.")
+    ] = False,
+) -> None:
+    """Embed passages with the model's passage encoder and commit them as a versioned knowledge base."""
+    from retriever_svc.build import build_knowledge_base  # noqa: PLC0415  (slow to import)
+
+    with console.progress_bar("embedding", unit="passages") as bar:
+        info = build_knowledge_base(
+            source,
+            out,
+            model or demo_directory() / "model",
+            source_format=source_format.value if source_format else None,
+            split_words=split_words,
+            precision=precision.value,
+            replace=replace,
+            progress=lambda progress: bar.update(progress.done, progress.total),
+        )
+    console.note(f"{out}: version {info.version}, {info.passages} passages of {info.dimension} dimensions")
+
+
+@kb.command("info")
+def info(
+    knowledge: Annotated[Path | None, typer.Argument(metavar="KB", help="Unset: the embedded one.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a knowledge base holds."""
+    from retriever_svc.knowledge import describe  # noqa: PLC0415  (slow to import)
+
+    found = {key: _plain(value) for key, value in asdict(describe(knowledge or demo_directory() / "kb")).items()}
+    if as_json:
+        console.print_json(found)
+        return
+    table = Table(show_header=False, box=None)
+    for key, value in found.items():
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        table.add_row(key.replace("_", " "), escape(shown))
+    console.out.print(table)
+
+
+@kb.command("search")
+def search(
+    query: Annotated[str, typer.Argument(help="A question.")],
+    k: Annotated[int, typer.Option("--k", "-k", help="Passages wanted.")] = 5,
+    knowledge: Annotated[
+        Path | None, typer.Option("--knowledge", metavar="KB", help="Knowledge base; unset: the embedded one.")
+    ] = None,
+    model: ModelOption = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Ask the running orchestrator there instead of reading KB.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the passages nearest to a question."""
+    rows = _search_running(target, query, k) if target else _search_files(query, k, knowledge, model)
+    if as_json:
+        console.print_json({"query": query, "passages": rows})
+        return
+    table = Table("score", "prior", "id", "title", "text")
+    for row in rows:
+        title, text = escape(row["title"]), escape(excerpt(row["text"]))
+        table.add_row(f"{row['score']:.4f}", f"{row['prior']:.3f}", escape(row["id"]), title, text)
+    console.out.print(table)
+
+
+def _search_files(query: str, k: int, knowledge: Path | None, model: Path | None) -> list[dict[str, Any]]:
+    from retriever_svc.search import search_offline  # noqa: PLC0415  (slow to import)
+
+    hits = search_offline(model or demo_directory() / "model", knowledge or demo_directory() / "kb", query, k)
+    return [
+        {
+            "id": hit.passage.id,
+            "title": hit.passage.title,
+            "text": hit.passage.text,
+            "score": hit.score,
+            "prior": math.exp(hit.log_prior),
+        }
+        for hit in hits
+    ]
+
+
+def _search_running(target: str, query: str, k: int) -> list[dict[str, Any]]:
+    from ragserve.client import Client  # noqa: PLC0415  (slow to import)
+
+    with reached(target), Client(target) as client:
+        found = client.retrieve(query, docs=k)
+    return [{key: row[key] for key in ("id", "title", "text", "score", "prior")} for row in found.to_dict()["passages"]]
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON knows."""
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path) else value

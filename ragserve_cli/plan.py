@@ -1,0 +1,171 @@
+"""What `ragserve up` starts: the three services, their flags and where they listen."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ragserve.errors import InvalidInputError, NotFoundError
+
+HOST = "127.0.0.1"
+DEFAULT_PORTS = {"retriever": (50061, 9461), "generator": (50062, 9462), "orchestrator": (50051, 9451)}
+MODULES = {"retriever": "retriever_svc", "generator": "generator_svc", "orchestrator": "orchestrator"}
+NEEDS = {"retriever": ("model", "knowledge"), "generator": ("model",), "orchestrator": ()}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One service to start: `python -m module arguments`."""
+
+    name: str
+    module: str
+    arguments: tuple[str, ...]
+    host: str
+    port: int
+    metrics_host: str
+    metrics_port: int
+
+    @property
+    def target(self) -> str:
+        """Where this machine reaches the service."""
+        return address(reachable(self.host), self.port)
+
+
+def demo_directory() -> Path:
+    """The embedded models, knowledge base and questions.
+
+    Raises:
+        NotFoundError: this installation does not have them.
+    """
+    directory = Path(__file__).resolve().parent.parent / "demo"
+    if not (directory / "model").is_dir() or not (directory / "kb").is_dir():
+        raise NotFoundError(
+            f"{directory} does not hold the embedded model and knowledge base: give --model and --knowledge",
+            field=str(directory),
+        )
+    return directory
+
+
+def plan(config: Path | None, model: Path | None, knowledge: Path | None) -> tuple[Launch, ...]:
+    """The three services, on ports that are free.
+
+    Flags win over the environment, that over the file, that over the defaults, as in the services themselves; a port
+    0 becomes a free one. Without any model or knowledge base, the embedded ones are served.
+
+    Raises:
+        InvalidInputError: a port is in use, or the file cannot be read.
+        NotFoundError: nothing is named, and there are no embedded assets.
+    """
+    known = Settings.read(config)
+    paths = {"model": model, "knowledge": knowledge}
+    chosen: dict[str, list[str]] = {}
+    for name, needs in NEEDS.items():
+        chosen[name] = ["--config", str(config)] if config else []
+        for key in needs:
+            if (flag := _path_flag(known, name, key, paths[key])) is not None:
+                chosen[name] += [f"--{key}", str(flag)]
+    taken: set[int] = set()
+    places = {name: _place(known, name, taken) for name in DEFAULT_PORTS}
+    launches = {name: _launch(name, chosen[name], *places[name]) for name in ("retriever", "generator")}
+    downstream = [f"--{name}={launch.target}" for name, launch in launches.items()]
+    orchestrator = _launch("orchestrator", chosen["orchestrator"] + downstream, *places["orchestrator"])
+    return (*launches.values(), orchestrator)
+
+
+def address(host: str, port: int) -> str:
+    """host:port, with brackets around IPv6 addresses."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def reachable(host: str) -> str:
+    """The address to connect to for a service bound to `host`."""
+    return {"0.0.0.0": HOST, "::": "::1"}.get(host, host)  # noqa: S104
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What file and environment say, by service; only a few keys are looked at, the services check them all."""
+
+    file: dict[str, Any]
+
+    @classmethod
+    def read(cls, config: Path | None) -> Settings:
+        """Raises InvalidInputError when the file cannot be read."""
+        if config is None:
+            return cls({})
+        try:
+            return cls(tomllib.loads(config.read_text(encoding="utf-8")))
+        except OSError as error:
+            raise InvalidInputError("--config", f"cannot read {config}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InvalidInputError("--config", f"{config} is not TOML: {error}") from error
+
+    def get(self, service: str, *path: str) -> Any:
+        """The value at `path` of a service, or None."""
+        variable = f"RAGSERVE_{service}_{'__'.join(path)}".upper()
+        if variable in os.environ:
+            return os.environ[variable]
+        value: Any = self.file.get(service)
+        for key in path:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+
+def _path_flag(known: Settings, service: str, key: str, given: Path | None) -> Path | None:
+    """What to pass as --model or --knowledge; None when file or environment name it."""
+    if given is not None:
+        return given.resolve()
+    if known.get(service, key) is not None:
+        return None
+    return demo_directory() / {"model": "model", "knowledge": "kb"}[key]
+
+
+def _place(known: Settings, service: str, taken: set[int]) -> tuple[str, int, str, int]:
+    """Host and port, of gRPC and of metrics, checked to be free and not in `taken`, to which they are added."""
+    found: list[Any] = []
+    for prefix, default in zip(("", "metrics_"), DEFAULT_PORTS[service], strict=True):
+        host = str(known.get(service, "server", f"{prefix}host") or HOST)
+        value = known.get(service, "server", f"{prefix}port")
+        setting = f"{service} server.{prefix}port"
+        port = _free_port(host, default if value is None else value, setting)
+        while port in taken:
+            if str(value) != "0":
+                raise InvalidInputError(setting, f"port {port} is given to two services")
+            port = _free_port(host, 0, setting)
+        taken.add(port)
+        found += [host, port]
+    return found[0], found[1], found[2], found[3]
+
+
+def _free_port(host: str, value: Any, setting: str) -> int:
+    """The port, or a free one for 0.
+
+    Raises:
+        InvalidInputError: it is in use, or no port.
+    """
+    try:
+        port = int(value)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+            return int(probe.getsockname()[1])
+    except (ValueError, OverflowError) as error:
+        raise InvalidInputError(setting, f"{value!r} is not a port") from error
+    except OSError as error:
+        service, _, key = setting.partition(" ")
+        variable = f"RAGSERVE_{service}_{key.replace('.', '__')}".upper()
+        raise InvalidInputError(
+            setting,
+            f"cannot listen on {address(host, port)}: {(error.strerror or str(error)).lower()} (is ragserve up "
+            f"already?); choose another port with {variable} or in the file given by --config",
+        ) from error
+
+
+def _launch(name: str, arguments: list[str], host: str, port: int, metrics_host: str, metrics_port: int) -> Launch:
+    flags = (f"--server.port={port}", f"--server.metrics-port={metrics_port}")
+    return Launch(name, MODULES[name], (*arguments, *flags), host, port, metrics_host, metrics_port)
