@@ -1,0 +1,1 @@
+"""The retriever and the generator as the pipeline sees them."""

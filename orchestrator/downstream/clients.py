@@ -1,0 +1,326 @@
+"""gRPC clients of the retriever (unary) and the generator (one stream is one decode session)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+
+from orchestrator.deadline import Deadline
+from orchestrator.downstream import convert
+from orchestrator.downstream.prefixes import Prefixes
+from orchestrator.pipeline import SessionSpec
+from orchestrator.requests import Evidence, GeneratorInfo, Mode
+from orchestrator.search.inference import Control, Extension, Rendered, Step, TargetScore
+from orchestrator.settings import OrchestratorSettings
+from orchestrator.stages import GENERATOR, RETRIEVE, Stages
+from ragserve.errors import InvalidInputError, RagserveError, UnavailableError
+from ragserve.serving.channel import channel
+from ragserve.serving.convert import timings_from_proto
+from ragserve.serving.metrics import Metrics
+from ragserve.serving.status import error_from_rpc
+from ragserve.v1 import generator_pb2, generator_pb2_grpc, retriever_pb2, retriever_pb2_grpc
+
+FIRST_BACKOFF_SECONDS = 0.1
+# How long a session that is over may take to say so before it is cancelled.
+CLOSING_SECONDS = 5.0
+# Fields of the other services' requests, as the caller knows them.
+CALLER_FIELDS = {
+    "k": "n_docs",
+    "queries": "question",
+    "query": "question",
+    "queries[0]": "question",
+    "queries[0].text": "question",
+    "targets": "answer",
+    "targets[0]": "answer",
+    "targets[0].text": "answer",
+}
+RETRIEVER_METHODS = ("/ragserve.v1.RetrieverService/Retrieve", "/ragserve.v1.RetrieverService/GetInfo")
+GENERATOR_METHODS = ("/ragserve.v1.GeneratorService/GetInfo",)
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+DecodeCall = grpc.aio.StreamStreamCall[generator_pb2.DecodeRequest, generator_pb2.DecodeResponse]
+
+
+class RetrieverClient:
+    """The retriever; replicas that are gone are tried again by the channel."""
+
+    def __init__(self, target: str, settings: OrchestratorSettings) -> None:
+        self._channel = channel(
+            target,
+            max_message_bytes=settings.server.max_message_bytes,
+            retried_methods=RETRIEVER_METHODS,
+            max_attempts=settings.max_attempts,
+        )
+        self._stub = retriever_pb2_grpc.RetrieverServiceStub(self._channel)
+
+    async def retrieve(self, question: str, n_docs: int, version: int, deadline: Deadline, stages: Stages) -> Evidence:
+        """The passages of a question. Raises the retriever's errors, with the caller's names for the fields."""
+        request = retriever_pb2.RetrieverServiceRetrieveRequest(
+            queries=[retriever_pb2.Query(text=question)], k=n_docs, knowledge_version=version
+        )
+        started = time.monotonic()
+        response = await _raising(self._stub.Retrieve(request, timeout=deadline.remaining()))
+        stages.called(RETRIEVE, time.monotonic() - started, timings_from_proto(response.timings))
+        return convert.evidence_from_proto(response)
+
+    async def ready(self, timeout_seconds: float) -> None:
+        """Returns when a replica answers. Raises when none does in time."""
+        request = retriever_pb2.RetrieverServiceGetInfoRequest()
+        await _raising(self._stub.GetInfo(request, timeout=timeout_seconds, wait_for_ready=True))
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._channel.close()
+
+
+class GeneratorClient:
+    """The generator: its state, kept for a while, and decode sessions."""
+
+    def __init__(self, target: str, settings: OrchestratorSettings, metrics: Metrics) -> None:
+        self._channel = channel(
+            target,
+            max_message_bytes=settings.server.max_message_bytes,
+            retried_methods=GENERATOR_METHODS,
+            max_attempts=settings.max_attempts,
+        )
+        self._stub = generator_pb2_grpc.GeneratorServiceStub(self._channel)
+        self._settings = settings
+        self._info: GeneratorInfo | None = None
+        self._info_until = 0.0
+        self._closing: set[asyncio.Task[None]] = set()
+        self.failovers = metrics.counter(
+            "ragserve_failovers_total", "Sessions of the generator opened again because their replica was gone."
+        )
+
+    async def info(self, deadline: Deadline) -> GeneratorInfo:
+        """What is loaded; asked again when it is old, or when a replica was gone."""
+        if self._info is None or time.monotonic() > self._info_until:
+            request = generator_pb2.GeneratorServiceGetInfoRequest()
+            response = await _raising(self._stub.GetInfo(request, timeout=deadline.remaining()))
+            self._info = convert.info_from_proto(response)
+            self._info_until = time.monotonic() + self._settings.info_max_age_seconds
+        return self._info
+
+    async def ready(self, timeout_seconds: float) -> None:
+        """Returns when a replica answers. Raises when none does in time."""
+        request = generator_pb2.GeneratorServiceGetInfoRequest()
+        await _raising(self._stub.GetInfo(request, timeout=timeout_seconds, wait_for_ready=True))
+
+    def session(self, spec: SessionSpec, deadline: Deadline, stages: Stages) -> GeneratorSession:
+        """A session, which frees the generator's when the block ends."""
+        return GeneratorSession(self, spec, deadline, stages, self._settings.max_attempts)
+
+    def start_stream(self, deadline: Deadline) -> DecodeCall:
+        """A new stream, to the next replica that is connected."""
+        call: DecodeCall = self._stub.Decode(timeout=deadline.remaining())
+        return call
+
+    def lost_replica(self) -> None:
+        """Another replica may have something else loaded."""
+        self._info = None
+
+    def finish(self, call: DecodeCall) -> None:
+        """Ends a session in the background: the answer need not wait for the farewell."""
+        task = asyncio.create_task(_farewell(call))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await asyncio.gather(*self._closing)
+        await self._channel.close()
+
+
+class GeneratorSession:
+    """A decode session that survives its replica: it is opened again with the prefixes of its present step.
+
+    It opens on first use. Not opened by `open`, it only encodes, for `score` and `render`.
+    """
+
+    def __init__(
+        self, client: GeneratorClient, spec: SessionSpec, deadline: Deadline, stages: Stages, max_attempts: int
+    ) -> None:
+        self._client = client
+        self._spec = spec
+        self._deadline = deadline
+        self._stages = stages
+        self._max_attempts = max_attempts
+        self._call: DecodeCall | None = None
+        self._prefixes: Prefixes | None = None
+        self._n_docs = spec.evidence.n_docs
+        self._step_docs = self._n_docs if spec.mode is Mode.TOKEN else 1
+
+    async def __aenter__(self) -> GeneratorSession:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        call, self._call = self._call, None
+        if call is not None and kind is None:
+            self._client.finish(call)
+        elif call is not None:
+            call.cancel()
+
+    async def open(self, control: Control, candidates: int) -> Step:
+        """Encode and run the first step."""
+        documents = [0] if self._spec.mode is Mode.TOKEN else range(self._n_docs)
+        self._prefixes = Prefixes.start(documents, control, candidates)
+        return self._step((await self._retried(self._start)).open.step)
+
+    async def advance(self, extensions: Sequence[Extension], candidates: int) -> Step:
+        """Extend hypotheses; where the replica is gone, another one starts with the extended ones."""
+        if self._prefixes is None:
+            raise ValueError("advance before open")
+        self._prefixes = self._prefixes.extended(extensions, candidates)
+        request = convert.advance_to_proto(extensions, candidates)
+
+        async def attempt() -> generator_pb2.StepResult:
+            if self._call is None:
+                return (await self._start()).open.step
+            return (await self._exchange(request)).step
+
+        return self._step(await self._retried(attempt))
+
+    async def widen(self, rows: Sequence[int], candidates: int) -> Step:
+        """More candidates for some rows."""
+        response = await self._ask(convert.widen_to_proto(rows, candidates))
+        return self._step(response.step, rows)
+
+    async def score(self, targets: Sequence[Sequence[int] | str]) -> list[TargetScore]:
+        """Score targets under every document."""
+        response = await self._ask(convert.score_to_proto(targets))
+        return convert.scores_from_proto(response.score, self._n_docs)
+
+    async def render(self, sequences: Sequence[Sequence[int]]) -> list[Rendered]:
+        """Text of sequences."""
+        return convert.rendered_from_proto((await self._ask(convert.render_to_proto(sequences))).render)
+
+    def _step(self, step: generator_pb2.StepResult, rows: Sequence[int] | None = None) -> Step:
+        requested = self._prefixes.requested(rows) if self._prefixes else []
+        return convert.step_from_proto(step, self._step_docs, requested)
+
+    async def _ask(self, request: generator_pb2.DecodeRequest) -> generator_pb2.DecodeResponse:
+        """One exchange, on a stream that stands at the present step."""
+
+        async def attempt() -> generator_pb2.DecodeResponse:
+            if self._call is None:
+                await self._start()
+            return await self._exchange(request)
+
+        return await self._retried(attempt)
+
+    async def _retried(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Again on another replica while they are gone, a bounded number of times."""
+        for number in range(1, self._max_attempts):
+            try:
+                return await attempt()
+            except UnavailableError as error:
+                log.warning("a generator replica is gone, trying another: %s", error)
+                self._client.failovers.inc()
+                await asyncio.sleep(FIRST_BACKOFF_SECONDS * 2 ** (number - 1))
+        return await attempt()
+
+    async def _start(self) -> generator_pb2.DecodeResponse:
+        """Open a stream at the present step."""
+        self._call = self._client.start_stream(self._deadline)
+        return await self._exchange(convert.open_to_proto(self._spec, self._prefixes))
+
+    async def _exchange(self, request: generator_pb2.DecodeRequest) -> generator_pb2.DecodeResponse:
+        """One request and its response. On any error the stream is given up."""
+        if self._call is None:
+            raise ValueError("the session has ended")
+        started = time.monotonic()
+        try:
+            response = await _next_response(self._call, request)
+        except RagserveError as error:
+            self._call.cancel()
+            self._call = None
+            if isinstance(error, UnavailableError):
+                self._client.lost_replica()
+            raise
+        self._stages.called(GENERATOR, time.monotonic() - started, timings_from_proto(response.timings))
+        return response
+
+
+class Downstream:
+    """Both services; as the server's Service it waits for them at the start."""
+
+    def __init__(self, settings: OrchestratorSettings, metrics: Metrics) -> None:
+        self._settings = settings
+        self.retriever = RetrieverClient(settings.retriever, settings)
+        self.generator = GeneratorClient(settings.generator, settings, metrics)
+
+    async def start(self) -> None:
+        """Wait until both answer, but not for ever: they may come later."""
+        wait = self._settings.startup_wait_seconds
+        names = ("retriever", "generator")
+        ready = await asyncio.gather(self.retriever.ready(wait), self.generator.ready(wait), return_exceptions=True)
+        for name, outcome in zip(names, ready, strict=True):
+            if isinstance(outcome, RagserveError):
+                log.warning("the %s does not answer yet: %s", name, outcome)
+            elif outcome is not None:
+                raise outcome
+
+    async def stop(self) -> None:
+        """Close the connections."""
+        await asyncio.gather(self.retriever.close(), self.generator.close())
+
+
+async def _raising(call: Awaitable[T]) -> T:
+    """The response of a unary call. Raises the error that its status stands for."""
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        raise _for_caller(error_from_rpc(error)) from error
+
+
+async def _next_response(call: DecodeCall, request: generator_pb2.DecodeRequest) -> generator_pb2.DecodeResponse:
+    """Raises UnavailableError when the stream ended instead, whatever way."""
+    try:
+        await call.write(request)
+        response: Any = await call.read()
+    except grpc.aio.AioRpcError as error:
+        raise _for_caller(error_from_rpc(error)) from error
+    except asyncio.InvalidStateError as error:
+        raise UnavailableError("the generator's session is over") from error
+    except asyncio.CancelledError as error:
+        # grpc raises this too when the server cancelled the stream.
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise UnavailableError("the generator cancelled the session") from error
+    if response is grpc.aio.EOF:
+        raise UnavailableError("the generator ended the session")
+    return response  # type: ignore[no-any-return]
+
+
+def _for_caller(error: RagserveError) -> RagserveError:
+    """With the caller's name of the field at fault."""
+    name = CALLER_FIELDS.get(error.field)
+    if name is None:
+        return error
+    message = error.message
+    if message.startswith(f"{error.field} "):
+        message = name + message.removeprefix(error.field)
+    if isinstance(error, InvalidInputError):
+        return InvalidInputError(name, message)
+    return type(error)(message, field=name, retry_after_seconds=error.retry_after_seconds)
+
+
+async def _farewell(call: DecodeCall) -> None:
+    """Says that no request follows, and lets the generator end the stream."""
+    try:
+        await call.done_writing()
+        await asyncio.wait_for(call.code(), CLOSING_SECONDS)
+    except (grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError):
+        call.cancel()

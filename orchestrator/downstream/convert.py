@@ -1,0 +1,172 @@
+"""Between the dataclasses of the search and the messages of retriever and generator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from orchestrator.downstream.prefixes import Prefixes
+from orchestrator.pipeline import SessionSpec
+from orchestrator.requests import Evidence, GenerationOptions, GeneratorInfo, Mode, Passage, Truncation
+from orchestrator.search.beam import EarlyStopping
+from orchestrator.search.inference import Control, Extension, Floats, Rendered, Step, TargetScore
+from ragserve.errors import InternalError
+from ragserve.v1 import common_pb2, retriever_pb2
+from ragserve.v1 import generator_pb2 as pb
+
+MODES = {Mode.TOKEN: common_pb2.MODE_TOKEN, Mode.SEQUENCE: common_pb2.MODE_SEQUENCE}
+TRUNCATIONS = {Truncation.PASSAGE: pb.TRUNCATION_PASSAGE, Truncation.RIGHT: pb.TRUNCATION_RIGHT}
+# As Hugging Face's generation_config.json has it.
+EARLY_STOPPINGS = {
+    "false": EarlyStopping.HEURISTIC,
+    "true": EarlyStopping.FIRST,
+    "never": EarlyStopping.NEVER,
+}
+DEFAULT_OPTIONS = (
+    *("num_beams", "max_length", "min_length", "length_penalty", "no_repeat_ngram_size", "repetition_penalty"),
+)
+
+
+def evidence_from_proto(response: retriever_pb2.RetrieverServiceRetrieveResponse) -> Evidence:
+    """The passages of the one query that was asked."""
+    (result,) = response.results
+    return Evidence(
+        passages=tuple(
+            Passage(p.passage.id, p.passage.title, p.passage.text, p.passage.metadata_json) for p in result.passages
+        ),
+        scores=tuple(p.score for p in result.passages),
+        log_prior=np.array([p.log_prior for p in result.passages], np.float64),
+        knowledge_version=response.knowledge_version,
+        decoded_question=result.decoded_query,
+    )
+
+
+def info_from_proto(info: pb.GeneratorServiceGetInfoResponse) -> GeneratorInfo:
+    """What the generator has loaded."""
+    defaults = info.defaults
+    modes = {value: mode for mode, value in MODES.items()}
+    return GeneratorInfo(
+        trained_mode=modes.get(info.trained_mode),
+        vocab_size=info.vocab_size,
+        decoder_start_token_id=info.decoder_start_token_id,
+        eos_token_ids=tuple(info.eos_token_ids),
+        bos_token_id=info.bos_token_id if info.HasField("bos_token_id") else None,
+        max_target_tokens=info.max_target_tokens,
+        max_context_tokens=info.max_context_tokens,
+        max_documents=info.max_documents,
+        max_hypotheses=info.max_hypotheses,
+        defaults=_defaults_from_proto(defaults),
+        default_n_docs=defaults.n_docs if defaults.HasField("n_docs") else None,
+        forced_bos_token_id=defaults.forced_bos_token_id if defaults.HasField("forced_bos_token_id") else None,
+        forced_eos_token_id=defaults.forced_eos_token_id if defaults.HasField("forced_eos_token_id") else None,
+    )
+
+
+def _defaults_from_proto(defaults: pb.GenerationDefaults) -> GenerationOptions:
+    numbers = {field.name: value for field, value in defaults.ListFields() if field.name in DEFAULT_OPTIONS}
+    return GenerationOptions(
+        early_stopping=EARLY_STOPPINGS.get(defaults.early_stopping.lower()),
+        bad_words=tuple(tuple(words.token_ids) for words in defaults.bad_words) or None,
+        **numbers,
+    )
+
+
+def open_to_proto(spec: SessionSpec, prefixes: Prefixes | None) -> pb.DecodeRequest:
+    """The first request of a session: at `prefixes`, or, when None, without a step."""
+    evidence = spec.evidence
+    request = pb.OpenRequest(
+        question=spec.question,
+        documents=[
+            pb.Document(title=passage.title, text=passage.text, log_prior=prior)
+            for passage, prior in zip(evidence.passages, evidence.log_prior.tolist(), strict=True)
+        ],
+        mode=MODES[spec.mode],
+        max_context_tokens=spec.context.max_tokens,
+        truncation=TRUNCATIONS[spec.context.truncation],
+        encode_only=prefixes is None,
+    )
+    if prefixes is not None:
+        request.candidates = prefixes.candidates
+        if any(one.tokens for one in prefixes.hypotheses):
+            request.prefixes.extend(
+                pb.Prefix(token_ids=one.tokens, document=one.document, control=_control(one.control))
+                for one in prefixes.hypotheses
+            )
+        else:
+            request.control.CopyFrom(_control(prefixes.hypotheses[0].control))
+    return pb.DecodeRequest(open=request)
+
+
+def advance_to_proto(extensions: Sequence[Extension], candidates: int) -> pb.DecodeRequest:
+    """The next step."""
+    hypotheses = [
+        pb.NextHypothesis(parent=one.parent, token=one.token, control=_control(one.control)) for one in extensions
+    ]
+    return pb.DecodeRequest(advance=pb.AdvanceRequest(hypotheses=hypotheses, candidates=candidates))
+
+
+def widen_to_proto(rows: Sequence[int], candidates: int) -> pb.DecodeRequest:
+    """More candidates."""
+    return pb.DecodeRequest(widen=pb.WidenRequest(hypotheses=rows, candidates=candidates))
+
+
+def score_to_proto(targets: Sequence[Sequence[int] | str]) -> pb.DecodeRequest:
+    """Targets as tokens, or as text."""
+    messages = [
+        pb.Target(text=one) if isinstance(one, str) else pb.Target(tokens=pb.TokenSequence(token_ids=one))
+        for one in targets
+    ]
+    return pb.DecodeRequest(score=pb.ScoreRequest(targets=messages))
+
+
+def render_to_proto(sequences: Sequence[Sequence[int]]) -> pb.DecodeRequest:
+    """Sequences to be written as text."""
+    return pb.DecodeRequest(render=pb.RenderRequest(sequences=[pb.TokenSequence(token_ids=one) for one in sequences]))
+
+
+def _control(control: Control) -> pb.StepControl:
+    return pb.StepControl(banned=control.banned, requested=control.requested)
+
+
+def step_from_proto(step: pb.StepResult, n_docs: int, requested: Sequence[int]) -> Step:
+    """A step of `len(requested)` hypotheses, the i-th with `requested[i]` requested tokens."""
+    rows, width = len(requested), step.candidates
+    shown = _floats(step.requested_log_probs, n_docs * sum(requested))
+    ends = np.cumsum([n_docs * count for count in requested])
+    return Step(
+        token_ids=np.frombuffer(_sized(step.token_ids, rows * width), "<i4").reshape(rows, width).astype(np.int64),
+        log_probs=_floats(step.log_probs, rows * n_docs * width).reshape(rows, n_docs, width),
+        requested_log_probs=tuple(
+            shown[end - n_docs * count : end].reshape(n_docs, count)
+            for end, count in zip(ends.tolist(), requested, strict=True)
+        ),
+        allowed_log_mass=_floats(step.allowed_log_mass, rows),
+    )
+
+
+def scores_from_proto(result: pb.ScoreResult, n_docs: int) -> list[TargetScore]:
+    """Scored targets."""
+    return [
+        TargetScore(
+            tuple(one.token_ids),
+            _floats(one.log_probs, n_docs * len(one.token_ids)).reshape(n_docs, len(one.token_ids)),
+        )
+        for one in result.scores
+    ]
+
+
+def rendered_from_proto(result: pb.RenderResult) -> list[Rendered]:
+    """Text of sequences."""
+    return [Rendered(one.text, tuple(one.pieces)) for one in result.sequences]
+
+
+def _floats(data: bytes, count: int) -> Floats:
+    return np.frombuffer(_sized(data, count), "<f4").astype(np.float32, copy=False)
+
+
+def _sized(data: bytes, count: int) -> bytes:
+    """The bytes of `count` values of 4 bytes. Raises InternalError for another number."""
+    if len(data) != 4 * count:
+        raise InternalError(f"the generator sent an array of {len(data)} bytes where {4 * count} were expected")
+    return data

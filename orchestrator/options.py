@@ -1,0 +1,227 @@
+"""Settings of one generation: what the request says, then the checkpoint, then the service; and their limits."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from dataclasses import dataclass, fields
+from typing import TypeVar
+
+from orchestrator.requests import (
+    Decoding,
+    GenerateAsk,
+    GenerationOptions,
+    GeneratorInfo,
+    Mode,
+    SamplingOptions,
+)
+from orchestrator.search import filters
+from orchestrator.search.beam import Beam, BeamRules, EarlyStopping
+from orchestrator.search.decoder import Decoder, Greedy, Limits
+from orchestrator.search.sampling import Sampling, SamplingRules
+from orchestrator.settings import OrchestratorSettings
+from ragserve.errors import InvalidInputError
+
+SEED_BITS = 63
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Settings of one generation, complete and checked."""
+
+    mode: Mode
+    decoding: Decoding
+    num_beams: int
+    num_return_sequences: int
+    max_length: int
+    min_length: int
+    min_new_tokens: int
+    length_penalty: float
+    early_stopping: EarlyStopping
+    no_repeat_ngram_size: int
+    bad_words: tuple[tuple[int, ...], ...]
+    repetition_penalty: float
+    sampling: SamplingRules | None
+
+    def decoder(self, info: GeneratorInfo, sampling_candidates: int) -> Decoder:
+        """A fresh decoder for one group of hypotheses."""
+        limits = Limits(info.eos_token_ids, self.max_length)
+        if self.sampling is not None:
+            return Sampling(self.sampling, limits, sampling_candidates)
+        if self.num_beams == 1:
+            return Greedy(limits)
+        return Beam(BeamRules(self.num_beams, self.length_penalty, self.early_stopping, limits))
+
+    def filter_chain(self, info: GeneratorInfo) -> filters.FilterChain:
+        """The filters in Hugging Face's order."""
+        eos = info.eos_token_ids
+        chain: list[filters.Filter] = []
+        if self.repetition_penalty != 1.0:
+            chain.append(filters.RepetitionPenalty(self.repetition_penalty))
+        if self.no_repeat_ngram_size:
+            chain.append(filters.NoRepeatNgram(self.no_repeat_ngram_size))
+        if self.bad_words:
+            chain.append(filters.BadWords(self.bad_words, eos))
+        if self.min_length:
+            chain.append(filters.MinLength(self.min_length, eos))
+        if self.min_new_tokens:
+            chain.append(filters.MinNewTokens(self.min_new_tokens, eos))
+        if info.forced_bos_token_id is not None:
+            chain.append(filters.ForcedBos(info.forced_bos_token_id))
+        if info.forced_eos_token_id is not None:
+            chain.append(filters.ForcedEos(info.forced_eos_token_id, self.max_length))
+        return filters.FilterChain(info.decoder_start_token_id, tuple(chain))
+
+
+def resolve(ask: GenerateAsk, info: GeneratorInfo, settings: OrchestratorSettings, n_docs: int) -> Resolved:
+    """Fill in what the request does not say. Raises InvalidInputError naming the request's field."""
+    said = ask.options
+    merged = _merge(said, info.defaults)
+    mode = resolve_mode(said.mode, info)
+    max_length = _max_length(said, merged, info, settings)
+    sampling = _sampling(said.sampling, said.num_return_sequences or 1, mode)
+    num_beams = 1 if sampling else _or(merged.num_beams, 1)
+    resolved = Resolved(
+        mode=mode,
+        decoding=_decoding(said.decoding, mode),
+        num_beams=num_beams,
+        num_return_sequences=_or(said.num_return_sequences, 1),
+        max_length=max_length,
+        min_length=_or(merged.min_length, 0),
+        min_new_tokens=_or(merged.min_new_tokens, 0),
+        length_penalty=_or(merged.length_penalty, 1.0),
+        early_stopping=_or(merged.early_stopping, EarlyStopping.HEURISTIC),
+        no_repeat_ngram_size=_or(merged.no_repeat_ngram_size, 0),
+        bad_words=_or(merged.bad_words, ()),
+        repetition_penalty=_or(merged.repetition_penalty, 1.0),
+        sampling=sampling,
+    )
+    _check_search(resolved, said, info, settings, n_docs)
+    _check_lengths(resolved, said)
+    _check_penalties(resolved)
+    _check_bad_words(resolved.bad_words, info, settings)
+    return resolved
+
+
+def resolve_mode(said: Mode | None, info: GeneratorInfo) -> Mode:
+    """The mode asked for, else the one the checkpoint was trained for, else RAG-Token."""
+    return said or info.trained_mode or Mode.TOKEN
+
+
+def mode_warnings(mode: Mode, info: GeneratorInfo) -> tuple[str, ...]:
+    """A checkpoint served in the mode it was not trained for."""
+    if info.trained_mode is None or info.trained_mode is mode:
+        return ()
+    return (
+        f"the checkpoint was trained as RAG-{info.trained_mode.value.capitalize()} "
+        f"and is served as RAG-{mode.value.capitalize()}: its probabilities were not learned for that",
+    )
+
+
+def _or(value: T | None, default: T) -> T:
+    return default if value is None else value
+
+
+def _merge(said: GenerationOptions, defaults: GenerationOptions) -> GenerationOptions:
+    chosen = {f.name: _or(getattr(said, f.name), getattr(defaults, f.name)) for f in fields(GenerationOptions)}
+    return GenerationOptions(**chosen)
+
+
+def _max_length(
+    said: GenerationOptions, merged: GenerationOptions, info: GeneratorInfo, settings: OrchestratorSettings
+) -> int:
+    """Tokens, decoder start token included. What the request says is checked, defaults are cut to the model's."""
+    limit = info.max_target_tokens or settings.default_max_length
+    if said.max_new_tokens is not None:
+        if not 1 <= said.max_new_tokens < limit:
+            raise InvalidInputError("options.max_new_tokens", f"must be between 1 and {limit - 1}, the model's limit")
+        return said.max_new_tokens + 1
+    if said.max_length is not None:
+        if not 2 <= said.max_length <= limit:
+            raise InvalidInputError(
+                "options.max_length",
+                f"must be between 2 (the decoder start token counts) and {limit}, the model's limit",
+            )
+        return said.max_length
+    return min(_or(merged.max_length, settings.default_max_length), limit)
+
+
+def _decoding(said: Decoding | None, mode: Mode) -> Decoding:
+    if said is not None and mode is Mode.TOKEN:
+        raise InvalidInputError("options.decoding", "thorough and fast decoding are of sequence mode; leave it out")
+    return said or Decoding.THOROUGH
+
+
+def _sampling(said: SamplingOptions | None, samples: int, mode: Mode) -> SamplingRules | None:
+    if said is None:
+        return None
+    if mode is Mode.SEQUENCE:
+        raise InvalidInputError("options.sampling", "sampling is of token mode: sequence mode ranks the beams it finds")
+    temperature, top_p = _or(said.temperature, 1.0), _or(said.top_p, 1.0)
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise InvalidInputError("options.sampling.temperature", "must be above 0; leave sampling out for greedy search")
+    if not 0 < top_p <= 1:
+        raise InvalidInputError("options.sampling.top_p", "must be above 0 and at most 1")
+    seed = secrets.randbits(SEED_BITS) if said.seed is None else said.seed
+    return SamplingRules(seed, samples, temperature, _or(said.top_k, 0), top_p)
+
+
+def _check_search(
+    resolved: Resolved, said: GenerationOptions, info: GeneratorInfo, settings: OrchestratorSettings, n_docs: int
+) -> None:
+    beams, answers = resolved.num_beams, resolved.num_return_sequences
+    if resolved.sampling and said.num_beams not in (None, 1):
+        raise InvalidInputError("options.num_beams", "sampling has no beams; leave num_beams out, or at 1")
+    if not 1 <= beams <= settings.max_beams:
+        raise InvalidInputError("options.num_beams", f"must be between 1 and {settings.max_beams}")
+    if answers < 1:
+        raise InvalidInputError("options.num_return_sequences", "must be at least 1")
+    most = settings.max_beams if resolved.sampling else beams
+    if answers > most:
+        raise InvalidInputError("options.num_return_sequences", f"must be at most {most}, as many as there are beams")
+    hypotheses = answers if resolved.sampling else beams * (n_docs if resolved.mode is Mode.SEQUENCE else 1)
+    if info.max_hypotheses and hypotheses > info.max_hypotheses:
+        field = "options.num_return_sequences" if resolved.sampling else "options.num_beams"
+        raise InvalidInputError(
+            field, f"asks for {hypotheses} hypotheses; the generator has at most {info.max_hypotheses} in a session"
+        )
+
+
+def _check_lengths(resolved: Resolved, said: GenerationOptions) -> None:
+    longest = "options.max_length" if said.max_new_tokens is None else "options.max_new_tokens"
+    if resolved.min_length > resolved.max_length:
+        field = longest if said.min_length is None else "options.min_length"
+        raise InvalidInputError(
+            field, f"the least length {resolved.min_length} is above the greatest, {resolved.max_length}"
+        )
+    if resolved.min_new_tokens >= resolved.max_length:
+        raise InvalidInputError(
+            "options.min_new_tokens", f"must be below the greatest length, {resolved.max_length} with the start token"
+        )
+
+
+def _check_penalties(resolved: Resolved) -> None:
+    if not math.isfinite(resolved.length_penalty):
+        raise InvalidInputError("options.length_penalty", "must be a finite number")
+    if resolved.early_stopping is EarlyStopping.NEVER and resolved.length_penalty < 0:
+        raise InvalidInputError(
+            "options.length_penalty",
+            "must not be negative with early_stopping NEVER: every further token would improve a hypothesis",
+        )
+    if not (math.isfinite(resolved.repetition_penalty) and resolved.repetition_penalty > 0):
+        raise InvalidInputError("options.repetition_penalty", "must be above 0")
+
+
+def _check_bad_words(
+    bad_words: tuple[tuple[int, ...], ...], info: GeneratorInfo, settings: OrchestratorSettings
+) -> None:
+    if len(bad_words) > settings.max_bad_words:
+        raise InvalidInputError("options.bad_words", f"has more than {settings.max_bad_words} entries")
+    for index, words in enumerate(bad_words):
+        field = f"options.bad_words[{index}]"
+        if not words:
+            raise InvalidInputError(field, "is empty")
+        if max(words) >= info.vocab_size:
+            raise InvalidInputError(field, f"has a token id that is not below the vocabulary size, {info.vocab_size}")

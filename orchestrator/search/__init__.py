@@ -1,0 +1,1 @@
+"""Search over tokens in four roles: inference, filters, decoder, ranker. It knows no transport."""

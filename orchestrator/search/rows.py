@@ -1,0 +1,126 @@
+"""A step as the decoders see it: for each hypothesis the tokens whose scores are known, and a bound on the others.
+
+This is the certificate of the sparse path: the generator sends the M allowed tokens of the largest marginal, so no
+token that is not there has a larger one than the smallest of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from orchestrator.marginal import token_marginal
+from orchestrator.search.filters import FilterChain
+from orchestrator.search.inference import Control, Doubles, Floats, Ids, Step
+from ragserve.errors import InternalError
+
+# The generator selects by marginals summed in float32, we compare sums made in float64: closer than this is a tie.
+ROUNDING = 1e-6
+
+ZERO = np.float32(0.0)
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """Tokens generated so far, the decoder start token not included.
+
+    `score` is the sum of their log-probabilities after the filters; `doc_log_probs` has, for each token, what every
+    document gives it before them, `[n_docs]`.
+    """
+
+    tokens: tuple[int, ...] = ()
+    score: np.float32 = ZERO
+    doc_log_probs: tuple[Floats, ...] = ()
+
+    def extended(self, row: Row, at: int) -> Hypothesis:
+        """With the token at position `at` of a row."""
+        return replace(
+            self,
+            tokens=(*self.tokens, int(row.ids[at])),
+            score=self.score + row.scores[at],
+            doc_log_probs=(*self.doc_log_probs, row.doc_log_probs[:, at]),
+        )
+
+    def log_probs(self, n_docs: int) -> Floats:
+        """Log-probabilities of the tokens under each document, `[n_docs, n_tokens]`."""
+        return np.stack(self.doc_log_probs, axis=1) if self.doc_log_probs else np.zeros((n_docs, 0), np.float32)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of one hypothesis' next token, by falling score, ties by rising id.
+
+    No token that is missing scores above `bound`; `unknown` is how many allowed tokens may be missing, 0 when all
+    are here. `mass` is the probability of all allowed tokens after the filters (not a sum to 1), `rest` that of the
+    missing ones.
+    """
+
+    ids: Ids  # [n]
+    scores: Floats  # [n]
+    doc_log_probs: Floats = field(repr=False)  # [n_docs, n]
+    bound: np.float32
+    unknown: int
+    mass: float
+    rest: float
+
+    def certain(self, score: np.float32) -> bool:
+        """Whether every missing token surely scores below `score`."""
+        return self.unknown == 0 or bool(score > self.bound)
+
+
+@dataclass(frozen=True)
+class RowBuilder:
+    """Makes rows of steps: the marginal over documents, then the filters."""
+
+    log_prior: Doubles  # [n_docs]; [1], being 0, in sequence mode
+    filters: FilterChain
+    vocab_size: int
+
+    def build(self, step: Step, row: int, tokens: tuple[int, ...], control: Control) -> Row:
+        """The row of the hypothesis with these tokens. Raises InternalError for log-probabilities that are NaN."""
+        if control.forced is not None:
+            return _forced_row(control.forced, step.requested_log_probs[row])
+        allowed = step.token_ids[row] >= 0
+        candidates = step.token_ids[row][allowed]
+        marginals = token_marginal(self.log_prior, step.log_probs[row][:, allowed])
+        n_allowed = self.vocab_size - len(control.banned)
+        complete = candidates.size < step.token_ids.shape[1] or candidates.size >= n_allowed
+        floor = -np.inf if complete else float(marginals.min())
+        ids, log_probs = _with_requested(candidates, step.log_probs[row][:, allowed], step, row, control)
+        if ids.size > candidates.size:
+            marginals = token_marginal(self.log_prior, log_probs)
+        if np.isnan(marginals).any():
+            raise InternalError("the generator's log-probabilities are not numbers")
+        scores = self.filters.rescore(tokens, ids, marginals)
+        order = np.lexsort((ids, -scores))
+        order = order[scores[order] > -np.inf]
+        unknown = 0 if complete else max(n_allowed - ids.size, 0)
+        mass, rest = _masses(marginals[order], scores[order], float(step.allowed_log_mass[row]), unknown)
+        bound = np.float32(floor + ROUNDING * (1.0 + abs(floor))) if unknown else np.float32(-np.inf)
+        return Row(ids[order], scores[order], log_probs[:, order], bound, unknown, mass, rest)
+
+
+def _forced_row(forced: tuple[int, ...], log_probs: Floats) -> Row:
+    """Hugging Face's forced tokens cost nothing."""
+    zeros = np.zeros(len(forced), np.float32)
+    return Row(np.array(forced, np.int64), zeros, log_probs, np.float32(-np.inf), 0, float(len(forced)), 0.0)
+
+
+def _with_requested(candidates: Ids, log_probs: Floats, step: Step, row: int, control: Control) -> tuple[Ids, Floats]:
+    """Candidates, then the requested tokens that are not among them: ids `[n]`, log-probabilities `[n_docs, n]`."""
+    requested = np.array(control.requested, np.int64)
+    missing = ~np.isin(requested, candidates)
+    if not missing.any():
+        return candidates, log_probs
+    shown = step.requested_log_probs[row][:, missing]
+    return np.concatenate((candidates, requested[missing])), np.concatenate((log_probs, shown), axis=1)
+
+
+def _masses(marginals: Floats, scores: Floats, allowed_log_mass: float, unknown: int) -> tuple[float, float]:
+    """Probability of all allowed tokens after the filters, and of the missing ones (which no filter changes)."""
+    before, after = np.exp(marginals.astype(np.float64)), np.exp(scores.astype(np.float64))
+    changed = marginals != scores
+    allowed = float(np.exp(np.float64(allowed_log_mass)))
+    mass = allowed + float((after[changed] - before[changed]).sum())
+    return mass, (max(allowed - float(before.sum()), 0.0) if unknown else 0.0)

@@ -1,0 +1,59 @@
+"""What is refused before any work is done. Every error names the field of the request."""
+
+from __future__ import annotations
+
+import math
+
+from orchestrator.requests import ContextOptions, GeneratorInfo, QuestionForm, Sources
+from orchestrator.settings import OrchestratorSettings
+from ragserve.errors import InvalidInputError
+
+
+def check_sources(sources: Sources, settings: OrchestratorSettings) -> None:
+    """Question, n_docs and documents, as far as they can be judged without the other services."""
+    check_text("question", sources.question, settings.max_question_characters)
+    if sources.n_docs == 0:
+        raise InvalidInputError("n_docs", "must be at least 1; leave it out for the checkpoint's number")
+    if (sources.n_docs or 0) > settings.max_n_docs:
+        raise InvalidInputError("n_docs", f"must be at most {settings.max_n_docs}")
+    if not sources.documents:
+        return
+    if len(sources.documents) > settings.max_n_docs:
+        raise InvalidInputError("documents", f"there are more than {settings.max_n_docs}")
+    if sources.n_docs not in (None, len(sources.documents)):
+        raise InvalidInputError("n_docs", "is not the number of documents given; leave it out")
+    if sources.knowledge_version:
+        raise InvalidInputError("knowledge_version", "has no meaning with documents given; leave it out")
+    for index, document in enumerate(sources.documents):
+        if not math.isfinite(document.log_prior):
+            raise InvalidInputError(f"documents[{index}].log_prior", "must be a finite number")
+
+
+def check_text(field: str, text: str, longest: int) -> None:
+    """Text that must say something."""
+    if not text.strip():
+        raise InvalidInputError(field, "is empty")
+    if len(text) > longest:
+        raise InvalidInputError(field, f"has {len(text)} characters; the limit is {longest}")
+
+
+def check_context(context: ContextOptions, sources: Sources, info: GeneratorInfo, prefix: str) -> None:
+    """Context options; `prefix` is where they stand in the request: "options." or ""."""
+    if context.question_form is QuestionForm.DECODED and sources.documents:
+        raise InvalidInputError(
+            f"{prefix}question_form",
+            "the decoded form comes from the retriever, which is not asked with documents given",
+        )
+    if info.max_context_tokens and context.max_tokens > info.max_context_tokens:
+        raise InvalidInputError(f"{prefix}max_context_tokens", f"must be at most {info.max_context_tokens}")
+
+
+def resolve_n_docs(sources: Sources, info: GeneratorInfo, settings: OrchestratorSettings) -> int:
+    """Number of documents: as given, else asked for, else the checkpoint's, else the service's."""
+    if sources.documents:
+        count, field = len(sources.documents), "documents"
+    else:
+        count, field = sources.n_docs or info.default_n_docs or settings.default_n_docs, "n_docs"
+    if info.max_documents and count > info.max_documents:
+        raise InvalidInputError(field, f"the generator takes at most {info.max_documents} documents, not {count}")
+    return count
