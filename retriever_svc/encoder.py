@@ -22,7 +22,9 @@ from retriever_svc.types import Float32, Int64, Passage
 T = TypeVar("T")
 
 OUTPUT_NAME = "query_vector"
-DEFAULT_BATCH_TOKENS = 4096  # tokens of one forward pass, padding included
+# Tokens of one forward pass, padding included. A CPU gains nothing from more than its caches hold: 64 passages of
+# MiniLM took 1.1 s in passes of 512 tokens and 1.5 s in passes of 4,096.
+BATCH_TOKENS = {"cpu": 512, "cuda": 16_384}
 
 
 class TextEncoder:
@@ -33,16 +35,17 @@ class TextEncoder:
         config: EncoderConfig,
         tokenizer: Tokenizer,
         session: onnxruntime.InferenceSession,
-        max_batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        max_batch_tokens: int = 0,
     ) -> None:
+        """Put an encoder together; `max_batch_tokens` 0 means what suits the device."""
         self.config = config
         self._tokenizer = tokenizer
         self._session = session
-        self._max_batch_tokens = max_batch_tokens
+        self._max_batch_tokens = max_batch_tokens or BATCH_TOKENS[self.device]
 
     @classmethod
     def load(
-        cls, directory: Path, *, device: Device = "auto", threads: int = 0, max_batch_tokens: int = DEFAULT_BATCH_TOKENS
+        cls, directory: Path, *, device: Device = "auto", threads: int = 0, max_batch_tokens: int = 0
     ) -> TextEncoder:
         """Load `model.onnx`, `tokenizer.json` and `encoder.json`, and run the graph once.
 

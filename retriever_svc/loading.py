@@ -8,7 +8,7 @@ from pathlib import Path
 from ragserve.checkpoint import Manifest, load_manifest, verify_files
 from ragserve.errors import FailedPreconditionError
 from retriever_svc.device import Device
-from retriever_svc.encoder import DEFAULT_BATCH_TOKENS, TextEncoder
+from retriever_svc.encoder import TextEncoder
 from retriever_svc.index import FaissIndex, IndexCache, IndexSpec
 from retriever_svc.knowledge import KnowledgeBase, passage_encoder_directory, passage_encoder_hash
 from retriever_svc.searcher import Searcher, Snapshot
@@ -24,7 +24,7 @@ class RetrievalOptions:
     index: IndexSpec = field(default_factory=IndexSpec)
     device: Device = "auto"
     threads: int = 0
-    max_batch_tokens: int = DEFAULT_BATCH_TOKENS
+    max_batch_tokens: int = 0
     score_scale: float | None = None
     max_memory_bytes: int = DEFAULT_MEMORY_BYTES
     index_cache: bool = True

@@ -9,7 +9,6 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ragserve.serving.settings import ServerSettings
 from retriever_svc.device import Device
-from retriever_svc.encoder import DEFAULT_BATCH_TOKENS
 from retriever_svc.index import IndexSpec
 from retriever_svc.loading import DEFAULT_MEMORY_BYTES, RetrievalOptions
 
@@ -26,8 +25,8 @@ class RetrieverSettings(BaseSettings):
     knowledge: Path = Field(description="knowledge base, written by 'ragserve kb build'")
     knowledge_version: int = Field(0, ge=0, description="version of the knowledge base to load; 0: the newest")
     device: Device = Field("auto", description="where the encoder runs; auto: CUDA where it can be used")
-    threads: int = Field(0, ge=0, description="threads of the encoder and of the index; 0: every core allowed")
-    batch_tokens: int = Field(DEFAULT_BATCH_TOKENS, ge=1, description="most tokens in one pass of the encoder")
+    threads: int = Field(0, ge=0, description="threads of the encoder and of index building; 0: every core allowed")
+    batch_tokens: int = Field(0, ge=0, description="most tokens in one pass of the encoder; 0: what suits the device")
     score_scale: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="factor on scores before the prior's softmax; unset: the model's"
     )
@@ -35,6 +34,7 @@ class RetrieverSettings(BaseSettings):
     index_search_parameters: str = Field("", description="FAISS search parameters, as nprobe=16 or efSearch=64")
     index_device: Device = Field("auto", description="where the index is searched; auto: as device, if FAISS can")
     index_training_vectors: int = Field(200_000, ge=1, description="most vectors that an index is trained on")
+    index_threads: int = Field(1, ge=1, description="threads of a search; more help large batches on idle cores")
     index_cache: bool = Field(True, description="keep built indexes (but Flat ones) as files for the next start")
     index_cache_dir: Path | None = Field(None, description="where they are kept; unset: indexes/ in the knowledge base")
     passages_in_memory_bytes: int = Field(
@@ -53,7 +53,8 @@ class RetrieverSettings(BaseSettings):
             factory=self.index_factory,
             search_parameters=self.index_search_parameters,
             device="cpu" if (self.device, self.index_device) == ("cpu", "auto") else self.index_device,
-            threads=self.threads,
+            threads=self.index_threads,
+            build_threads=self.threads,
             training_vectors=self.index_training_vectors,
         )
         return RetrievalOptions(

@@ -12,9 +12,10 @@ from pathlib import Path
 import faiss
 
 from ragserve.checkpoint import sha256_of
+from ragserve.serving.logs import fields
 from retriever_svc.index.faiss_index import FaissIndex, IndexSpec
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class IndexCache:
@@ -32,13 +33,13 @@ class IndexCache:
         """The cached index when its checksum is right; otherwise a new one, written for the next start."""
         path = self.path_of(content, spec)
         if self._is_sound(path):
-            logger.info("index loaded from cache path=%s", path)
+            log.info("index loaded from cache", extra=fields(path=path))
             return FaissIndex.read(path, spec)
         index = build()
         try:
             self._store(path, index)
         except OSError as error:
-            logger.warning("index not cached path=%s reason=%s", path, error)
+            log.warning("index not cached", extra=fields(path=path, reason=error))
         return index
 
     def _is_sound(self, path: Path) -> bool:
@@ -49,7 +50,7 @@ class IndexCache:
         except (OSError, UnicodeDecodeError):
             return False
         if not sound:
-            logger.warning("cached index refused, wrong checksum; building it again path=%s", path)
+            log.warning("cached index refused, wrong checksum: building it again", extra=fields(path=path))
         return sound
 
     def _store(self, path: Path, index: FaissIndex) -> None:

@@ -24,13 +24,16 @@ class IndexSpec:
     """How to build and search an index.
 
     `search_parameters` are FAISS's own, as "nprobe=16,efSearch=64". `training_vectors` bounds the sample that an index
-    which needs training (IVF, PQ) is trained on.
+    which needs training (IVF, PQ) is trained on. FAISS searches the queries of a batch in parallel, so that `threads`
+    above 1 help large batches on idle cores; on shared ones its threads wait for each other (10,033 vectors of 384
+    on two busy cores: 0.4 ms with one thread, 16 ms with two). `build_threads` 0 means every core.
     """
 
     factory: str = "Flat"
     search_parameters: str = ""
     device: Device = "auto"
-    threads: int = 0
+    threads: int = 1
+    build_threads: int = 0
     training_vectors: int = 200_000
 
 
@@ -44,7 +47,7 @@ class FaissIndex:
             InvalidInputError: the search parameters do not belong to this kind of index.
             FailedPreconditionError: CUDA is asked for and FAISS or this kind of index cannot use it.
         """
-        self._threads = thread_count(spec.threads)
+        self._threads = spec.threads
         self.device = "cpu"
         self._on_cpu = index
         self._index = index
@@ -61,7 +64,7 @@ class FaissIndex:
             InvalidInputError: the factory string is wrong for FAISS, this width or this number of vectors.
             FailedPreconditionError: see the constructor.
         """
-        faiss.omp_set_num_threads(thread_count(spec.threads))
+        faiss.omp_set_num_threads(thread_count(spec.build_threads))
         try:
             index = faiss.index_factory(source.dimension, spec.factory, faiss.METRIC_INNER_PRODUCT)
             if not index.is_trained:

@@ -167,7 +167,7 @@ async def test_an_index_is_cached_outside_a_knowledge_base(
     model: Path, knowledge_base: Path, options: RetrievalOptions, tmp_path: Path
 ) -> None:
     changed = replace(
-        options, index=IndexSpec("HNSW16", device="cpu", threads=1), index_cache_dir=tmp_path, score_scale=2.0
+        options, index=IndexSpec("HNSW16", device="cpu", build_threads=1), index_cache_dir=tmp_path, score_scale=2.0
     )
     for _ in range(2):
         engine = make_engine(model, knowledge_base, changed)

@@ -38,7 +38,7 @@ class ArraySource:
 
 
 def spec(factory: str = "Flat", **changes: object) -> IndexSpec:
-    return IndexSpec(factory=factory, device="cpu", threads=1, **changes)
+    return IndexSpec(factory=factory, device="cpu", build_threads=1, **changes)
 
 
 def random_vectors(n: int, dimension: int = 16, seed: int = 0) -> np.ndarray:

@@ -78,14 +78,14 @@ def test_a_knowledge_base_that_takes_no_files_is_served_without_cache(
     two_versions: Path, model: Path, options: RetrievalOptions
 ) -> None:
     (two_versions / "indexes").write_text("in the way")
-    hnsw = replace(options, index=IndexSpec("HNSW16", device="cpu", threads=1))
+    hnsw = replace(options, index=IndexSpec("HNSW16", device="cpu", build_threads=1))
     assert load_snapshot(model, two_versions, hnsw, DIMENSION).index.size == 30
 
 
 def test_the_cache_lies_in_the_knowledge_base_and_knows_its_versions(
     two_versions: Path, model: Path, options: RetrievalOptions
 ) -> None:
-    hnsw = replace(options, index=IndexSpec("HNSW16", device="cpu", threads=1))
+    hnsw = replace(options, index=IndexSpec("HNSW16", device="cpu", build_threads=1))
     for version, size in ((1, 20), (2, 30), (1, 20)):
         chosen = replace(hnsw, knowledge_version=version)
         assert load_snapshot(model, two_versions, chosen, DIMENSION).index.size == size
