@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,7 +98,9 @@ def _read_pickle(path: Path, allow_pickle: bool) -> dict[str, torch.Tensor]:
             field=str(path),
         )
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols; what cannot be read raises
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
         return {str(name): value for name, value in loaded.items() if isinstance(value, torch.Tensor)}
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, AttributeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,172 @@
+"""Checkpoints that cannot be imported: one clear error naming the file, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from checkpoint_import import ImportOptions, import_checkpoint
+from ragserve.errors import DataLossError, FailedPreconditionError, InvalidInputError, NotFoundError, RagserveError
+
+
+@pytest.fixture
+def source(bart_composite: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(bart_composite, tmp_path / "hf")
+
+
+def to_pickle(source: Path) -> None:
+    torch.save(load_file(source / "model.safetensors"), source / "pytorch_model.bin")
+    (source / "model.safetensors").unlink()
+
+
+def edit_config(source: Path, **values: object) -> None:
+    path = source / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def truncate(source: Path) -> None:
+    path = source / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def shrink(source: Path) -> None:
+    config = json.loads((source / "config.json").read_text())
+    edit_config(source, generator={**config["generator"], "vocab_size": 100})
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], type[RagserveError], str, str]] = {
+    "truncated": (truncate, DataLossError, "model.safetensors", "truncated"),
+    "no weights": (lambda s: (s / "model.safetensors").unlink(), NotFoundError, "hf", "no weights"),
+    "no config": (lambda s: (s / "config.json").unlink(), NotFoundError, "config.json", "missing"),
+    "config no json": (
+        lambda s: (s / "config.json").write_text("{"),
+        FailedPreconditionError,
+        "config.json",
+        "not JSON",
+    ),
+    "config a list": (lambda s: (s / "config.json").write_text("[]"), FailedPreconditionError, "config.json", "object"),
+    "no generator tokenizer": (
+        lambda s: shutil.rmtree(s / "generator_tokenizer"),
+        NotFoundError,
+        "generator_tokenizer",
+        "no tokenizer",
+    ),
+    "no question tokenizer": (
+        lambda s: (s / "question_encoder_tokenizer" / "tokenizer.json").unlink(),
+        NotFoundError,
+        "question_encoder_tokenizer",
+        "no tokenizer",
+    ),
+    "damaged tokenizer": (
+        lambda s: (s / "generator_tokenizer" / "tokenizer.json").write_text("{}"),
+        FailedPreconditionError,
+        "generator_tokenizer",
+        "read",
+    ),
+    "no section": (
+        lambda s: edit_config(s, generator=None),
+        FailedPreconditionError,
+        "config.json",
+        "not a RAG checkpoint",
+    ),
+    "another generator": (
+        lambda s: edit_config(s, generator={"model_type": "gpt2"}),
+        FailedPreconditionError,
+        "config.json",
+        "bart and t5",
+    ),
+    "other sizes": (shrink, FailedPreconditionError, "generator_tokenizer", "another model's tokenizer"),
+    "pickle": (to_pickle, FailedPreconditionError, "pytorch_model.bin", "--allow-pickle"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_checkpoints(source: Path, tmp_path: Path, name: str) -> None:
+    damage, error, field, message = BROKEN[name]
+    damage(source)
+    with pytest.raises(error, match=message) as caught:
+        import_checkpoint(source, tmp_path / "model")
+    assert caught.value.field.endswith(field)
+    assert "\n" not in caught.value.message
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf"]
+
+
+def test_weights_of_another_size(source: Path, tmp_path: Path) -> None:
+    config = json.loads((source / "config.json").read_text())
+    edit_config(source, question_encoder={**config["question_encoder"], "intermediate_size": 40})
+    with pytest.raises(FailedPreconditionError, match="shapes") as caught:
+        import_checkpoint(source, tmp_path / "model")
+    assert caught.value.field.endswith("model.safetensors")
+
+
+def test_weights_that_are_not_there(source: Path, tmp_path: Path) -> None:
+    config = json.loads((source / "config.json").read_text())
+    edit_config(source, generator={**config["generator"], "decoder_layers": 3})
+    with pytest.raises(FailedPreconditionError, match=r"lacks .* such as model\.decoder\.layers\.2"):
+        import_checkpoint(source, tmp_path / "model")
+
+
+def test_pickles_are_read_when_allowed(source: Path, bart_composite: Path, tmp_path: Path) -> None:
+    to_pickle(source)
+    made = import_checkpoint(source, tmp_path / "a", ImportOptions(allow_pickle=True))
+    assert made.manifest.files == import_checkpoint(bart_composite, tmp_path / "b").manifest.files
+
+
+class Evil:
+    """Unpickling it would create a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Path.touch, (self.path,))
+
+
+def test_pickled_code_does_not_run(source: Path, tmp_path: Path) -> None:
+    (source / "model.safetensors").unlink()
+    with (source / "pytorch_model.bin").open("wb") as file:
+        pickle.dump({"rag.generator.weight": Evil(tmp_path / "ran")}, file)
+    with pytest.raises(DataLossError, match="not a pickle of tensors"):
+        import_checkpoint(source, tmp_path / "model", ImportOptions(allow_pickle=True))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_shard_outside_the_directory_is_refused(source: Path, tmp_path: Path) -> None:
+    (source / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    index = {"weight_map": {"rag.x": "../elsewhere.safetensors"}}
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(NotFoundError, match="lists it"):
+        import_checkpoint(source, tmp_path / "model")
+
+
+def test_options_are_checked_first(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    for out, options, field in (
+        (tmp_path / "there", ImportOptions(), "out"),
+        (tmp_path / "no" / "parent", ImportOptions(), "out"),
+        (tmp_path / "model", ImportOptions(kind="rag"), "kind"),
+        (tmp_path / "model", ImportOptions(score_scale=0.0), "score_scale"),
+        (tmp_path / "model", ImportOptions(score_scale=float("nan")), "score_scale"),
+    ):
+        with pytest.raises(InvalidInputError) as caught:
+            import_checkpoint(source, out, options)
+        assert caught.value.field == field
+
+
+def test_no_directory(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="not a directory"):
+        import_checkpoint(tmp_path / "nothing", tmp_path / "model")
+
+
+def test_progress_ends_with_done(source: Path, tmp_path: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    import_checkpoint(source, tmp_path / "model", progress=lambda *step: seen.append(step))
+    assert [step for step, _, _ in seen] == ["query encoder", "generator", "checksums", "done"]
+    assert [done for _, done, _ in seen] == [0, 1, 2, 3]
