@@ -1,0 +1,87 @@
+"""Builds the generator's input from a passage and the question (Lewis et al., appendix; `RagRetriever`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from generator_svc.commands import Document, OpenCommand, Truncation
+from ragserve.checkpoint import RagSettings
+from ragserve.errors import InvalidInputError
+
+
+class ContextCodec(Protocol):
+    """What is needed of the tokenizer."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids with special tokens, however long."""
+
+    def encode_truncated(self, text: str, max_tokens: int) -> list[int]:
+        """Ids cut from the right, special tokens kept."""
+
+    def token_ends(self, text: str) -> list[int]:
+        """Where each token ends, in characters."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """Token ids of one document's context."""
+
+    token_ids: tuple[int, ...]
+    truncated: bool
+
+
+def build_contexts(command: OpenCommand, rag: RagSettings, codec: ContextCodec, max_tokens: int) -> tuple[Context, ...]:
+    """One context for each document of the command.
+
+    Raises:
+        InvalidInputError: the question alone is longer than a context may be.
+    """
+    return tuple(
+        build_context(document, command.question, rag, codec, max_tokens, command.truncation)
+        for document in command.documents
+    )
+
+
+def build_context(
+    document: Document, question: str, rag: RagSettings, codec: ContextCodec, max_tokens: int, truncation: Truncation
+) -> Context:
+    """The context of one document, of at most `max_tokens` tokens."""
+    passage = _passage(document, rag)
+    text = context_text(passage, question, rag)
+    ids = codec.encode(text)
+    if len(ids) <= max_tokens:
+        return Context(tuple(ids), truncated=False)
+    if truncation == "right":
+        return Context(tuple(codec.encode_truncated(text, max_tokens)), truncated=True)
+    return Context(tuple(_shorten(passage, question, rag, codec, max_tokens)), truncated=True)
+
+
+def context_text(passage: str, question: str, rag: RagSettings) -> str:
+    """Prefix, passage and question; one pass puts one space for two, as Hugging Face does."""
+    return (rag.prefix + passage + rag.doc_sep + question).replace("  ", " ")
+
+
+def _passage(document: Document, rag: RagSettings) -> str:
+    title = document.title.removeprefix('"').removesuffix('"')
+    return title + rag.title_sep + document.text
+
+
+def _shorten(passage: str, question: str, rag: RagSettings, codec: ContextCodec, max_tokens: int) -> list[int]:
+    """Drop tokens from the end of the passage until the context fits: the most that fit, by bisection."""
+    best = codec.encode(context_text("", question, rag))
+    if len(best) > max_tokens:
+        raise InvalidInputError(
+            "open.question",
+            f"the question alone takes {len(best)} tokens, a context may have {max_tokens}: shorten it",
+        )
+    ends = codec.token_ends(passage)
+    fits, too_many = 0, len(ends)
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        ids = codec.encode(context_text(passage[: ends[middle - 1]], question, rag))
+        if len(ids) <= max_tokens:
+            fits, best = middle, ids
+        else:
+            too_many = middle
+    return best

@@ -1,0 +1,176 @@
+"""Protobuf messages to commands, outputs to protobuf messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from generator_svc.commands import (
+    AdvanceCommand,
+    Command,
+    Document,
+    Mode,
+    NextHypothesis,
+    OpenCommand,
+    OpenOutput,
+    Prefix,
+    RenderCommand,
+    RenderedSequence,
+    Reply,
+    ScoreCommand,
+    StepControl,
+    StepOutput,
+    TargetScore,
+    Truncation,
+    WidenCommand,
+)
+from generator_svc.engine import GeneratorInfo
+from ragserve.errors import InvalidInputError
+from ragserve.serving.convert import timings_to_proto
+from ragserve.v1 import common_pb2, generator_pb2
+
+MODES: dict[common_pb2.Mode.ValueType, Mode] = {common_pb2.MODE_TOKEN: "token", common_pb2.MODE_SEQUENCE: "sequence"}
+PROTO_MODES = {mode: number for number, mode in MODES.items()}
+TRUNCATIONS: dict[generator_pb2.Truncation.ValueType, Truncation] = {
+    generator_pb2.TRUNCATION_UNSPECIFIED: "passage",
+    generator_pb2.TRUNCATION_PASSAGE: "passage",
+    generator_pb2.TRUNCATION_RIGHT: "right",
+}
+# Generation parameters of the same name in Hugging Face and in the protocol.
+PLAIN_DEFAULTS = (
+    *("n_docs", "num_beams", "max_length", "min_length", "length_penalty", "no_repeat_ngram_size"),
+    *("repetition_penalty", "forced_bos_token_id", "forced_eos_token_id"),
+)
+
+
+def command_from_proto(request: generator_pb2.DecodeRequest) -> Command:
+    """The command in a request.
+
+    Raises:
+        InvalidInputError: it holds none, or an enum has no meaning here.
+    """
+    match request.WhichOneof("request"):
+        case "open":
+            return _open(request.open)
+        case "advance":
+            return _advance(request.advance)
+        case "widen":
+            return WidenCommand(tuple(request.widen.hypotheses), request.widen.candidates)
+        case "score":
+            return ScoreCommand(tuple(_target(i, target) for i, target in enumerate(request.score.targets)))
+        case "render":
+            return RenderCommand(tuple(tuple(sequence.token_ids) for sequence in request.render.sequences))
+    raise InvalidInputError("request", "one of open, advance, widen, score and render must be set")
+
+
+def reply_to_proto(reply: Reply[Any]) -> generator_pb2.DecodeResponse:
+    """The response of the same kind as the output."""
+    response = generator_pb2.DecodeResponse(timings=timings_to_proto(reply.timings))
+    match reply.output:
+        case OpenOutput() as opened:
+            response.open.context_tokens.extend(opened.context_tokens)
+            response.open.truncated.extend(opened.truncated)
+            if opened.step is not None:
+                response.open.step.CopyFrom(_step(opened.step))
+        case StepOutput() as step:
+            response.step.CopyFrom(_step(step))
+        case (TargetScore(), *_) as scores:
+            response.score.scores.extend(_score(score) for score in scores)
+        case rendered:
+            response.render.sequences.extend(_rendered(sequence) for sequence in rendered)
+    return response
+
+
+def info_to_proto(info: GeneratorInfo) -> generator_pb2.GeneratorServiceGetInfoResponse:
+    """The answer to GetInfo."""
+    tokens, limits = info.tokens, info.limits
+    return generator_pb2.GeneratorServiceGetInfoResponse(
+        model_type=info.model_type,
+        trained_mode=common_pb2.MODE_UNSPECIFIED if info.trained_mode is None else PROTO_MODES[info.trained_mode],
+        vocab_size=limits.vocab_size,
+        decoder_start_token_id=tokens.decoder_start,
+        eos_token_ids=tokens.eos,
+        pad_token_id=tokens.pad,
+        bos_token_id=tokens.bos,
+        max_context_tokens=limits.max_context_tokens,
+        max_target_tokens=limits.max_target_tokens,
+        defaults=_defaults(info.defaults),
+        max_documents=limits.max_documents,
+        max_hypotheses=limits.max_hypotheses,
+        device=info.device,
+        precision=info.precision,
+    )
+
+
+def _open(request: generator_pb2.OpenRequest) -> OpenCommand:
+    if request.mode not in MODES:
+        raise InvalidInputError("open.mode", "must be MODE_TOKEN or MODE_SEQUENCE")
+    if request.truncation not in TRUNCATIONS:
+        raise InvalidInputError("open.truncation", f"{request.truncation} is not a known truncation")
+    return OpenCommand(
+        question=request.question,
+        documents=tuple(Document(d.title, d.text, d.log_prior) for d in request.documents),
+        mode=MODES[request.mode],
+        candidates=request.candidates,
+        max_context_tokens=request.max_context_tokens,
+        truncation=TRUNCATIONS[request.truncation],
+        prefixes=tuple(Prefix(tuple(p.token_ids), p.document, _control(p.control)) for p in request.prefixes),
+        control=_control(request.control),
+        encode_only=request.encode_only,
+    )
+
+
+def _advance(request: generator_pb2.AdvanceRequest) -> AdvanceCommand:
+    hypotheses = tuple(NextHypothesis(h.parent, h.token, _control(h.control)) for h in request.hypotheses)
+    return AdvanceCommand(hypotheses, request.candidates)
+
+
+def _control(control: generator_pb2.StepControl) -> StepControl:
+    return StepControl(tuple(control.banned), tuple(control.requested))
+
+
+def _target(index: int, target: generator_pb2.Target) -> tuple[int, ...] | str:
+    match target.WhichOneof("target"):
+        case "tokens":
+            return tuple(target.tokens.token_ids)
+        case "text":
+            return target.text
+    raise InvalidInputError(f"score.targets[{index}]", "tokens or text must be set")
+
+
+def _step(step: StepOutput) -> generator_pb2.StepResult:
+    requested = [np.ascontiguousarray(part, dtype="<f4").tobytes() for part in step.requested]
+    return generator_pb2.StepResult(
+        token_ids=np.ascontiguousarray(step.token_ids, dtype="<i4").tobytes(),
+        log_probs=np.ascontiguousarray(step.log_probs, dtype="<f4").tobytes(),
+        requested_log_probs=b"".join(requested),
+        allowed_log_mass=np.ascontiguousarray(step.allowed_log_mass, dtype="<f4").tobytes(),
+        candidates=step.token_ids.shape[1],
+        hypotheses=step.token_ids.shape[0],
+    )
+
+
+def _score(score: TargetScore) -> generator_pb2.TargetScore:
+    log_probs = np.ascontiguousarray(score.log_probs, dtype="<f4").tobytes()
+    return generator_pb2.TargetScore(token_ids=score.token_ids, log_probs=log_probs)
+
+
+def _rendered(sequence: RenderedSequence) -> generator_pb2.RenderedSequence:
+    return generator_pb2.RenderedSequence(text=sequence.text, pieces=sequence.pieces)
+
+
+def _defaults(defaults: Mapping[str, Any]) -> generator_pb2.GenerationDefaults:
+    message = generator_pb2.GenerationDefaults(
+        bad_words=[generator_pb2.TokenSequence(token_ids=ids) for ids in defaults.get("bad_words_ids", ())]
+    )
+    for name in PLAIN_DEFAULTS:
+        value = defaults.get(name)
+        if isinstance(value, list):
+            value = value[0] if value else None
+        if value is not None:
+            setattr(message, name, value)
+    if "early_stopping" in defaults:
+        message.early_stopping = str(defaults["early_stopping"]).lower()
+    return message

@@ -1,0 +1,128 @@
+"""The generator without its transport: opens decode sessions and answers their commands."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from generator_svc.commands import Mode
+from generator_svc.device import choose_device, use_threads
+from generator_svc.loading import LoadedGenerator, SpecialTokens, load_generator
+from generator_svc.options import EngineOptions, Precision
+from generator_svc.runner import Runner
+from generator_svc.scheduler import Capacity, Scheduler
+from generator_svc.session import DecodeSession
+from generator_svc.validation import Limits
+from generator_svc.worker import Worker
+from ragserve.errors import DeadlineExceededError, UnavailableError
+from ragserve.serving.metrics import Metrics
+
+
+@dataclass(frozen=True)
+class GeneratorInfo:
+    """What is loaded, and what decoding with it needs to know."""
+
+    model_type: str
+    trained_mode: Mode | None
+    tokens: SpecialTokens
+    limits: Limits
+    defaults: Mapping[str, Any]
+    device: str
+    precision: Precision
+
+
+class GeneratorEngine:
+    """Loads a model and runs its sessions. `start` before anything else, `stop` at the end."""
+
+    def __init__(self, directory: Path, options: EngineOptions, metrics: Metrics) -> None:
+        self._directory = directory
+        self._options = options
+        self._metrics = metrics
+        self._loaded: LoadedGenerator | None = None
+        self._worker: Worker | None = None
+        self._sessions = metrics.gauge("ragserve_decode_sessions", "Decode sessions open.")
+        self._cache = metrics.gauge("ragserve_cache_bytes", "Bytes of key and value cache in use.")
+
+    async def start(self) -> None:
+        """Load the model. Raises RagserveError as `load_generator` does."""
+        device = choose_device(self._options.device)
+        use_threads(self._options.threads)
+        self._loaded = await asyncio.to_thread(load_generator, self._directory, device)
+        shape, options = self._loaded.model.shape, self._options
+        capacity = Capacity(
+            max_sessions=options.max_sessions,
+            max_rows=options.max_rows,
+            cache_bytes=options.cache_bytes,
+            document_token_bytes=shape.bytes_per_token,
+            slot_bytes=shape.bytes_per_token,
+            prefill_tokens=options.prefill_tokens,
+            idle_seconds=options.idle_seconds,
+        )
+        scheduler = Scheduler(capacity)
+        self._worker = Worker(Runner(self._loaded.model, device), scheduler)
+        self._sessions.set_function(lambda: scheduler.n_sessions)
+        self._cache.set_function(lambda: scheduler.used_bytes)
+        self._worker.start()
+
+    async def stop(self) -> None:
+        """Stop after the pass in hand."""
+        if self._worker is not None:
+            await asyncio.to_thread(self._worker.stop)
+            self._worker = None
+
+    @asynccontextmanager
+    async def connect(self, seconds_left: float | None = None) -> AsyncIterator[DecodeSession]:
+        """A session, freed when the block ends however it ends.
+
+        Raises:
+            UnavailableError: the model is not loaded.
+            DeadlineExceededError: no time is left.
+        """
+        if self._worker is None or self._loaded is None:
+            raise UnavailableError("the generator is not loaded")
+        if seconds_left is not None and seconds_left <= 0:
+            raise DeadlineExceededError("the deadline of the decode session passed")
+        deadline = None if seconds_left is None else time.monotonic() + seconds_left
+        session = DecodeSession(self._loaded, self.limits, self._worker, self._metrics, deadline)
+        try:
+            yield session
+        finally:
+            session.close()
+
+    @property
+    def limits(self) -> Limits:
+        """What one session may ask for: the settings, within what the model can do."""
+        shape, options = self._ready().model.shape, self._options
+        return Limits(
+            vocab_size=shape.vocab_size,
+            max_context_tokens=min(options.max_context_tokens, shape.max_source_tokens or options.max_context_tokens),
+            max_target_tokens=min(options.max_target_tokens, shape.max_target_tokens or options.max_target_tokens),
+            max_documents=options.max_documents,
+            max_hypotheses=options.max_hypotheses,
+            max_targets=options.max_targets,
+            max_question_characters=options.max_question_characters,
+            max_document_characters=options.max_document_characters,
+        )
+
+    def info(self) -> GeneratorInfo:
+        """What is loaded."""
+        loaded = self._ready()
+        return GeneratorInfo(
+            model_type=loaded.model_type,
+            trained_mode=loaded.trained_mode,
+            tokens=loaded.tokens,
+            limits=self.limits,
+            defaults=loaded.defaults,
+            device=loaded.device.type,
+            precision=self._options.precision,
+        )
+
+    def _ready(self) -> LoadedGenerator:
+        if self._loaded is None:
+            raise UnavailableError("the generator is not loaded")
+        return self._loaded

@@ -1,0 +1,1 @@
+"""BART and T5, written for decoding: packed encoder, cached decoder, cross-attention once per document."""

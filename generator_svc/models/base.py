@@ -1,0 +1,136 @@
+"""What every model family offers the engine, and the attention they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+PositionBias = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes that the cache and the limits depend on; a maximum is None where the model has no own limit."""
+
+    vocab_size: int
+    n_layers: int  # of the decoder
+    n_heads: int  # of the decoder
+    head_dim: int
+    scale: float  # of the products of queries and keys
+    max_source_tokens: int | None
+    max_target_tokens: int | None
+
+    @property
+    def inner(self) -> int:
+        """Width of all heads together."""
+        return self.n_heads * self.head_dim
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of float32 keys and values of one token in all layers."""
+        return self.n_layers * 2 * self.inner * 4
+
+
+@dataclass(frozen=True)
+class DocumentState:
+    """Cross-attention keys and values of one document, shared by all its hypotheses.
+
+    `layers[i]` is [2, n_heads, n_tokens, head_dim]: keys, then values.
+    """
+
+    layers: tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Decoder inputs of one pass: one token per row; rows of one document stand together.
+
+    `groups` gives, in row order, each document and its number of rows.
+    """
+
+    tokens: torch.Tensor  # int64 [n_rows]
+    positions: torch.Tensor  # int64 [n_rows]
+    groups: tuple[tuple[DocumentState, int], ...]
+
+
+class SelfAttention(Protocol):
+    """How rows see their own past: through the cache, or through a tree of tokens in the same pass."""
+
+    def start(self, position_bias: PositionBias | None) -> None:
+        """Prepare the bias of this pass; `position_bias` maps distances [...] to biases [..., n_heads]."""
+
+    def attend(self, layer: int, qkv: torch.Tensor) -> torch.Tensor:
+        """Qkv [n_rows, 3 * inner] -> [n_rows, inner]."""
+
+
+class Seq2SeqModel(Protocol):
+    """An encoder-decoder whose decoder works on rows."""
+
+    shape: Shape
+
+    def encode(self, contexts: Sequence[Sequence[int]]) -> list[DocumentState]:
+        """Encode documents packed one after the other, without padding."""
+
+    def decode(self, rows: Rows, attention: SelfAttention) -> torch.Tensor:
+        """Hidden states [n_rows, d_model] after the last decoder layer."""
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[n_rows, d_model] -> float32 [n_rows, vocab_size]."""
+
+
+def packed_attention(
+    qkv: torch.Tensor, lengths: Sequence[int], n_heads: int, scale: float, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Bidirectional self-attention within each document.
+
+    qkv [n_tokens, 3 * inner] of documents packed one after the other; bias [n_heads, longest, longest].
+    Returns [n_tokens, inner].
+    """
+    n_tokens, width = qkv.shape
+    heads = qkv.view(n_tokens, 3, n_heads, width // 3 // n_heads)
+    outputs = []
+    for document in torch.split(heads, list(lengths)):
+        length = document.shape[0]
+        query, key, value = document.permute(1, 2, 0, 3).unsqueeze(1).unbind(0)
+        mask = None if bias is None else bias[None, :, :length, :length]
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+        outputs.append(attended[0].transpose(0, 1).reshape(length, width // 3))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def cross_attention(
+    query: torch.Tensor, groups: Sequence[tuple[DocumentState, int]], layer: int, scale: float
+) -> torch.Tensor:
+    """Attention of the stacked rows of each document over that document's tokens.
+
+    query [n_rows, inner] -> [n_rows, inner]. Keys and values are read once per document, never expanded.
+    """
+    outputs = []
+    for (state, _), rows in zip(groups, torch.split(query, [count for _, count in groups]), strict=True):
+        keys, values = state.layers[layer].unbind(0)  # [n_heads, n_tokens, head_dim]
+        n_heads, _, head_dim = keys.shape
+        stacked = rows.view(-1, n_heads, head_dim).transpose(0, 1)
+        attended = F.scaled_dot_product_attention(stacked[None], keys[None], values[None], scale=scale)
+        outputs.append(attended[0].transpose(0, 1).reshape(rows.shape))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def split_documents(kv: Sequence[torch.Tensor], lengths: Sequence[int], n_heads: int) -> list[DocumentState]:
+    """Packed keys and values of each layer, [n_tokens, 2 * inner], as one state per document."""
+    per_layer: list[list[torch.Tensor]] = []
+    for packed in kv:
+        heads = packed.view(packed.shape[0], 2, n_heads, -1)
+        per_layer.append([part.permute(1, 2, 0, 3).contiguous() for part in torch.split(heads, list(lengths))])
+    return [DocumentState(tuple(layer[i] for layer in per_layer)) for i in range(len(lengths))]
+
+
+def pack(contexts: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    """Token ids and positions of contexts packed one after the other, and their lengths."""
+    lengths = [len(context) for context in contexts]
+    tokens = torch.tensor([token for context in contexts for token in context], dtype=torch.long, device=device)
+    positions = torch.cat([torch.arange(length, device=device) for length in lengths])
+    return tokens, positions, lengths

@@ -1,0 +1,31 @@
+"""How the engine is set up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from generator_svc.device import Device
+
+Precision = Literal["float32"]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Named and documented as the settings are."""
+
+    device: Device = "auto"
+    precision: Precision = "float32"
+    threads: int = 0
+    max_sessions: int = 64
+    max_rows: int = 2048
+    cache_bytes: int = 4 * 2**30
+    prefill_tokens: int = 1024
+    idle_seconds: float = 60.0
+    max_context_tokens: int = 1024
+    max_target_tokens: int = 1024
+    max_documents: int = 100
+    max_hypotheses: int = 512
+    max_targets: int = 512
+    max_question_characters: int = 10_000
+    max_document_characters: int = 100_000

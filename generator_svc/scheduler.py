@@ -1,0 +1,330 @@
+"""Decides what the next pass runs: schedule, run, post-process, over all sessions. Pure Python, no torch.
+
+Every session with a step to take is in every step pass. New sessions are encoded document by document within a token
+budget, and targets are scored chunk by chunk, so that neither holds up those that decode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import numpy as np
+
+from generator_svc.slots import SlotArray, SlotPool
+from generator_svc.trie import Trie, build_trie
+from ragserve.errors import (
+    DeadlineExceededError,
+    FailedPreconditionError,
+    RagserveError,
+    ResourceExhaustedError,
+)
+
+RETRY_AFTER_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What all sessions together may take, and how much one pass may hold."""
+
+    max_sessions: int = 64
+    max_rows: int = 2048
+    cache_bytes: int = 4 * 2**30
+    document_token_bytes: int = 1  # cross-attention keys and values of one context token
+    slot_bytes: int = 1  # self-attention keys and values of one decoder token of one row
+    prefill_tokens: int = 1024
+    idle_seconds: float = 60.0
+
+
+class Work(Enum):
+    """What a session waits for."""
+
+    NOTHING = "nothing"
+    ENCODE = "encode"
+    STEP = "step"
+    WIDEN = "widen"
+    SCORE = "score"
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One hypothesis: its last token, and the slots of its path.
+
+    `slots` is [n_rows, length]: a row for each document in token mode, one row in sequence mode, where `document`
+    says which. The last column belongs to `token`.
+    """
+
+    token: int
+    document: int
+    slots: SlotArray
+
+    @property
+    def length(self) -> int:
+        """Tokens of the path, the decoder start token included."""
+        return len(self.slots[0])
+
+
+@dataclass(frozen=True)
+class PrefixTree:
+    """Prefixes of one document to be fed before the first step, and the slot of each node."""
+
+    document: int
+    trie: Trie
+    slots: SlotArray
+
+
+@dataclass(frozen=True)
+class Start:
+    """A hypothesis to begin with: the decoder's input so far, start token included."""
+
+    tokens: tuple[int, ...]
+    document: int = 0
+
+
+@dataclass(eq=False)
+class Session:
+    """One decode session. `state` is the engine's own and means nothing here."""
+
+    context_tokens: tuple[int, ...]
+    shared: bool  # token mode: every hypothesis has a row for each document
+    starts: tuple[Start, ...]  # none: encode only
+    deadline: float | None = None  # monotonic seconds
+    state: Any = None
+    hypotheses: list[Hypothesis] = field(default_factory=list)
+    prefix_trees: list[PrefixTree] = field(default_factory=list)
+    work: Work = Work.NOTHING
+    encoded: int = 0  # documents
+    active: float = 0.0  # monotonic seconds of the last sign of life
+    closed: bool = False
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of one step."""
+        return sum(hypothesis.slots.shape[0] for hypothesis in self.hypotheses)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one turn of the loop does."""
+
+    ended: tuple[tuple[Session, RagserveError | None], ...] = ()
+    encode: tuple[tuple[Session, int], ...] = ()  # session, number of its next documents
+    step: tuple[Session, ...] = ()
+    widen: tuple[Session, ...] = ()
+    score: Session | None = None
+    n_slots: int = 0  # slots that the cache must have
+
+    @property
+    def empty(self) -> bool:
+        """Nothing to do."""
+        return not (self.ended or self.encode or self.step or self.widen or self.score)
+
+
+class Scheduler:
+    """Sessions, their rows and their memory."""
+
+    def __init__(self, capacity: Capacity) -> None:
+        self._capacity = capacity
+        self._sessions: list[Session] = []
+        self._document_bytes = 0
+        self._scoring: list[Session] = []
+        self.slots = SlotPool()
+
+    @property
+    def n_sessions(self) -> int:
+        """Sessions not yet freed."""
+        return len(self._sessions)
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of cache in use or promised."""
+        return self._document_bytes + self.slots.used * self._capacity.slot_bytes
+
+    def sessions(self) -> tuple[Session, ...]:
+        """Sessions not yet freed."""
+        return tuple(self._sessions)
+
+    def admit(self, session: Session, now: float) -> None:
+        """Take a new session, with room for its documents and first step.
+
+        Raises:
+            ResourceExhaustedError: a limit is reached; nothing was taken.
+        """
+        if len(self._sessions) >= self._capacity.max_sessions:
+            raise _full(f"max_sessions ({self._capacity.max_sessions}) decode sessions are open")
+        rows = sum(len(session.context_tokens) if session.shared else 1 for _ in session.starts)
+        document_bytes = sum(session.context_tokens) * self._capacity.document_token_bytes
+        longest = max((len(start.tokens) for start in session.starts), default=0)
+        self._check_room(rows, document_bytes + rows * longest * self._capacity.slot_bytes)
+        self._document_bytes += document_bytes
+        self._sessions.append(session)
+        if session.shared:
+            self._start_shared(session)
+        else:
+            self._start_separate(session)
+        session.work, session.active = Work.ENCODE, now
+
+    def advance(self, session: Session, choices: Sequence[tuple[int, int]], now: float) -> None:
+        """Replace the hypotheses by children, given as (parent index, token), and ask for a step.
+
+        Raises:
+            ResourceExhaustedError: no room for the new rows; the session is as before.
+        """
+        self._check_ready(session)
+        parents = [session.hypotheses[parent] for parent, _ in choices]
+        rows = sum(parent.slots.shape[0] for parent in parents)
+        self._check_room(rows - session.n_rows, rows * self._capacity.slot_bytes)
+        old = session.hypotheses
+        session.hypotheses = [self._child(parent, token) for parent, (_, token) in zip(parents, choices, strict=True)]
+        for hypothesis in old:
+            self.slots.release(hypothesis.slots)
+        session.work, session.active = Work.STEP, now
+
+    def request(self, session: Session, work: Work, now: float) -> None:
+        """Ask for a widening or for scores."""
+        self._check_ready(session)
+        session.work, session.active = work, now
+        if work is Work.SCORE:
+            self._scoring.append(session)
+
+    def close(self, session: Session) -> None:
+        """The session is to be freed by the next plan."""
+        session.closed = True
+
+    def plan(self, now: float) -> Plan:
+        """What to run next. Closed, late and idle sessions are freed first."""
+        ended = self._reap(now)
+        waiting = [session for session in self._sessions if session.work is Work.ENCODE]
+        self._scoring = [session for session in self._scoring if session.work is Work.SCORE and not session.closed]
+        score = self._scoring.pop(0) if self._scoring else None
+        if score is not None:
+            self._scoring.append(score)
+        return Plan(
+            ended=tuple(ended),
+            encode=tuple(self._within_budget(waiting)),
+            step=tuple(session for session in self._sessions if session.work is Work.STEP),
+            widen=tuple(session for session in self._sessions if session.work is Work.WIDEN),
+            score=score,
+            n_slots=self.slots.size,
+        )
+
+    def encoded(self, session: Session, n_documents: int) -> bool:
+        """Documents were encoded. True when they are complete; a session with starts then asks for its first step."""
+        session.encoded += n_documents
+        if session.encoded < len(session.context_tokens):
+            return False
+        session.work = Work.STEP if session.starts else Work.NOTHING
+        return True
+
+    def finished(self, session: Session, now: float) -> None:
+        """The session's request was answered; it now waits for its client."""
+        session.work, session.active = Work.NOTHING, now
+
+    def next_event(self) -> float | None:
+        """When, in monotonic seconds, a session falls idle or late with nobody asking; None when there is none."""
+        idle = self._capacity.idle_seconds
+        times = [session.active + idle for session in self._sessions if session.work is Work.NOTHING]
+        times += [session.deadline for session in self._sessions if session.deadline is not None]
+        return min(times, default=None)
+
+    def _check_ready(self, session: Session) -> None:
+        if session.closed or session not in self._sessions:
+            raise FailedPreconditionError("the session has ended")
+        if session.work is not Work.NOTHING:
+            raise FailedPreconditionError("the session still works on its previous request")
+
+    def _check_room(self, rows: int, need_bytes: int) -> None:
+        used_rows = sum(session.n_rows for session in self._sessions)
+        if used_rows + rows > self._capacity.max_rows:
+            raise _full(f"{used_rows} rows in use and {rows} more asked, max_rows is {self._capacity.max_rows}")
+        if self.used_bytes + need_bytes > self._capacity.cache_bytes:
+            raise _full(
+                f"{self.used_bytes} bytes of cache in use and {need_bytes} more asked, "
+                f"cache_bytes is {self._capacity.cache_bytes}"
+            )
+
+    def _reap(self, now: float) -> list[tuple[Session, RagserveError | None]]:
+        ended = [(session, error) for session in self._sessions for gone, error in [self._end(session, now)] if gone]
+        for session, _ in ended:
+            session.closed = True
+            self._sessions.remove(session)
+            self._document_bytes -= sum(session.context_tokens) * self._capacity.document_token_bytes
+            for hypothesis in session.hypotheses:
+                self.slots.release(hypothesis.slots)
+            session.hypotheses = []
+        return ended
+
+    def _end(self, session: Session, now: float) -> tuple[bool, RagserveError | None]:
+        """Whether the session is over, and why."""
+        if session.closed:
+            return True, None
+        if session.deadline is not None and now >= session.deadline:
+            return True, DeadlineExceededError("the deadline of the decode session passed")
+        idle = self._capacity.idle_seconds
+        if session.work is Work.NOTHING and now >= session.active + idle:
+            return True, DeadlineExceededError(f"no request for {idle:g} s (idle_seconds): the session was freed")
+        return False, None
+
+    def _within_budget(self, waiting: Sequence[Session]) -> list[tuple[Session, int]]:
+        """First come, first served; at least one document, then as many as the token budget holds."""
+        left = self._capacity.prefill_tokens
+        chosen: list[tuple[Session, int]] = []
+        for session in waiting:
+            count = 0
+            for tokens in session.context_tokens[session.encoded :]:
+                if tokens > left and (chosen or count):
+                    break
+                left -= tokens
+                count += 1
+            if count:
+                chosen.append((session, count))
+            if count < len(session.context_tokens) - session.encoded:
+                break
+        return chosen
+
+    def _child(self, parent: Hypothesis, token: int) -> Hypothesis:
+        own = self.slots.allocate(parent.slots.shape[0])
+        slots = np.concatenate([parent.slots, own[:, None]], axis=1)
+        self.slots.retain(slots)
+        return Hypothesis(token, parent.document, slots)
+
+    def _start_shared(self, session: Session) -> None:
+        """Token mode: one tree of prefixes, fed once for each document."""
+        n_docs = len(session.context_tokens)
+        trie = _prefix_trie(session.starts)
+        nodes = self.slots.allocate(n_docs * trie.size).reshape(n_docs, trie.size)
+        if trie.size:
+            session.prefix_trees = [PrefixTree(document, trie, nodes[document]) for document in range(n_docs)]
+        for start, path in zip(session.starts, trie.paths, strict=True):
+            self._add_start(session, start, nodes[:, path])
+
+    def _start_separate(self, session: Session) -> None:
+        """Sequence mode: a tree of prefixes for each document; hypotheses keep the order they were given in."""
+        paths: dict[int, SlotArray] = {}
+        for document in sorted({start.document for start in session.starts}):
+            indices = [i for i, start in enumerate(session.starts) if start.document == document]
+            trie = _prefix_trie([session.starts[i] for i in indices])
+            nodes = self.slots.allocate(trie.size)
+            if trie.size:
+                session.prefix_trees.append(PrefixTree(document, trie, nodes))
+            for i, path in zip(indices, trie.paths, strict=True):
+                paths[i] = nodes[path][None, :]
+        for i, start in enumerate(session.starts):
+            self._add_start(session, start, paths[i])
+
+    def _add_start(self, session: Session, start: Start, past: SlotArray) -> None:
+        own = self.slots.allocate(past.shape[0])
+        slots = np.concatenate([past, own[:, None]], axis=1)
+        self.slots.retain(slots)
+        session.hypotheses.append(Hypothesis(start.tokens[-1], start.document, slots))
+
+
+def _prefix_trie(starts: Sequence[Start]) -> Trie:
+    """The tree of everything but the last token of each start; a start of one token has an empty path."""
+    return build_trie([start.tokens[:-1] for start in starts])
+
+
+def _full(message: str) -> ResourceExhaustedError:
+    return ResourceExhaustedError(message, retry_after_seconds=RETRY_AFTER_SECONDS)

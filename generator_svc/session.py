@@ -1,0 +1,231 @@
+"""One decode session as its client sees it: commands in, replies out, one at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+import torch
+
+from generator_svc.commands import (
+    AdvanceCommand,
+    Command,
+    OpenCommand,
+    OpenOutput,
+    RenderCommand,
+    RenderedSequence,
+    Reply,
+    ScoreCommand,
+    StepControl,
+    StepOutput,
+    TargetScore,
+    WidenCommand,
+)
+from generator_svc.contexts import Context, build_contexts
+from generator_svc.loading import LoadedGenerator
+from generator_svc.scheduler import Session, Start, Work
+from generator_svc.scoring import plan_scores
+from generator_svc.validation import (
+    Limits,
+    check_advance,
+    check_open,
+    check_render,
+    check_score,
+    check_target,
+    check_widen,
+)
+from generator_svc.worker import Request, SessionState, Worker
+from ragserve.errors import FailedPreconditionError, InvalidInputError, RagserveError
+from ragserve.serving.metrics import Metrics, StageTiming
+
+T = TypeVar("T")
+
+
+class DecodeSession:
+    """Lives on one event loop; made by `GeneratorEngine.connect`.
+
+    Every command raises InvalidInputError for bad input, FailedPreconditionError after the session's end,
+    ResourceExhaustedError when there is no room, DeadlineExceededError and UnavailableError as they say.
+    """
+
+    def __init__(
+        self, loaded: LoadedGenerator, limits: Limits, worker: Worker, metrics: Metrics, deadline: float | None
+    ) -> None:
+        self._loaded = loaded
+        self._limits = limits
+        self._worker = worker
+        self._metrics = metrics
+        self._deadline = deadline
+        self._loop = asyncio.get_running_loop()
+        self._session: Session | None = None
+        self.ended: asyncio.Future[RagserveError] = self._loop.create_future()
+
+    async def handle(self, command: Command) -> Reply[Any]:
+        """Answer any command."""
+        match command:
+            case OpenCommand():
+                return await self.open(command)
+            case AdvanceCommand():
+                return await self.advance(command)
+            case WidenCommand():
+                return await self.widen(command)
+            case ScoreCommand():
+                return await self.score(command)
+            case RenderCommand():
+                return await self.render(command)
+
+    async def open(self, command: OpenCommand) -> Reply[OpenOutput]:
+        """Encode the documents and, unless told otherwise, run the first step."""
+        if self._session is not None:
+            raise InvalidInputError("open", "the session is open already")
+        check_open(command, self._limits)
+        request = _request(candidates=command.candidates)
+        contexts = await asyncio.to_thread(self._contexts, command)
+        request.spent("prefill", time.monotonic() - request.submitted)
+        session = self._new_session(command, contexts)
+        session.state.request = request
+        with self._worker.changed:
+            self._worker.scheduler.admit(session, time.monotonic())
+            self._session = session
+            self._worker.wake()
+        step = await asyncio.wrap_future(request.future)
+        lengths = tuple(len(context.token_ids) for context in contexts)
+        output = OpenOutput(lengths, tuple(context.truncated for context in contexts), step)
+        return Reply(output, self._timings(request))
+
+    async def advance(self, command: AdvanceCommand) -> Reply[StepOutput]:
+        """Extend hypotheses by one token and run one step."""
+        session = self._opened()
+        check_advance(command, [hypothesis.length for hypothesis in session.hypotheses], self._limits)
+        choices = [(hypothesis.parent, hypothesis.token) for hypothesis in command.hypotheses]
+        controls = tuple(hypothesis.control for hypothesis in command.hypotheses)
+
+        def submit(now: float) -> None:
+            self._worker.scheduler.advance(session, choices, now)
+            session.state.controls = controls
+
+        return await self._ask(session, _request(candidates=command.candidates), submit)
+
+    async def widen(self, command: WidenCommand) -> Reply[StepOutput]:
+        """More candidates of the present step, without running the model."""
+        session = self._opened()
+        check_widen(command, len(session.hypotheses))
+        request = _request(candidates=command.candidates)
+        request.hypotheses = command.hypotheses
+        return await self._ask(session, request, lambda now: self._request(session, Work.WIDEN, now))
+
+    async def score(self, command: ScoreCommand) -> Reply[tuple[TargetScore, ...]]:
+        """Log-probabilities of targets under every document."""
+        session = self._opened()
+        check_score(command, self._limits)
+        targets = await asyncio.to_thread(self._targets, command)
+        request = _request()
+        request.job = plan_scores(targets, len(session.context_tokens), self._loaded.tokens.decoder_start)
+        return await self._ask(session, request, lambda now: self._request(session, Work.SCORE, now))
+
+    async def render(self, command: RenderCommand) -> Reply[tuple[RenderedSequence, ...]]:
+        """Text of token sequences."""
+        session = self._opened()
+        check_render(command, self._limits)
+        clock = self._metrics.clock()
+        with clock.measure("render"):
+            rendered = await asyncio.to_thread(lambda: tuple(map(self._loaded.codec.render, command.sequences)))
+        with self._worker.changed:
+            session.active = time.monotonic()
+        return Reply(rendered, clock.timings())
+
+    def close(self) -> None:
+        """Free the session at the next step."""
+        if self._session is not None:
+            with self._worker.changed:
+                self._worker.scheduler.close(self._session)
+                self._worker.wake()
+        self.ended.cancel()
+
+    def _opened(self) -> Session:
+        if self._session is None:
+            raise InvalidInputError("open", "the first request of a session must be Open")
+        return self._session
+
+    async def _ask(self, session: Session, request: Request, submit: Callable[[float], None]) -> Reply[Any]:
+        with self._worker.changed:
+            submit(time.monotonic())
+            session.state.request = request
+            self._worker.wake()
+        output = await asyncio.wrap_future(request.future)
+        return Reply(output, self._timings(request))
+
+    def _request(self, session: Session, work: Work, now: float) -> None:
+        if work is Work.WIDEN and session.state.scores is None:
+            raise FailedPreconditionError("the session was opened encode_only: there is no step to widen")
+        self._worker.scheduler.request(session, work, now)
+
+    def _timings(self, request: Request) -> tuple[StageTiming, ...]:
+        clock = self._metrics.clock()
+        for stage, seconds in request.seconds.items():
+            clock.add(stage, seconds)
+        return clock.timings()
+
+    def _contexts(self, command: OpenCommand) -> tuple[Context, ...]:
+        limit = self._limits.max_context_tokens
+        wanted = command.max_context_tokens or min(self._loaded.rag.max_combined_length, limit)
+        return build_contexts(command, self._loaded.rag, self._loaded.codec, wanted)
+
+    def _targets(self, command: ScoreCommand) -> list[tuple[int, ...]]:
+        targets = []
+        for i, target in enumerate(command.targets):
+            if isinstance(target, str):
+                target_ids = tuple(self._loaded.codec.encode_target(target))
+                check_target(f"score.targets[{i}].text", target_ids, self._limits)
+                targets.append(target_ids)
+            else:
+                targets.append(target)
+        return targets
+
+    def _new_session(self, command: OpenCommand, contexts: tuple[Context, ...]) -> Session:
+        shared = command.mode == "token"
+        starts, controls = _starts(command, self._loaded.tokens.decoder_start)
+        priors = torch.tensor([document.log_prior for document in command.documents], device=self._loaded.device)
+        state = SessionState(
+            contexts=tuple(context.token_ids for context in contexts),
+            log_priors=priors if shared else None,
+            on_end=self._on_end,
+            controls=controls,
+        )
+        return Session(
+            context_tokens=tuple(len(context.token_ids) for context in contexts),
+            shared=shared,
+            starts=starts,
+            deadline=self._deadline,
+            state=state,
+        )
+
+    def _on_end(self, error: RagserveError) -> None:
+        """Called by the worker when it ends the session on its own."""
+
+        def tell() -> None:
+            if not self.ended.done():
+                self.ended.set_result(error)
+
+        self._loop.call_soon_threadsafe(tell)
+
+
+def _request(candidates: int = 0) -> Request:
+    return Request(Future(), time.monotonic(), candidates=candidates)
+
+
+def _starts(command: OpenCommand, start_token: int) -> tuple[tuple[Start, ...], tuple[StepControl, ...]]:
+    """Hypotheses to start from, and their controls; none after encode_only."""
+    if command.encode_only:
+        return (), ()
+    if command.prefixes:
+        shared = command.mode == "token"
+        starts = [
+            Start((start_token, *prefix.token_ids), 0 if shared else prefix.document) for prefix in command.prefixes
+        ]
+        return tuple(starts), tuple(prefix.control for prefix in command.prefixes)
+    documents = range(len(command.documents)) if command.mode == "sequence" else range(1)
+    return tuple(Start((start_token,), i) for i in documents), (command.control,) * len(documents)

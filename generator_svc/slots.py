@@ -1,0 +1,50 @@
+"""Which places of the self-attention cache are in use. Pure bookkeeping: the tensors are in `kv_cache`.
+
+A slot holds the keys and values of one decoder token of one row. A hypothesis is the list of slots along its path, so
+a beam reorder copies no tensor: children share their parent's slots, and a slot is free when no path holds it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+SlotArray = npt.NDArray[np.int64]
+INITIAL_SLOTS = 1024
+
+
+class SlotPool:
+    """Counts, for every slot, the paths that hold it."""
+
+    def __init__(self) -> None:
+        self._holders = np.zeros(INITIAL_SLOTS, dtype=np.int32)
+        self._free = list(range(INITIAL_SLOTS - 1, -1, -1))
+
+    @property
+    def size(self) -> int:
+        """Slots there are, free or not; grows by doubling."""
+        return len(self._holders)
+
+    @property
+    def used(self) -> int:
+        """Slots held by at least one path."""
+        return len(self._holders) - len(self._free)
+
+    def allocate(self, count: int) -> SlotArray:
+        """`count` slots held by nobody yet; each must be retained at once."""
+        while len(self._free) < count:
+            size = self.size
+            self._holders = np.concatenate([self._holders, np.zeros(size, dtype=np.int32)])
+            self._free = list(range(2 * size - 1, size - 1, -1)) + self._free
+        taken = [self._free.pop() for _ in range(count)]
+        return np.array(taken, dtype=np.int64)
+
+    def retain(self, slots: SlotArray) -> None:
+        """One more path holds these slots (each at most once in the array)."""
+        self._holders[slots] += 1
+
+    def release(self, slots: SlotArray) -> None:
+        """One path less holds these slots."""
+        self._holders[slots] -= 1
+        flat = slots.reshape(-1)
+        self._free.extend(flat[self._holders[flat] == 0].tolist())

@@ -1,0 +1,111 @@
+"""The generator's tokenizer: contexts and targets to ids, ids to text and to the piece each token adds."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from generator_svc.commands import RenderedSequence
+from ragserve.errors import FailedPreconditionError, NotFoundError
+
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "vocab.json", "sentencepiece.bpe.model")
+REPLACEMENT = "\ufffd"  # what an incomplete UTF-8 sequence decodes to
+
+
+class Codec:
+    """A Hugging Face tokenizer behind a lock: its truncation state is shared and mutable."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._lock = threading.Lock()
+        added = tokenizer.added_tokens_decoder.items()
+        self._special = {token_id for token_id, token in added if token.special} | set(tokenizer.all_special_ids)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids with the tokenizer's special tokens, however long."""
+        with self._lock:
+            ids: list[int] = self._tokenizer(text, truncation=False, verbose=False)["input_ids"]
+        return ids
+
+    def encode_target(self, text: str) -> list[int]:
+        """Ids of a target, with special tokens."""
+        with self._lock:
+            ids: list[int] = self._tokenizer(text_target=text, truncation=False, verbose=False)["input_ids"]
+        return ids
+
+    def encode_truncated(self, text: str, max_tokens: int) -> list[int]:
+        """Ids cut from the right, special tokens kept, as Hugging Face does."""
+        with self._lock:
+            ids: list[int] = self._tokenizer(text, truncation=True, max_length=max_tokens)["input_ids"]
+        return ids
+
+    def token_ends(self, text: str) -> list[int]:
+        """Where each token of the text ends, in characters; no special tokens."""
+        with self._lock:
+            encoded = self._tokenizer(
+                text, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False
+            )
+        return [end for _, end in encoded["offset_mapping"]]
+
+    def render(self, token_ids: Sequence[int]) -> RenderedSequence:
+        """Text without special tokens, and what each token adds to it.
+
+        The pieces of ordinary tokens joined give the text. A token that ends within a character adds it later; of a
+        sequence that no special token ends yet, an incomplete last character is held back.
+        """
+        text = self._decode(token_ids)
+        ordinary = [i for i, token in enumerate(token_ids) if token not in self._special]
+        complete = bool(token_ids) and token_ids[-1] in self._special
+        available = text if complete else text.rstrip(REPLACEMENT)
+        pieces = [self._name(token) for token in token_ids]
+        shown = 0
+        for i in ordinary:
+            last = i == ordinary[-1]
+            end = len(available) if last else max(shown, _agreed(self._decode(token_ids[: i + 1]), available))
+            pieces[i] = available[shown:end]
+            shown = end
+        return RenderedSequence(text, tuple(pieces))
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        with self._lock:
+            text: str = self._tokenizer.decode(
+                list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        return text
+
+    def _name(self, token_id: int) -> str:
+        if token_id not in self._special:
+            return ""
+        name: str | None = self._tokenizer.convert_ids_to_tokens(token_id)
+        return name or ""
+
+
+def _agreed(prefix: str, text: str) -> int:
+    """How many characters of the text are settled by the decoding of a prefix of its tokens."""
+    prefix = prefix.rstrip(REPLACEMENT)
+    if text.startswith(prefix):
+        return len(prefix)
+    return next((i for i, (a, b) in enumerate(zip(prefix, text, strict=False)) if a != b), min(len(prefix), len(text)))
+
+
+def load_codec(directory: Path) -> Codec:
+    """The tokenizer of a generator directory.
+
+    Raises:
+        NotFoundError: there is no tokenizer file.
+        FailedPreconditionError: the files cannot be read.
+    """
+    if not any((directory / name).is_file() for name in TOKENIZER_FILES):
+        path = directory / TOKENIZER_FILES[0]
+        raise NotFoundError(f"{path} is missing: import the checkpoint again", field=str(path))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+    except Exception as error:
+        raise FailedPreconditionError(
+            f"the tokenizer in {directory} cannot be read: {error}", field=str(directory)
+        ) from error
+    return Codec(tokenizer)

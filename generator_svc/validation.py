@@ -1,0 +1,165 @@
+"""Checks commands before any work is done; errors name the field as the protocol spells it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from generator_svc.commands import (
+    AdvanceCommand,
+    OpenCommand,
+    RenderCommand,
+    ScoreCommand,
+    StepControl,
+    WidenCommand,
+)
+from ragserve.errors import InvalidInputError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one session may ask for."""
+
+    vocab_size: int
+    max_context_tokens: int
+    max_target_tokens: int  # decoder start token included
+    max_documents: int
+    max_hypotheses: int
+    max_targets: int
+    max_question_characters: int
+    max_document_characters: int
+
+
+def check_open(command: OpenCommand, limits: Limits) -> None:
+    """Raises InvalidInputError for an Open that cannot be done."""
+    if not command.question.strip():
+        raise InvalidInputError("open.question", "the question is empty")
+    _at_most(
+        "open.question", len(command.question), limits.max_question_characters, "characters", "max_question_characters"
+    )
+    if command.max_context_tokens > limits.max_context_tokens:
+        raise InvalidInputError(
+            "open.max_context_tokens",
+            f"{command.max_context_tokens} is over the limit of {limits.max_context_tokens}",
+        )
+    _check_documents(command, limits)
+    _check_prefixes(command, limits)
+    _check_control("open.control", command.control, limits)
+    if not command.encode_only:
+        _check_candidates("open.candidates", command.candidates)
+
+
+def check_advance(command: AdvanceCommand, lengths: Sequence[int], limits: Limits) -> None:
+    """Raises InvalidInputError; `lengths` are the tokens of the present hypotheses, start token included."""
+    name = "advance.hypotheses"
+    if not command.hypotheses:
+        raise InvalidInputError(name, "at least one hypothesis is needed")
+    _at_most(name, len(command.hypotheses), limits.max_hypotheses, "hypotheses", "max_hypotheses")
+    for i, hypothesis in enumerate(command.hypotheses):
+        _check_index(f"{name}[{i}].parent", hypothesis.parent, len(lengths), "hypotheses in the previous step")
+        _check_token(f"{name}[{i}].token", hypothesis.token, limits)
+        if lengths[hypothesis.parent] >= limits.max_target_tokens:
+            raise InvalidInputError(
+                f"{name}[{i}].token", f"the sequence already has {limits.max_target_tokens} tokens, the most it may"
+            )
+        _check_control(f"{name}[{i}].control", hypothesis.control, limits)
+    _check_candidates("advance.candidates", command.candidates)
+
+
+def check_widen(command: WidenCommand, n_hypotheses: int) -> None:
+    """Raises InvalidInputError for a Widen of hypotheses that are not there."""
+    if not command.hypotheses:
+        raise InvalidInputError("widen.hypotheses", "at least one hypothesis is needed")
+    for i, index in enumerate(command.hypotheses):
+        _check_index(f"widen.hypotheses[{i}]", index, n_hypotheses, "hypotheses in this step")
+    _check_candidates("widen.candidates", command.candidates)
+
+
+def check_score(command: ScoreCommand, limits: Limits) -> None:
+    """Raises InvalidInputError; text targets are checked again once tokenized."""
+    if not command.targets:
+        raise InvalidInputError("score.targets", "at least one target is needed")
+    _at_most("score.targets", len(command.targets), limits.max_targets, "targets", "max_targets")
+    for i, target in enumerate(command.targets):
+        if isinstance(target, str):
+            _at_most(
+                f"score.targets[{i}].text",
+                len(target),
+                limits.max_question_characters,
+                "characters",
+                "max_question_characters",
+            )
+        else:
+            check_target(f"score.targets[{i}].tokens", target, limits)
+
+
+def check_target(name: str, token_ids: Sequence[int], limits: Limits) -> None:
+    """Raises InvalidInputError for a target that is empty, too long or not of this vocabulary."""
+    if not token_ids:
+        raise InvalidInputError(name, "the target is empty")
+    _at_most(name, len(token_ids), limits.max_target_tokens, "tokens", "max_target_tokens")
+    for i, token in enumerate(token_ids):
+        _check_token(f"{name}.token_ids[{i}]", token, limits)
+
+
+def check_render(command: RenderCommand, limits: Limits) -> None:
+    """Raises InvalidInputError for sequences that are too many, too long or not of this vocabulary."""
+    _at_most("render.sequences", len(command.sequences), limits.max_hypotheses, "sequences", "max_hypotheses")
+    for i, sequence in enumerate(command.sequences):
+        name = f"render.sequences[{i}]"
+        _at_most(f"{name}.token_ids", len(sequence), limits.max_target_tokens, "tokens", "max_target_tokens")
+        for j, token in enumerate(sequence):
+            _check_token(f"{name}.token_ids[{j}]", token, limits)
+
+
+def _check_documents(command: OpenCommand, limits: Limits) -> None:
+    if not command.documents:
+        raise InvalidInputError("open.documents", "at least one document is needed")
+    _at_most("open.documents", len(command.documents), limits.max_documents, "documents", "max_documents")
+    for i, document in enumerate(command.documents):
+        if not math.isfinite(document.log_prior):
+            raise InvalidInputError(f"open.documents[{i}].log_prior", f"{document.log_prior} is not a finite number")
+        size, limit = len(document.title) + len(document.text), limits.max_document_characters
+        _at_most(f"open.documents[{i}].text", size, limit, "characters", "max_document_characters")
+
+
+def _check_prefixes(command: OpenCommand, limits: Limits) -> None:
+    implied = len(command.documents) if command.mode == "sequence" else 1
+    count = len(command.prefixes) or implied
+    _at_most("open.prefixes", count, limits.max_hypotheses, "hypotheses", "max_hypotheses")
+    for i, prefix in enumerate(command.prefixes):
+        name = f"open.prefixes[{i}]"
+        if command.mode == "sequence":
+            _check_index(f"{name}.document", prefix.document, len(command.documents), "documents")
+        length, limit = len(prefix.token_ids), limits.max_target_tokens - 1
+        _at_most(f"{name}.token_ids", length, limit, "tokens", "max_target_tokens less the start token")
+        for j, token in enumerate(prefix.token_ids):
+            _check_token(f"{name}.token_ids[{j}]", token, limits)
+        _check_control(f"{name}.control", prefix.control, limits)
+
+
+def _check_control(name: str, control: StepControl, limits: Limits) -> None:
+    for kind, tokens in (("banned", control.banned), ("requested", control.requested)):
+        for i, token in enumerate(tokens):
+            _check_token(f"{name}.{kind}[{i}]", token, limits)
+
+
+def _check_token(name: str, token: int, limits: Limits) -> None:
+    if not 0 <= token < limits.vocab_size:
+        raise InvalidInputError(name, f"token {token} is not in the vocabulary of {limits.vocab_size}")
+
+
+def _check_index(name: str, index: int, count: int, what: str) -> None:
+    if not 0 <= index < count:
+        raise InvalidInputError(name, f"index {index} is out of range: there are {count} {what}")
+
+
+def _check_candidates(name: str, candidates: int) -> None:
+    if candidates < 1:
+        raise InvalidInputError(name, "at least one candidate is needed")
+
+
+def _at_most(name: str, size: int, limit: int, unit: str, setting: str) -> None:
+    if size > limit:
+        raise InvalidInputError(name, f"{size} {unit} are over the limit of {limit} ({setting})")

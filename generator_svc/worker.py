@@ -1,0 +1,207 @@
+"""The thread that runs the model: schedule, run, post-process, until told to stop."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from generator_svc.candidates import StepScores, score_step, select
+from generator_svc.commands import StepControl
+from generator_svc.models.base import DocumentState
+from generator_svc.runner import Runner, StepRows
+from generator_svc.scheduler import Plan, Scheduler, Session, Work
+from generator_svc.scoring import ScoreJob
+from ragserve.errors import RagserveError, UnavailableError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Request:
+    """What one session waits for. `seconds` by stage, of the work done so far."""
+
+    future: Future[Any]
+    submitted: float  # monotonic seconds
+    hypotheses: tuple[int, ...] = ()  # of a widening
+    candidates: int = 0
+    job: ScoreJob | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def spent(self, stage: str, seconds: float) -> None:
+        """Account for work done."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+
+@dataclass
+class SessionState:
+    """The engine's part of a session: tensors and the request in hand."""
+
+    contexts: tuple[tuple[int, ...], ...]
+    log_priors: torch.Tensor | None  # [n_docs]; token mode
+    on_end: Callable[[RagserveError], None]
+    documents: list[DocumentState] = field(default_factory=list)
+    controls: tuple[StepControl, ...] = ()
+    scores: StepScores | None = None
+    request: Request | None = None
+
+
+class Worker:
+    """Owns the thread, the lock and the scheduler. Other threads touch the scheduler under `changed` only."""
+
+    def __init__(self, runner: Runner, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        self.changed = threading.Condition()
+        self._runner = runner
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="generator-worker", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop after the pass in hand; requests left are answered with UnavailableError."""
+        with self.changed:
+            self._stopping = True
+            self.changed.notify()
+        self._thread.join()
+
+    def wake(self) -> None:
+        """Tell the thread that the scheduler has changed; the caller holds `changed`."""
+        self.changed.notify()
+
+    def _run(self) -> None:
+        with torch.inference_mode():
+            while (plan := self._next_plan()) is not None:
+                self._execute(plan)
+        for session in self.scheduler.sessions():
+            _fail(session, UnavailableError("the generator is shutting down"))
+
+    def _next_plan(self) -> Plan | None:
+        with self.changed:
+            while not self._stopping:
+                plan = self.scheduler.plan(time.monotonic())
+                if not plan.empty:
+                    return plan
+                event = self.scheduler.next_event()
+                self.changed.wait(None if event is None else max(0.0, event - time.monotonic()))
+        return None
+
+    def _execute(self, plan: Plan) -> None:
+        for session, error in plan.ended:
+            _end(session, error)
+        self._runner.cache.grow(plan.n_slots)
+        self._guard([session for session, _ in plan.encode], lambda: self._encode(plan.encode))
+        for session in plan.widen:
+            self._guard([session], lambda session=session: self._answer_step(session))  # type: ignore[misc]
+        self._guard(plan.step, lambda: self._step(plan.step))
+        if plan.score is not None:
+            scored = plan.score
+            self._guard([scored], lambda: self._score(scored))
+
+    def _guard(self, sessions: Sequence[Session], run: Callable[[], None]) -> None:
+        """Run a pass; when it fails, so do the requests it was for, and nothing else."""
+        if not sessions:
+            return
+        try:
+            run()
+        except Exception as error:
+            log.exception("a pass over %d sessions failed", len(sessions))
+            for session in sessions:
+                self._finish(session, error)
+
+    def _encode(self, chosen: Sequence[tuple[Session, int]]) -> None:
+        started = time.monotonic()
+        contexts: list[tuple[int, ...]] = []
+        for session, count in chosen:
+            contexts += session.state.contexts[session.encoded : session.encoded + count]
+        encoded = self._runner.encode(contexts)
+        for session, count in chosen:
+            session.state.documents += encoded[:count]
+            encoded = encoded[count:]
+            with self.changed:
+                complete = self.scheduler.encoded(session, count)
+            if complete and session.prefix_trees:
+                self._runner.prime(session.state.documents, session.prefix_trees)
+                session.prefix_trees = []
+            session.state.request.spent("prefill", time.monotonic() - started)
+            if complete and not session.starts:
+                self._finish(session, None)
+
+    def _step(self, sessions: Sequence[Session]) -> None:
+        started = time.monotonic()
+        rows = [
+            StepRows(tuple(session.state.documents), tuple(session.hypotheses), session.shared) for session in sessions
+        ]
+        logits = self._runner.step(rows)
+        seconds = time.monotonic() - started
+        for session, own in zip(sessions, logits, strict=True):
+            session.state.request.spent("decode_step", seconds)
+            self._guard([session], lambda session=session, own=own: self._select(session, own))  # type: ignore[misc]
+
+    def _select(self, session: Session, logits: torch.Tensor) -> None:
+        state = session.state
+        started = time.monotonic()
+        state.scores = score_step(logits, state.controls, state.log_priors)
+        state.request.spent("select", time.monotonic() - started)
+        self._answer_step(session)
+
+    def _answer_step(self, session: Session) -> None:
+        state, request = session.state, session.state.request
+        started = time.monotonic()
+        hypotheses = request.hypotheses or range(len(state.controls))
+        output = select(state.scores, hypotheses, request.candidates)
+        request.spent("select", time.monotonic() - started)
+        self._finish(session, output)
+
+    def _score(self, session: Session) -> None:
+        state = session.state
+        started = time.monotonic()
+        state.request.job.run_chunk(self._runner, state.documents)
+        state.request.spent("score", time.monotonic() - started)
+        if state.request.job.done:
+            self._finish(session, state.request.job.scores())
+
+    def _finish(self, session: Session, result: object) -> None:
+        """Answer the request in hand: with an exception, when the result is one."""
+        request: Request | None = session.state.request
+        if request is None or session.work is Work.NOTHING:
+            return
+        session.state.request = None
+        now = time.monotonic()
+        with self.changed:
+            self.scheduler.finished(session, now)
+        waited = now - request.submitted - sum(request.seconds.values())
+        request.seconds = {"queue": max(0.0, waited), **request.seconds}
+        _resolve(request.future, result)
+
+
+def _resolve(future: Future[Any], result: object) -> None:
+    try:
+        if isinstance(result, BaseException):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+    except InvalidStateError:
+        log.debug("the caller left before its answer")
+
+
+def _end(session: Session, error: RagserveError | None) -> None:
+    """Let go of a freed session's tensors; tell its client why when it did not ask for it."""
+    if error is not None:
+        _fail(session, error)
+    session.state.documents = []
+    session.state.scores = None
+
+
+def _fail(session: Session, error: RagserveError) -> None:
+    if session.state.request is not None:
+        _resolve(session.state.request.future, error)
+    session.state.on_end(error)
