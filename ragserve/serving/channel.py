@@ -11,6 +11,9 @@ import grpc.aio
 
 MAX_MESSAGE_BYTES = 64 * 2**20
 MAX_ATTEMPTS = 4  # gRPC caps it at 5
+# A server that stops answers a call that arrives in that very moment with CANCELLED. A caller's own cancellation
+# is never tried again.
+RETRIED_CODES = ["UNAVAILABLE", "CANCELLED"]
 KEEPALIVE_MS = 30_000
 KEEPALIVE_TIMEOUT_MS = 10_000
 # A restarted replica is found soon: the first reconnects come quickly and names are resolved again.
@@ -60,7 +63,7 @@ def channel_options(
     max_attempts: int = MAX_ATTEMPTS,
     health_service: str | None = None,
 ) -> Options:
-    """Round robin over all addresses of the target; UNAVAILABLE is retried for `retried_methods` only.
+    """Round robin over all addresses of the target; `retried_methods` are tried again when a replica goes away.
 
     `retried_methods` are full names, such as "/ragserve.v1.RagService/Generate". With `health_service` the channel
     watches grpc.health.v1 and avoids replicas that are not SERVING under that name.
@@ -91,7 +94,7 @@ def service_config(
             "initialBackoff": "0.1s",
             "maxBackoff": "2s",
             "backoffMultiplier": 2,
-            "retryableStatusCodes": ["UNAVAILABLE"],
+            "retryableStatusCodes": RETRIED_CODES,
         }
         config["methodConfig"] = [{"name": names, "retryPolicy": policy}]
     if health_service is not None:

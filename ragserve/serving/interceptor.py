@@ -99,10 +99,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     @asynccontextmanager
     async def _guard(self, name: str, context: Context) -> AsyncIterator[None]:
-        """Admits the call, turns its errors into statuses and counts it."""
+        """Admits the call, counts it, then sends its error as a status."""
         started = time.monotonic()
         allowed = remaining_seconds(context)
         code = grpc.StatusCode.OK
+        told: RagserveError | None = None
         try:
             with self._admission.admitted():
                 yield
@@ -115,10 +116,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         except Exception as error:
             told = _told(error, name)
             code = code_of(told)
-            await _abort(context, told)
         finally:
             service, _, method = name.lstrip("/").partition("/")
             self._metrics.observe_call(service, method, code.name, time.monotonic() - started)
+        if told is not None:
+            await _abort(context, told)
 
 
 def _reason(allowed: float | None, remaining: float | None) -> grpc.StatusCode:

@@ -151,8 +151,8 @@ def _variable_names(model: type[BaseModel]) -> Iterator[str]:
 
 
 def _explain(error: ValidationError, prefix: str) -> InvalidInputError:
-    """One line for the first thing that is wrong, naming the key and how to set it."""
-    first = error.errors(include_url=False)[0]
+    """One line for the first thing that is wrong, naming the key and how to set it; unknown keys come first."""
+    first = min(error.errors(include_url=False), key=lambda found: found["type"] != "extra_forbidden")
     path = [str(part) for part in first["loc"]]
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
