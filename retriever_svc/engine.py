@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ragserve.errors import NotFoundError, UnavailableError
@@ -45,10 +46,11 @@ class RetrieverInfo:
 
 @dataclass(frozen=True)
 class _Job:
-    """A request in the queue, and the clock that its stages are added to."""
+    """A request in the queue since a moment (monotonic seconds), and the clock that its stages are added to."""
 
     lookup: Lookup
     clock: StageClock
+    since: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class RetrieverEngine:
         check_k(k, snapshot.rows.size, self._limits)
         check_queries(queries, snapshot.index.dimension, self._limits)
         clock = self._metrics.clock()
-        results = await loaded.batcher.submit(_Job(Lookup(tuple(queries), k, snapshot), clock), clock)
+        results = await loaded.batcher.submit(_Job(Lookup(tuple(queries), k, snapshot), clock))
         return Retrieval(results, snapshot.version, clock.timings())
 
     def info(self) -> RetrieverInfo:
@@ -147,6 +149,9 @@ class RetrieverEngine:
     @staticmethod
     def _run(searcher: Searcher, jobs: Sequence[_Job]) -> list[tuple[QueryHits, ...]]:
         """One batch, in the batcher's thread; each of its requests took the time that the batch took."""
+        started = time.monotonic()
+        for job in jobs:
+            job.clock.add("queue", started - job.since)  # until the work begins, the hop to this thread included
 
         def add_time(stage: str, seconds: float) -> None:
             for job in jobs:

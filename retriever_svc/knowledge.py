@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import lance
 import pyarrow as pa
 
 from ragserve.checkpoint import Manifest, sha256_of
-from ragserve.errors import FailedPreconditionError, NotFoundError
+from ragserve.errors import DataLossError, FailedPreconditionError, NotFoundError
 from retriever_svc.rows import TEXT_COLUMNS, VECTOR_COLUMN, DiskRows, MemoryRows, Rows
 
 DATASET_NAME = "passages.lance"
@@ -97,6 +99,16 @@ class KnowledgeBase:
         """The rows: in memory if this version's files are no larger than that, else read from disk when needed."""
         in_memory = self.size_bytes <= max_memory_bytes
         return MemoryRows(self.dataset) if in_memory else DiskRows(self.dataset)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raises DataLossError for what Lance says when files of a knowledge base are damaged or gone."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = str(error).partition(", /")[0]
+        raise DataLossError(f"{path} is damaged, build it again: {reason}", field=str(path)) from error
 
 
 def describe(path: Path, version: int = 0) -> KnowledgeInfo:

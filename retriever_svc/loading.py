@@ -9,8 +9,9 @@ from ragserve.checkpoint import Manifest, load_manifest, verify_files
 from ragserve.errors import FailedPreconditionError
 from retriever_svc.device import Device
 from retriever_svc.encoder import TextEncoder
-from retriever_svc.index import FaissIndex, IndexCache, IndexSpec
-from retriever_svc.knowledge import KnowledgeBase, passage_encoder_directory, passage_encoder_hash
+from retriever_svc.index import FaissIndex, Index, IndexCache, IndexSpec
+from retriever_svc.knowledge import KnowledgeBase, passage_encoder_directory, passage_encoder_hash, reading
+from retriever_svc.rows import Rows
 from retriever_svc.searcher import Searcher, Snapshot
 
 DEFAULT_MEMORY_BYTES = 2 * 2**30
@@ -68,6 +69,7 @@ def load_snapshot(model: Path, knowledge_base: Path, options: RetrievalOptions, 
     Raises:
         NotFoundError: no knowledge base there, or no such version.
         FailedPreconditionError: it is empty, or its vectors are another encoder's.
+        DataLossError: its files are damaged.
         InvalidInputError: the index settings do not fit it.
     """
     manifest: Manifest = load_manifest(model)
@@ -78,12 +80,14 @@ def load_snapshot(model: Path, knowledge_base: Path, options: RetrievalOptions, 
             f"{knowledge_base} has vectors of width {knowledge.dimension}, the query encoder makes {dimension}",
             field=str(knowledge_base),
         )
-    rows = knowledge.rows(options.max_memory_bytes)
+    with reading(knowledge_base):
+        rows = knowledge.rows(options.max_memory_bytes)
+        return Snapshot(knowledge.version, rows, _load_index(knowledge, rows, options))
 
-    def build() -> FaissIndex:
-        return FaissIndex.build(rows, options.index)
 
+def _load_index(knowledge: KnowledgeBase, rows: Rows, options: RetrievalOptions) -> Index:
+    """The index over the rows: from the cache, or built."""
     if options.index.factory == "Flat" or not options.index_cache:
-        return Snapshot(knowledge.version, rows, build())  # a Flat index is a copy: built as fast as read
-    cache = IndexCache(options.index_cache_dir or knowledge_base / CACHE_NAME)
-    return Snapshot(knowledge.version, rows, cache.load_or_build(knowledge.content, options.index, build))
+        return FaissIndex.build(rows, options.index)  # a Flat index is a copy: built as fast as read
+    cache = IndexCache(options.index_cache_dir or knowledge.path / CACHE_NAME)
+    return cache.load_or_build(knowledge.content, options.index, lambda: FaissIndex.build(rows, options.index))

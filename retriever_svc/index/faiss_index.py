@@ -70,6 +70,7 @@ class FaissIndex:
             if not index.is_trained:
                 index.train(source.vectors(_sample(source.size, spec.training_vectors)))
             for block in source.vector_blocks():
+                _require_finite(block)
                 index.add(block)
         except RuntimeError as error:
             raise InvalidInputError(
@@ -128,6 +129,13 @@ def _sample(size: int, n_wanted: int) -> Int64:
     if size <= n_wanted:
         return np.arange(size)
     return np.sort(np.random.default_rng(TRAINING_SEED).choice(size, n_wanted, replace=False))
+
+
+def _require_finite(block: Float32) -> None:
+    if not np.isfinite(block).all():
+        raise FailedPreconditionError(
+            "the knowledge base holds a vector that is not finite: build it again", field="knowledge"
+        )
 
 
 def _set_parameters(index: Any, spec: IndexSpec) -> None:

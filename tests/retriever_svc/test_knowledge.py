@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from ragserve.checkpoint import load_manifest
-from ragserve.errors import FailedPreconditionError, NotFoundError
+from ragserve.errors import DataLossError, FailedPreconditionError, NotFoundError
 from retriever_svc.build import build_knowledge_base
 from retriever_svc.index import IndexSpec
 from retriever_svc.knowledge import KnowledgeBase, describe, passage_encoder_hash, schema
@@ -133,3 +133,29 @@ def test_a_damaged_dataset_is_named(two_versions: Path) -> None:
         manifest.write_bytes(b"garbage")
     with pytest.raises(FailedPreconditionError, match=r"passages\.lance cannot be opened"):
         describe(two_versions)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("damage", ["truncated", "missing"])
+def test_damaged_data_is_named(
+    two_versions: Path, model: Path, options: RetrievalOptions, damage: str, in_memory: bool
+) -> None:
+    for file in (two_versions / "passages.lance" / "data").iterdir():
+        if damage == "truncated":
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        else:
+            file.unlink()
+    with pytest.raises(DataLossError, match="is damaged, build it again") as caught:
+        load_snapshot(model, two_versions, replace(options, max_memory_bytes=in_memory * 2**30), DIMENSION)
+    assert caught.value.field == str(two_versions)
+
+
+def test_vectors_that_are_not_finite_are_refused(model: Path, options: RetrievalOptions, tmp_path: Path) -> None:
+    table_schema = schema(2, "float32", passage_encoder_hash(model, load_manifest(model)))
+    row = {"id": "1", "title": "", "text": "a", "embedding": [1.0, float("nan")], "metadata": ""}
+    table = pa.Table.from_pylist([row], schema=table_schema)
+    lance.write_dataset(table, str(tmp_path / "passages.lance"))
+    with pytest.raises(FailedPreconditionError, match="not finite"):
+        load_snapshot(model, tmp_path, options, 2)
+    with pytest.raises(FailedPreconditionError, match="vectors of width 2, the query encoder makes 32"):
+        load_snapshot(model, tmp_path, options, DIMENSION)
