@@ -7,6 +7,7 @@ print(client.generate("who wrote the origin of species").answer)
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING
 
 from ragserve.errors import (
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
         TokenPosterior,
         TokensEvent,
     )
+
+# gRPC's core otherwise writes lines such as "Got goaway" to stderr whenever a server restarts. It reads this once, when
+# `grpc` is imported.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 # Loaded when first asked for: engines import `ragserve.errors` and must not load gRPC by that.
 _LAZY = {

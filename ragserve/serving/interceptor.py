@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from ragserve.errors import InternalError, RagserveError
+from ragserve.errors import DeadlineExceededError, InternalError, RagserveError
 from ragserve.serving.admission import Admission
 from ragserve.serving.deadlines import remaining_seconds
 from ragserve.serving.logs import fields
@@ -106,6 +106,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         told: RagserveError | None = None
         try:
             with self._admission.admitted():
+                _refuse_late(allowed)
                 yield
         except asyncio.CancelledError:
             code = _reason(allowed, remaining_seconds(context))
@@ -121,6 +122,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             self._metrics.observe_call(service, method, code.name, time.monotonic() - started)
         if told is not None:
             await _abort(context, told)
+
+
+def _refuse_late(allowed: float | None) -> None:
+    """Raises DeadlineExceededError before any work is done for a call whose deadline has passed."""
+    if allowed is not None and allowed <= 0:
+        raise DeadlineExceededError("the deadline passed before the call was begun")
 
 
 def _reason(allowed: float | None, remaining: float | None) -> grpc.StatusCode:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from http.server import ThreadingHTTPServer
+from socketserver import TCPServer
 from threading import Thread
 from typing import Any
 
@@ -24,6 +25,11 @@ class HttpServer(ThreadingHTTPServer):
     def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
         self.address_family, _, _, _, where = _resolve(host, port)
         super().__init__(where[:2], MetricsHandler.factory(registry))
+
+    def server_bind(self) -> None:
+        """Binds without looking up the host's name, which may take seconds."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
 
 class MetricsPort:

@@ -71,6 +71,7 @@ class Server:
         """Binds both ports and answers health checks; calls get UNAVAILABLE. Raises InvalidInputError."""
         interceptor = CallInterceptor(self._admission, self._metrics)
         server = grpc.aio.server(interceptors=(interceptor,), options=server_options(self._settings))
+        self._server = server
         self.port = bind_grpc(server, self._settings.host, self._settings.port)
         self._metrics_port = open_metrics(
             self._metrics.registry, self._settings.metrics_host, self._settings.metrics_port
@@ -82,7 +83,6 @@ class Server:
             names = (*self._service_names, "grpc.health.v1.Health", reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
         await server.start()
-        self._server = server
 
     async def set_serving(self) -> None:
         """Lets calls in and turns health to SERVING."""
@@ -173,6 +173,8 @@ def run(main: Callable[[], Coroutine[Any, Any, int]]) -> NoReturn:
         named = error.field and not error.message.startswith(error.field)
         print(f"error: {error.field}: {error.message}" if named else f"error: {error.message}", file=sys.stderr)
         status = 2
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT
     sys.exit(status)
 
 

@@ -15,8 +15,8 @@ from ragserve import errors
 
 DETAILS_KEY = "grpc-status-details-bin"
 DOMAIN = "ragserve"
-# Details travel in HTTP/2 headers, which are limited to 8 KiB in all.
-MAX_TEXT_CHARACTERS = 1000
+# Details travel in HTTP/2 headers, which are limited to 8 KiB in all; percent-encoded text takes three times its bytes.
+MAX_TEXT_BYTES = 600
 
 CODE_OF: Mapping[type[errors.RagserveError], grpc.StatusCode] = MappingProxyType(
     {
@@ -62,7 +62,7 @@ def code_of(error: errors.RagserveError) -> grpc.StatusCode:
 def status_of(error: errors.RagserveError) -> Status:
     """The status that a client gets for an error."""
     code = code_of(error)
-    text = error.message[:MAX_TEXT_CHARACTERS]
+    text = _shortened(error.message)
     if error.field and not text.startswith(error.field):
         text = f"{error.field}: {text}"
     rich = status_pb2.Status(code=code.value[0], message=text, details=[_packed(d) for d in _details(error)])
@@ -89,7 +89,7 @@ def _details(error: errors.RagserveError) -> Sequence[message.Message]:
     ]
     if isinstance(error, errors.InvalidInputError):
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=error.field, description=error.message[:MAX_TEXT_CHARACTERS]
+            field=error.field, description=_shortened(error.message)
         )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if error.retry_after_seconds is not None:
@@ -97,6 +97,11 @@ def _details(error: errors.RagserveError) -> Sequence[message.Message]:
         delay.FromNanoseconds(round(error.retry_after_seconds * 1e9))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     return details
+
+
+def _shortened(text: str) -> str:
+    """At most MAX_TEXT_BYTES of the text, and always valid UTF-8."""
+    return text.encode("utf-8", "replace")[:MAX_TEXT_BYTES].decode("utf-8", "ignore")
 
 
 def _packed(detail: message.Message) -> any_pb2.Any:

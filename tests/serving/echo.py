@@ -13,6 +13,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import grpc
+
 from ragserve import errors
 from ragserve.serving.metrics import Metrics
 from ragserve.serving.server import run, serve
@@ -38,6 +40,8 @@ ERRORS: dict[str, Exception] = {
     "denied": errors.PermissionDeniedError("not you"),
     "internal": errors.InternalError("secret text"),
     "bug": ZeroDivisionError("secret text"),
+    "long": errors.InvalidInputError("queries", "漢" * 100_000),
+    "broken": errors.InvalidInputError("queries", "text \ud800"),
 }
 
 
@@ -53,6 +57,8 @@ class Echo(retriever_pb2_grpc.RetrieverServiceServicer, generator_pb2_grpc.Gener
         text = request.queries[0].text if request.queries else ""
         if text in ERRORS:
             raise ERRORS[text]
+        if text == "abort":
+            await context.abort(grpc.StatusCode.NOT_FOUND, "aborted")
         if text.startswith("sleep "):
             await asyncio.sleep(float(text.removeprefix("sleep ")))
         result = retriever_pb2.QueryResult(decoded_query=text)
@@ -70,9 +76,27 @@ class Echo(retriever_pb2_grpc.RetrieverServiceServicer, generator_pb2_grpc.Gener
         finally:
             self.closed.append("decode")
 
+    async def join(self, request_iterator: AsyncIterator[Any], context: Any) -> Any:
+        return retriever_pb2.Query(text="".join([request.text async for request in request_iterator]))
+
+    async def split(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        for character in request.text:
+            yield retriever_pb2.Query(text=character)
+
+    async def write(self, request: Any, context: Any) -> None:
+        for character in request.text:
+            await context.write(retriever_pb2.Query(text=character))
+
     def register(self, server: Any) -> None:
         retriever_pb2_grpc.add_RetrieverServiceServicer_to_server(self, server)
         generator_pb2_grpc.add_GeneratorServiceServicer_to_server(self, server)
+        codec = (retriever_pb2.Query.FromString, retriever_pb2.Query.SerializeToString)
+        handlers = {
+            "Join": grpc.stream_unary_rpc_method_handler(self.join, *codec),
+            "Split": grpc.unary_stream_rpc_method_handler(self.split, *codec),
+            "Write": grpc.unary_stream_rpc_method_handler(self.write, *codec),
+        }
+        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("echo.Other", handlers)])
 
 
 @dataclass(frozen=True)

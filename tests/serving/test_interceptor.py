@@ -14,7 +14,7 @@ from ragserve.v1 import generator_pb2, retriever_pb2
 from tests.serving.conftest import Running, until
 from tests.serving.echo import ERRORS, RETRIEVE
 
-TOLD = [name for name in ERRORS if name not in ("bug", "internal")]
+TOLD = [name for name in ERRORS if name not in ("bug", "internal", "long", "broken")]
 
 
 async def failure(call: Any) -> grpc.aio.AioRpcError:
@@ -24,7 +24,8 @@ async def failure(call: Any) -> grpc.aio.AioRpcError:
 
 
 def count(running: Running, code: str, method: str = "Retrieve", service: str = "RetrieverService") -> float:
-    labels = {"grpc_service": f"ragserve.v1.{service}", "grpc_method": method, "grpc_code": code}
+    service = service if "." in service else f"ragserve.v1.{service}"
+    labels = {"grpc_service": service, "grpc_method": method, "grpc_code": code}
     return running.metrics.registry.get_sample_value("grpc_server_handled_total", labels) or 0
 
 
@@ -161,6 +162,44 @@ async def test_calls_while_loading_are_unavailable(loading: Running) -> None:
     error = await failure(loading.retrieve("early"))
     assert error.code() is grpc.StatusCode.UNAVAILABLE
     assert "loading" in error.details()
+
+
+async def test_the_other_kinds_of_calls(running: Running) -> None:
+    def text(data: bytes) -> str:
+        return retriever_pb2.Query.FromString(data).text
+
+    def data(text: str) -> bytes:
+        return retriever_pb2.Query(text=text).SerializeToString()
+
+    async def several() -> AsyncIterator[bytes]:
+        yield data("ab")
+        yield data("c")
+
+    assert text(await running.channel.stream_unary("/echo.Other/Join")(several())) == "abc"
+    for method in ("Split", "Write"):
+        parts = running.channel.unary_stream(f"/echo.Other/{method}")(data("abc"))
+        assert [text(part) async for part in parts] == ["a", "b", "c"]
+    for method in ("Join", "Split", "Write"):
+        await counted(running, "OK", method=method, service="echo.Other")
+    bad = running.channel.unary_stream("/echo.Other/Split")(b"\x0a\x01\xff")
+    assert error_from_rpc(await failure(bad.read())).field == "text"
+    bad = running.channel.stream_unary("/echo.Other/Join")(requests(b"\x0a\x01\xff"))
+    assert error_from_rpc(await failure(bad)).field == "text"
+
+
+async def test_a_servicer_may_abort_itself(running: Running) -> None:
+    error = await failure(running.retrieve("abort"))
+    assert (error.code(), error.details()) == (grpc.StatusCode.NOT_FOUND, "aborted")
+    assert count(running, "NOT_FOUND") == 1
+
+
+@pytest.mark.parametrize("name", ["long", "broken"])
+async def test_messages_that_do_not_fit_the_wire(running: Running, name: str) -> None:
+    error = await failure(running.retrieve(name))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    received = error_from_rpc(error)
+    assert received.field == "queries"
+    assert received.message.startswith("漢漢" if name == "long" else "text ?")
 
 
 async def test_unknown_methods(running: Running) -> None:
