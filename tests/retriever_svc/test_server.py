@@ -27,7 +27,7 @@ from retriever_svc.encoder import TextEncoder
 from tests.retriever_svc.models import DIMENSION
 
 FULL_NAME = "ragserve.v1.RetrieverService"
-START_SECONDS = 60.0
+START_SECONDS = 100.0
 
 
 @dataclass
@@ -71,14 +71,14 @@ def running(model: Path, knowledge_base: Path) -> Iterator[Running]:
             process, target, f"http://{metrics}/metrics", retriever_pb2_grpc.RetrieverServiceStub(channel), channel
         )
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(30) == 0
     assert process.stderr is not None
     process.stderr.close()
 
 
 def retrieve(running: Running, *queries: retriever_pb2.Query, k: int = 3, version: int = 0):
     request = retriever_pb2.RetrieverServiceRetrieveRequest(queries=queries, k=k, knowledge_version=version)
-    return running.stub.Retrieve(request, timeout=20)
+    return running.stub.Retrieve(request, timeout=60)
 
 
 def error_of(running: Running, *queries: retriever_pb2.Query, **settings: int) -> RagserveError:
@@ -175,7 +175,7 @@ def settled(running: Running, **labels: str) -> Samples:
 
 
 def scrape(running: Running) -> Samples:
-    with urllib.request.urlopen(running.metrics_url, timeout=10) as response:
+    with urllib.request.urlopen(running.metrics_url, timeout=30) as response:
         families = text_string_to_metric_families(response.read().decode())
         return {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}
 
@@ -199,7 +199,7 @@ def test_a_damaged_model_ends_the_start_with_one_line(
     subprocess.run(["cp", "-r", str(model), str(copy)], check=True)
     damage(copy)
     process = start(f"--model={copy}", f"--knowledge={knowledge_base}")
-    _, log = process.communicate(timeout=60)
+    _, log = process.communicate(timeout=100)
     assert process.returncode == 1
     assert message in log
     assert "Traceback" not in log
@@ -207,7 +207,7 @@ def test_a_damaged_model_ends_the_start_with_one_line(
 
 def test_a_missing_setting_is_named() -> None:
     process = start()
-    _, log = process.communicate(timeout=60)
+    _, log = process.communicate(timeout=100)
     assert process.returncode == 2
     assert "RAGSERVE_RETRIEVER_MODEL" in log
     assert len(log.splitlines()) == 1
