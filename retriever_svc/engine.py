@@ -144,7 +144,10 @@ class RetrieverEngine:
     def _load(self) -> tuple[Searcher, Snapshot]:
         searcher = load_searcher(self._model, self._options)
         dimension = searcher.encoder.config.dim
-        return searcher, load_snapshot(self._model, self._knowledge, self._options, dimension)
+        snapshot = load_snapshot(self._model, self._knowledge, self._options, dimension)
+        # The first request shall not be the one that waits for what libraries set up when first used.
+        searcher.run([Lookup((Query("warm-up"),), 1, snapshot)], lambda _stage, _seconds: None)
+        return searcher, snapshot
 
     @staticmethod
     def _run(searcher: Searcher, jobs: Sequence[_Job]) -> list[tuple[QueryHits, ...]]:
