@@ -10,7 +10,7 @@ import ragserve
 from tests.client.conftest import Running
 
 
-def eventually(true: Callable[[], object], seconds: float = 10) -> None:
+def eventually(true: Callable[[], object], seconds: float = 30) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end
@@ -113,7 +113,7 @@ def test_deadlines(client: ragserve.Client, service: Running) -> None:
     started = time.monotonic()
     with pytest.raises(ragserve.DeadlineExceededError):
         client.generate("slow", timeout_seconds=0.2)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 25
     eventually(lambda: service.rag.ended == ["slow"])
     with pytest.raises(ragserve.DeadlineExceededError):
         list(client.generate_stream("slow", timeout_seconds=0.2))

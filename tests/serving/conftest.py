@@ -37,7 +37,7 @@ class Running:
         return retriever_pb2_grpc.RetrieverServiceStub(self.channel).Retrieve(request, **keywords)
 
 
-async def until(true: Callable[[], object], seconds: float = 10) -> None:
+async def until(true: Callable[[], object], seconds: float = 30) -> None:
     """Waits until the condition holds."""
     async with asyncio.timeout(seconds):
         while not true():  # noqa: ASYNC110

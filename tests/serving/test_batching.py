@@ -26,7 +26,7 @@ class Work:
     def __call__(self, items: Sequence[int]) -> list[Any]:
         self.batches.append(list(items))
         self.threads.add(threading.current_thread().name)
-        assert self.gate.wait(10)
+        assert self.gate.wait(60)
         return [InvalidInputError("item", "is 13") if item == 13 else item * 10 for item in items]
 
 
@@ -49,8 +49,8 @@ async def test_an_item_alone_does_not_wait() -> None:
     work = Work()
     work.gate.set()
     async with batcher(work) as batches:
-        assert await asyncio.wait_for(batches.submit(1), 5) == 10
-        assert await asyncio.wait_for(batches.submit(2), 5) == 20
+        assert await asyncio.wait_for(batches.submit(1), 30) == 10
+        assert await asyncio.wait_for(batches.submit(2), 30) == 20
     assert work.batches == [[1], [2]]
     assert work.threads == {"work_0"}
 
@@ -131,7 +131,7 @@ async def test_the_time_to_come_back_follows_the_batches() -> None:
         with pytest.raises(ResourceExhaustedError) as full:
             await batches.submit(6)
         assert full.value.retry_after_seconds is not None
-        assert 0.2 < full.value.retry_after_seconds < 5
+        assert 0.2 < full.value.retry_after_seconds < 30
         await asyncio.gather(*tasks)
 
 
@@ -175,7 +175,7 @@ async def test_the_queue_time_goes_to_the_clock() -> None:
         await asyncio.gather(*first, second)
     (timing,) = clock.timings()
     assert (timing.stage, timing.count) == ("queue", 1)
-    assert 0.04 < timing.seconds < 5
+    assert 0.04 < timing.seconds < 30
 
 
 async def test_close_finishes_what_is_queued_and_refuses_the_rest() -> None:

@@ -32,7 +32,7 @@ class Process:
     popen: subprocess.Popen[str]
     lines: list[str] = field(default_factory=list)
 
-    def wait_for(self, words: str, seconds: float = 30) -> str:
+    def wait_for(self, words: str, seconds: float = 60) -> str:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             for line in list(self.lines):
@@ -91,8 +91,8 @@ def test_a_signal_drains_and_exits_with_0(number: signal.Signals) -> None:
         with calling(started, "sleep 1") as call:
             started.popen.send_signal(number)
             started.wait_for("msg=draining")
-            assert call.result(20) == "sleep 1"
-        assert started.popen.wait(20) == 0
+            assert call.result(60) == "sleep 1"
+        assert started.popen.wait(60) == 0
         assert started.popen.stdout is not None
         assert started.popen.stdout.read() == "service stopped True\n"
         assert "msg=stopped" in started.lines[-1]
@@ -103,9 +103,9 @@ def test_calls_end_with_the_grace() -> None:
         started.wait_for("msg=serving")
         with calling(started, "sleep 60") as call:
             started.popen.terminate()
-            assert started.popen.wait(20) == 0
+            assert started.popen.wait(60) == 0
             with pytest.raises(grpc.RpcError):
-                call.result(20)
+                call.result(60)
 
 
 def test_a_second_signal_ends_the_process_at_once() -> None:
@@ -115,22 +115,22 @@ def test_a_second_signal_ends_the_process_at_once() -> None:
             started.popen.terminate()
             started.wait_for("msg=draining")
             started.popen.terminate()
-            assert started.popen.wait(20) == 128 + signal.SIGTERM
+            assert started.popen.wait(60) == 128 + signal.SIGTERM
             with pytest.raises(grpc.RpcError):
-                call.result(20)
+                call.result(60)
 
 
 def test_a_signal_while_loading_ends_the_process_at_once() -> None:
     with process("slow") as started:
         started.wait_for("msg=listening")
         started.popen.terminate()
-        assert started.popen.wait(20) == 0
+        assert started.popen.wait(60) == 0
         assert "stopped while loading" in started.lines[-1]
 
 
 def test_a_start_that_fails_is_one_line_and_status_1() -> None:
     with process("broken") as started:
-        assert started.popen.wait(30) == 1
+        assert started.popen.wait(60) == 1
         line = started.wait_for("cannot start")
         assert "field=model" in line
         assert 'reason="no such directory: /nowhere"' in line
@@ -139,7 +139,7 @@ def test_a_start_that_fails_is_one_line_and_status_1() -> None:
 
 def test_a_start_with_a_bug_is_one_line_and_status_1() -> None:
     with process("buggy") as started:
-        assert started.popen.wait(30) == 1
+        assert started.popen.wait(60) == 1
         assert "ZeroDivisionError" in started.wait_for("cannot start")
         assert len(started.lines) == 2
 
@@ -149,7 +149,7 @@ def test_a_port_in_use_is_one_line_and_status_2(name: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = taken.getsockname()[1]
         with process(**{name: number}) as started:  # type: ignore[arg-type]
-            assert started.popen.wait(30) == 2
+            assert started.popen.wait(60) == 2
             started.wait_for("error")
             assert started.lines == [
                 f"error: server.{name}: cannot listen on 127.0.0.1:{number}: address already in use; "
