@@ -16,10 +16,10 @@ from ragserve_cli.text import excerpt
 def show_answer(answer: Answer, *, with_text: bool = True) -> None:
     """The answer (unless it was streamed already), other answers, passages and time."""
     if with_text:
-        console.out.print(f"[bold]{escape(answer.answer)}[/]", soft_wrap=True)
+        console.out.print(f"[bold]{escape(answer.answer.strip())}[/]", soft_wrap=True)
     console.out.print(f"log p(y|x) = {answer.log_prob:.4f}   p(y|x) = {math.exp(min(0.0, answer.log_prob)):.1%}")
     for hypothesis in answer.hypotheses[1:]:
-        console.out.print(f"  {hypothesis.log_prob:9.4f}  {escape(hypothesis.text)}", soft_wrap=True)
+        console.out.print(f"  {hypothesis.log_prob:9.4f}  {escape(hypothesis.text.strip())}", soft_wrap=True)
     show_passages(answer.passages, posterior=True)
     show_timings(answer.timings_seconds)
     for warning in answer.warnings:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -14,6 +15,7 @@ from ragserve.results import Answer, Passage, TokenPosterior
 
 # From these probabilities on, a cell is so saturated that its figure needs the other ink (WCAG contrast 4.5).
 STRONG, MIDDLE = 0.75, 0.5
+FEW_TOKENS = 7  # up to which the cells may be wide
 
 
 def write_page(path: Path, question: str, answer: Answer) -> None:
@@ -38,7 +40,7 @@ def render_page(question: str, answer: Answer) -> str:
         facts=_facts(answer),
         warnings="".join(f'<p class="warning">{escape(warning)}</p>' for warning in answer.warnings),
         heat_map=_heat_map(answer.passages, answer.token_posteriors),
-        passages="".join(_passage(rank, passage) for rank, passage in enumerate(answer.passages, start=1)),
+        passages="".join(_passage(rank, found, answer.answer) for rank, found in enumerate(answer.passages, start=1)),
         tables=_other_answers(answer) + _timings(answer),
     )
 
@@ -50,6 +52,8 @@ def _facts(answer: Answer) -> str:
         ("tokens", str(len(answer.token_ids))),
         ("documents", str(len(answer.passages))),
     ]
+    if "request" in answer.timings_seconds:
+        facts.append(("answered in", f"{answer.timings_seconds['request']:.2f} s"))
     if answer.knowledge_version:
         facts.append(("knowledge version", str(answer.knowledge_version)))
     return "".join(f"<li>{name} <b>{value}</b></li>" for name, value in facts)
@@ -66,7 +70,8 @@ def _heat_map(passages: Sequence[Passage], tokens: Sequence[TokenPosterior]) -> 
         cells += "".join(_cell(token.posterior[index], f"{passage.title}: after “{token.piece}”") for token in tokens)
         name = f'<span class="rank">{index + 1}</span>{escape(_name(passage, index))}'
         rows.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')
-    return f'<table class="heat"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    width = "heat roomy" if len(tokens) <= FEW_TOKENS else "heat"
+    return f'<table class="{width}"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
 
 
 def _cell(probability: float, label: str) -> str:
@@ -90,15 +95,23 @@ def _name(passage: Passage, index: int) -> str:
     return passage.title or passage.id or f"document {index + 1}"
 
 
-def _passage(rank: int, passage: Passage) -> str:
+def _passage(rank: int, passage: Passage, answer: str) -> str:
+    """A passage with the answer marked where it stands in it."""
     number = f'<span class="rank">{rank}</span>'
-    ident = f' <span class="id">{escape(passage.id)}</span>' if passage.id else ""
+    named = passage.id in ("", passage.title)
+    ident = "" if named else f' <span class="id">{escape(passage.id)}</span>'
     bars = _bar("prior", passage.prior) + _bar("posterior", passage.posterior)
     score = f'<div class="id">score {passage.score:.3f}</div>'
-    return (
-        f"<li><div><h3>{number}{escape(_name(passage, rank - 1))}{ident}</h3><p>{escape(passage.text)}</p></div>"
-        f"<div>{bars}{score}</div></li>"
-    )
+    title, text = escape(_name(passage, rank - 1)), _marked(passage.text, answer.strip())
+    return f"<li><div><h3>{number}{title}{ident}</h3><p>{text}</p></div><div>{bars}{score}</div></li>"
+
+
+def _marked(text: str, answer: str) -> str:
+    """The text, escaped, with every occurrence of the answer marked."""
+    if not answer:
+        return escape(text)
+    parts = re.split(f"({re.escape(answer)})", text, flags=re.IGNORECASE)
+    return "".join(f"<mark>{escape(part)}</mark>" if index % 2 else escape(part) for index, part in enumerate(parts))
 
 
 def _bar(name: str, probability: float) -> str:
@@ -111,20 +124,21 @@ def _bar(name: str, probability: float) -> str:
 def _other_answers(answer: Answer) -> str:
     if len(answer.hypotheses) < 2:
         return ""
-    rows = [(hypothesis.text, f"{hypothesis.log_prob:.3f}") for hypothesis in answer.hypotheses]
-    return _table("answers", "Answers, best first", ("answer", "log p(y|x)"), rows)
+    rows = "".join(
+        f"<tr><td>{escape(hypothesis.text)}</td><td>{hypothesis.log_prob:.3f}</td></tr>"
+        for hypothesis in answer.hypotheses
+    )
+    head = '<thead><tr><th scope="col">answer</th><th scope="col">log p(y|x)</th></tr></thead>'
+    return _section("answers", "Answers, best first", f'<table class="plain">{head}<tbody>{rows}</tbody></table>')
 
 
 def _timings(answer: Answer) -> str:
     slowest = sorted(answer.timings_seconds.items(), key=lambda item: -item[1])
-    rows = [(stage.replace("_", " "), f"{seconds * 1000:.1f} ms") for stage, seconds in slowest]
-    return _table("timings", "Where the time went", ("stage", "time"), rows)
-
-
-def _table(name: str, title: str, head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    heads = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return (
-        f'<section aria-labelledby="{name}"><h2 id="{name}">{title}</h2>'
-        f'<table class="plain"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></section>'
+    stages = "".join(
+        f"<li>{escape(stage.replace('_', ' '))} <b>{seconds * 1000:.1f} ms</b></li>" for stage, seconds in slowest
     )
+    return _section("timings", "Where the time went", f'<ul class="stages">{stages}</ul>') if stages else ""
+
+
+def _section(name: str, title: str, body: str) -> str:
+    return f'<section aria-labelledby="{name}"><h2 id="{name}">{title}</h2>{body}</section>'

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
+import os
 import signal
 import subprocess
 import sys
@@ -22,11 +22,8 @@ POLL_SECONDS = 0.1
 STOP_SECONDS = 30.0  # after SIGTERM, longer than the services' own grace; then SIGKILL
 TAIL_LINES = 12
 BAD_SETTINGS = 2  # exit status of a service whose settings are wrong
-PR_SET_PDEATHSIG = 1
 
 LogLine = Callable[[str, str], None]  # name of the service, line
-
-_libc = ctypes.CDLL(None)
 
 
 class Child:
@@ -36,7 +33,7 @@ class Child:
         self.launch = launch
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._log = log
-        command = [sys.executable, "-m", launch.module, *launch.arguments]
+        command = [sys.executable, "-m", "ragserve_cli.child", str(os.getpid()), launch.module, *launch.arguments]
         self.process = subprocess.Popen(  # noqa: S603
             command,
             stdin=subprocess.DEVNULL,
@@ -45,7 +42,6 @@ class Child:
             text=True,
             errors="replace",
             start_new_session=True,  # Ctrl-C reaches us only; we tell the services in order
-            preexec_fn=_end_with_parent,  # noqa: PLW1509
         )
         self._reader = threading.Thread(target=self._read, name=f"{launch.name}-log", daemon=True)
         self._reader.start()
@@ -71,10 +67,13 @@ class Child:
         lines = "".join(f"\n  {line}" for line in self.tail)
         raise UnavailableError(f"the {self.launch.name} ended with status {status}; its last lines:{lines}")
 
-    def stop(self, seconds: float) -> None:
-        """SIGTERM, and SIGKILL when the process has not ended after `seconds`."""
+    def ask_to_stop(self) -> None:
+        """SIGTERM, which makes the service drain and end."""
         if self.process.poll() is None:
             self.process.terminate()
+
+    def wait(self, seconds: float) -> None:
+        """Wait for the end of the process, and kill it after `seconds`."""
         try:
             self.process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
@@ -144,9 +143,12 @@ class LocalServices:
             self.check_alive()
 
     def stop(self) -> None:
-        """Drain the one that the others serve first, so that requests under way can finish."""
-        for child in reversed(self._children):
-            child.stop(STOP_SECONDS)
+        """Drain the last one first, which the others serve, so that requests under way can finish; then the rest."""
+        for group in (self._children[-1:], self._children[:-1]):
+            for child in group:
+                child.ask_to_stop()
+            for child in group:
+                child.wait(STOP_SECONDS)
         self._children.clear()
 
     def kill(self) -> None:
@@ -168,9 +170,3 @@ def stop_on_signals(services: Callable[[], LocalServices | None]) -> threading.E
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, receive)
     return stop
-
-
-def _end_with_parent() -> None:
-    """In the child, before it becomes the service: SIGTERM when this process is killed, so that nothing is orphaned."""
-    if sys.platform == "linux":
-        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -12,6 +12,7 @@ from threading import Event
 from rich.table import Table
 
 from ragserve_cli import console
+from ragserve_cli.choices import DEFAULT_TARGET
 from ragserve_cli.local import LocalServices, LogLine, stop_on_signals
 from ragserve_cli.plan import Launch, address, plan, reachable
 
@@ -60,7 +61,8 @@ def up(config: Path | None, model: Path | None, knowledge: Path | None, timeout:
             console.note("stopped while starting")
             return
         console.err.print(addresses(launches))
-        console.note("ready: try 'ragserve ask \"...\"' in another terminal; Ctrl-C stops")
+        flag = "" if started.target == DEFAULT_TARGET else f" --target {started.target}"
+        console.note(f"ready at {started.target}: try 'ragserve ask{flag} \"...\"' in another terminal; Ctrl-C stops")
         started.services.watch(started.stop)
         console.note("draining")
     console.note("stopped")

@@ -1,0 +1,62 @@
+"""Help texts, and errors of one line with what to do."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Cli
+
+COMMANDS = ("up", "ask", "score", "retrieve", "info", "import-checkpoint", "demo", "kb build", "kb info", "kb search")
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_every_command_has_help(cli: Cli, command: str) -> None:
+    found = cli(*command.split(), "--help")
+    assert found.returncode == 0
+    assert "Usage: ragserve" in found.stdout
+
+
+def test_ask_offers_every_generation_setting(cli: Cli) -> None:
+    text = cli("ask", "--help").stdout
+    options = "mode decoding beams docs stream explain json target timeout temperature top-k top-p seed min-length"
+    options += " max-length max-new-tokens min-new-tokens length-penalty early-stopping no-repeat-ngram bad-words"
+    options += " repetition-penalty returns sample question-form truncation max-context-tokens knowledge-version"
+    assert [option for option in options.split() if f"--{option} " not in text] == []
+
+
+def test_start_is_quick_because_heavy_things_load_late() -> None:
+    heavy = "{'torch', 'transformers', 'onnxruntime', 'lance', 'grpc', 'numpy'}"
+    script = f"import sys, ragserve_cli.main; print(sorted({heavy} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["kb", "info", "/nowhere/kb"], 1, "/nowhere/kb is not a knowledge base"),
+        (["kb", "build", "/nowhere.jsonl", "OUT", "--model", "/nowhere"], 1, "/nowhere.jsonl does not exist"),
+        (["import-checkpoint", "/nowhere", "OUT"], 1, "/nowhere is not a directory"),
+        (["up", "--config", "/nowhere.toml"], 2, "error: --config: cannot read /nowhere.toml"),
+        (["ask", "who?", "--target", "127.0.0.1:9", "--timeout", "20"], 1, "no answer from 127.0.0.1:9"),
+        (["ask", "who?", "--bad-words", "a,b"], 2, "error: --bad-words: 'a,b' is not a list of token ids"),
+        (["ask", "who?", "--timeout", "-1"], 2, "timeout"),
+    ],
+)
+def test_errors_are_one_line(cli: Cli, tmp_path: Path, arguments: list[str], status: int, said: str) -> None:
+    found = cli(*[str(tmp_path / "out") if argument == "OUT" else argument for argument in arguments])
+    assert found.returncode == status
+    assert said in found.stderr
+    assert found.stderr.startswith("error: ")
+    assert found.stderr.count("\n") == 1
+    assert found.stdout == ""
+
+
+def test_a_wrong_option_is_named(cli: Cli) -> None:
+    found = cli("ask", "--beam", "3", "who?")
+    assert found.returncode == 2
+    assert "--beam" in found.stderr
