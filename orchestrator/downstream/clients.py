@@ -30,17 +30,14 @@ from ragserve.v1 import generator_pb2, generator_pb2_grpc, retriever_pb2, retrie
 FIRST_BACKOFF_SECONDS = 0.1
 # How long a session that is over may take to say so before it is cancelled.
 CLOSING_SECONDS = 5.0
-# Fields of the other services' requests, as the caller knows them.
-CALLER_FIELDS = {
-    "k": "n_docs",
-    "queries": "question",
-    "query": "question",
-    "queries[0]": "question",
-    "queries[0].text": "question",
-    "targets": "answer",
-    "targets[0]": "answer",
-    "targets[0].text": "answer",
-}
+# Beginnings of fields of the other services' requests, and what the caller knows them as.
+CALLER_FIELDS = (
+    ("k", "n_docs"),
+    ("quer", "question"),
+    ("open.question", "question"),
+    ("open.documents", "documents"),
+    ("score.targets", "answer"),
+)
 RETRIEVER_METHODS = ("/ragserve.v1.RetrieverService/Retrieve", "/ragserve.v1.RetrieverService/GetInfo")
 GENERATOR_METHODS = ("/ragserve.v1.GeneratorService/GetInfo",)
 
@@ -306,8 +303,8 @@ async def _next_response(call: DecodeCall, request: generator_pb2.DecodeRequest)
 
 def _for_caller(error: RagserveError) -> RagserveError:
     """With the caller's name of the field at fault."""
-    name = CALLER_FIELDS.get(error.field)
-    if name is None:
+    name = next((ours for theirs, ours in CALLER_FIELDS if error.field.startswith(theirs)), None)
+    if name is None or error.field == "knowledge_version":
         return error
     message = error.message
     if message.startswith(f"{error.field} "):

@@ -1,0 +1,179 @@
+"""Where settings come from, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from orchestrator.options import mode_warnings, resolve, resolve_mode
+from orchestrator.requests import (
+    ContextOptions,
+    Decoding,
+    Document,
+    GenerateAsk,
+    GenerationOptions,
+    Mode,
+    QuestionForm,
+    SamplingOptions,
+    Sources,
+)
+from orchestrator.search import filters
+from orchestrator.search.beam import Beam, EarlyStopping
+from orchestrator.search.decoder import Greedy
+from orchestrator.search.sampling import Sampling
+from orchestrator.settings import OrchestratorSettings
+from orchestrator.validation import check_context, check_sources, resolve_n_docs
+from ragserve.errors import InvalidInputError
+from tests.orchestrator.driving import generator_info
+
+SETTINGS = OrchestratorSettings()
+INFO = generator_info(100)
+# rag-token-nq and rag-sequence-nq carry these (rag-semantics.md, 16).
+PUBLISHED = generator_info(
+    100,
+    trained_mode=Mode.SEQUENCE,
+    default_n_docs=5,
+    defaults=GenerationOptions(num_beams=4, max_length=50, min_length=1, bad_words=((0, 0),)),
+)
+
+
+def ask(**options: object) -> GenerateAsk:
+    return GenerateAsk(Sources("who?"), GenerationOptions(**options))  # type: ignore[arg-type]
+
+
+def test_without_any_word_it_is_greedy_token_mode() -> None:
+    found = resolve(ask(), INFO, SETTINGS, 5)
+    assert (found.mode, found.num_beams, found.max_length) == (Mode.TOKEN, 1, SETTINGS.default_max_length)
+    assert isinstance(found.decoder(INFO, 128), Greedy)
+    assert found.filter_chain(INFO).filters == ()
+
+
+def test_a_published_checkpoint_is_honoured() -> None:
+    found = resolve(ask(), PUBLISHED, SETTINGS, 5)
+    assert (found.mode, found.num_beams, found.max_length, found.min_length) == (Mode.SEQUENCE, 4, 50, 1)
+    assert isinstance(found.decoder(PUBLISHED, 128), Beam)
+    assert found.filter_chain(PUBLISHED).filters == (filters.BadWords(((0, 0),), (1,)), filters.MinLength(1, (1,)))
+    assert resolve_n_docs(Sources("who?"), PUBLISHED, SETTINGS) == 5
+
+
+def test_the_request_wins() -> None:
+    found = resolve(ask(mode=Mode.TOKEN, num_beams=2, max_length=9, bad_words=()), PUBLISHED, SETTINGS, 5)
+    assert (found.mode, found.num_beams, found.max_length, found.bad_words) == (Mode.TOKEN, 2, 9, ())
+
+
+def test_max_new_tokens_wins_over_max_length() -> None:
+    assert resolve(ask(max_length=30, max_new_tokens=4), PUBLISHED, SETTINGS, 5).max_length == 5
+
+
+def test_defaults_are_cut_to_the_model() -> None:
+    assert resolve(ask(), replace(PUBLISHED, max_target_tokens=20), SETTINGS, 5).max_length == 20
+
+
+def test_sampling_leaves_the_beams_of_the_checkpoint() -> None:
+    info = replace(PUBLISHED, trained_mode=Mode.TOKEN)
+    found = resolve(ask(sampling=SamplingOptions(), num_return_sequences=3), info, SETTINGS, 5)
+    assert found.num_beams == 1
+    assert isinstance(found.decoder(info, 128), Sampling)
+    other = resolve(ask(sampling=SamplingOptions()), info, SETTINGS, 5)
+    assert found.sampling is not None
+    assert other.sampling is not None
+    assert found.sampling.seed != other.sampling.seed
+
+
+def test_forced_tokens_of_the_checkpoint() -> None:
+    info = replace(INFO, forced_bos_token_id=0, forced_eos_token_id=1)
+    chain = resolve(ask(max_length=7), info, SETTINGS, 5).filter_chain(info)
+    assert chain.filters == (filters.ForcedBos(0), filters.ForcedEos(1, 7))
+
+
+def test_mode_warnings() -> None:
+    assert mode_warnings(Mode.SEQUENCE, PUBLISHED) == ()
+    assert mode_warnings(Mode.SEQUENCE, INFO) == ()
+    (warning,) = mode_warnings(Mode.TOKEN, PUBLISHED)
+    assert "trained as RAG-Sequence" in warning
+    assert resolve_mode(None, PUBLISHED) is Mode.SEQUENCE
+
+
+@pytest.mark.parametrize(
+    ("field", "options"),
+    [
+        ("options.num_beams", {"num_beams": 0}),
+        ("options.num_beams", {"num_beams": 1000}),
+        ("options.num_beams", {"num_beams": 2, "sampling": SamplingOptions()}),
+        ("options.num_return_sequences", {"num_return_sequences": 0}),
+        ("options.num_return_sequences", {"num_beams": 2, "num_return_sequences": 3}),
+        ("options.num_return_sequences", {"num_return_sequences": 1000, "sampling": SamplingOptions()}),
+        ("options.max_length", {"max_length": 1}),
+        ("options.max_length", {"max_length": 65}),
+        ("options.max_length", {"max_length": 3, "num_beams": 1}),
+        ("options.max_new_tokens", {"max_new_tokens": 0}),
+        ("options.max_new_tokens", {"max_new_tokens": 64}),
+        ("options.min_length", {"min_length": 12, "max_length": 11}),
+        ("options.min_new_tokens", {"min_new_tokens": 11, "max_length": 11}),
+        ("options.length_penalty", {"length_penalty": -1.0, "early_stopping": EarlyStopping.NEVER}),
+        ("options.length_penalty", {"length_penalty": float("nan")}),
+        ("options.repetition_penalty", {"repetition_penalty": 0.0}),
+        ("options.repetition_penalty", {"repetition_penalty": float("inf")}),
+        ("options.sampling.temperature", {"sampling": SamplingOptions(temperature=0.0)}),
+        ("options.sampling.temperature", {"sampling": SamplingOptions(temperature=float("nan"))}),
+        ("options.sampling.top_p", {"sampling": SamplingOptions(top_p=0.0)}),
+        ("options.sampling.top_p", {"sampling": SamplingOptions(top_p=1.5)}),
+        ("options.sampling", {"mode": Mode.SEQUENCE, "sampling": SamplingOptions()}),
+        ("options.decoding", {"mode": Mode.TOKEN, "decoding": Decoding.FAST}),
+        ("options.bad_words[1]", {"bad_words": ((3,), ())}),
+        ("options.bad_words[0]", {"bad_words": ((3, 100),)}),
+        ("options.bad_words", {"bad_words": ((3,),) * 1001}),
+    ],
+    ids=str,
+)
+def test_refused(field, options) -> None:
+    info = replace(INFO, defaults=GenerationOptions(min_length=4)) if options.get("max_length") == 3 else INFO
+    with pytest.raises(InvalidInputError) as caught:
+        resolve(ask(**options), info, SETTINGS, 5)
+    assert caught.value.field == field
+    assert caught.value.message
+
+
+def test_more_hypotheses_than_the_generator_has() -> None:
+    info = replace(INFO, max_hypotheses=16)
+    resolve(ask(num_beams=4, mode=Mode.SEQUENCE), info, SETTINGS, 4)
+    with pytest.raises(InvalidInputError, match="20 hypotheses"):
+        resolve(ask(num_beams=4, mode=Mode.SEQUENCE), info, SETTINGS, 5)
+
+
+@pytest.mark.parametrize(
+    ("field", "sources"),
+    [
+        ("question", Sources("")),
+        ("question", Sources(" \n")),
+        ("question", Sources("x" * 100_000)),
+        ("n_docs", Sources("who?", n_docs=0)),
+        ("n_docs", Sources("who?", n_docs=10_000)),
+        ("n_docs", Sources("who?", n_docs=2, documents=(Document("", "x", 0.0),))),
+        ("documents", Sources("who?", documents=(Document("", "x", 0.0),) * 101)),
+        ("documents[1].log_prior", Sources("who?", documents=(Document("", "x", 0), Document("", "y", float("nan"))))),
+        ("knowledge_version", Sources("who?", knowledge_version=3, documents=(Document("", "x", 0.0),))),
+    ],
+    ids=lambda one: one if isinstance(one, str) else "",
+)
+def test_refused_sources(field, sources) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        check_sources(sources, SETTINGS)
+    assert caught.value.field == field
+
+
+def test_refused_contexts() -> None:
+    given = Sources("who?", documents=(Document("", "x", 0.0),))
+    with pytest.raises(InvalidInputError, match="decoded form") as caught:
+        check_context(ContextOptions(QuestionForm.DECODED), given, INFO, "options.")
+    assert caught.value.field == "options.question_form"
+    with pytest.raises(InvalidInputError) as caught:
+        check_context(ContextOptions(max_tokens=257), given, INFO, "")
+    assert caught.value.field == "max_context_tokens"
+
+
+def test_more_documents_than_the_generator_takes() -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        resolve_n_docs(Sources("who?", n_docs=65), INFO, SETTINGS)
+    assert caught.value.field == "n_docs"
