@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from generator_svc.engine import GeneratorEngine
-from generator_svc.servicer import SERVICE_NAME, GeneratorServicer
 from generator_svc.settings import GeneratorSettings
 from ragserve.serving.metrics import Metrics
 from ragserve.serving.server import run, serve
@@ -14,6 +12,10 @@ from ragserve.v1 import generator_pb2_grpc
 async def main() -> int:
     """Put the service together and run it until it is told to stop."""
     settings = load_settings(GeneratorSettings)
+    # Only now: a wrong flag and --help need not wait for torch.
+    from generator_svc.engine import GeneratorEngine  # noqa: PLC0415
+    from generator_svc.servicer import SERVICE_NAME, GeneratorServicer  # noqa: PLC0415
+
     metrics = Metrics()
     engine = GeneratorEngine(settings.model, settings.engine_options(), metrics)
     return await serve(

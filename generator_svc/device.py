@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import Literal
 
 import torch
 
+from generator_svc.options import Device
 from ragserve.errors import FailedPreconditionError
-
-Device = Literal["auto", "cpu", "cuda"]
 
 
 def choose_device(wanted: Device) -> torch.device:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from generator_svc.device import Device
-
+Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["float32"]
 
 

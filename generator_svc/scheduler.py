@@ -211,11 +211,12 @@ class Scheduler:
         )
 
     def encoded(self, session: Session, n_documents: int) -> bool:
-        """Documents were encoded. True when they are complete; a session with starts then asks for its first step."""
+        """Documents were encoded. True when they are complete; the session then steps, if it has starts."""
         session.encoded += n_documents
         if session.encoded < len(session.context_tokens):
             return False
-        session.work = Work.STEP if session.starts else Work.NOTHING
+        if session.starts:
+            session.work = Work.STEP
         return True
 
     def finished(self, session: Session, now: float) -> None:

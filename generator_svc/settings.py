@@ -7,8 +7,7 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from generator_svc.device import Device
-from generator_svc.options import EngineOptions, Precision
+from generator_svc.options import Device, EngineOptions, Precision
 from ragserve.serving.settings import ServerSettings
 
 DEFAULTS = EngineOptions()

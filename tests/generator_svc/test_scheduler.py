@@ -1,0 +1,169 @@
+"""The scheduler with a toy model: a document is its number of tokens, a step takes no time."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from generator_svc.scheduler import Capacity, Plan, Scheduler, Session, Start, Work
+from ragserve.errors import DeadlineExceededError, FailedPreconditionError, ResourceExhaustedError
+
+
+def session(*context_tokens: int, shared: bool = True, starts: int = 1, deadline: float | None = None) -> Session:
+    tokens = tuple(Start((2,), 0 if shared else i % len(context_tokens)) for i in range(starts))
+    return Session(context_tokens, shared, tokens, deadline)
+
+
+def run(scheduler: Scheduler, plan: Plan, now: float) -> None:
+    """The toy model."""
+    for one, count in plan.encode:
+        if scheduler.encoded(one, count) and not one.starts:
+            scheduler.finished(one, now)
+    for one in (*plan.step, *plan.widen, *([plan.score] if plan.score else [])):
+        scheduler.finished(one, now)
+
+
+def open_ready(scheduler: Scheduler, one: Session, now: float = 0.0) -> None:
+    scheduler.admit(one, now)
+    while one.work is not Work.NOTHING:
+        run(scheduler, scheduler.plan(now), now)
+
+
+def test_every_ready_session_is_in_one_step() -> None:
+    scheduler = Scheduler(Capacity())
+    sessions = [session(5, 6), session(3), session(4, 4, 4, shared=False, starts=3)]
+    for one in sessions:
+        open_ready(scheduler, one)
+    for one in sessions:
+        scheduler.advance(one, [(0, 7)], 0.0)
+    assert scheduler.plan(0.0).step == tuple(sessions)
+
+
+def test_prefill_keeps_to_its_budget_and_order_while_others_decode() -> None:
+    scheduler = Scheduler(Capacity(prefill_tokens=100))
+    decoding, first, second = session(10), session(60, 60, 60), session(30)
+    open_ready(scheduler, decoding)
+    scheduler.admit(first, 0.0)
+    scheduler.admit(second, 0.0)
+    seen = []
+    for _ in range(4):
+        scheduler.advance(decoding, [(0, 1)], 0.0)
+        plan = scheduler.plan(0.0)
+        assert decoding in plan.step
+        seen.append([(one, count) for one, count in plan.encode])
+        run(scheduler, plan, 0.0)
+    assert seen == [[(first, 1)], [(first, 1)], [(first, 1), (second, 1)], []]
+
+
+def test_a_document_over_the_budget_is_encoded_alone() -> None:
+    scheduler = Scheduler(Capacity(prefill_tokens=100))
+    one = session(500, 10)
+    scheduler.admit(one, 0.0)
+    assert scheduler.plan(0.0).encode == ((one, 1),)
+
+
+def test_score_requests_take_turns() -> None:
+    scheduler = Scheduler(Capacity())
+    first, second = session(5), session(5)
+    for one in (first, second):
+        open_ready(scheduler, one)
+    for one in (first, second):
+        scheduler.request(one, Work.SCORE, 0.0)
+    turns = [scheduler.plan(0.0).score for _ in range(4)]
+    assert turns == [first, second, first, second]
+    scheduler.finished(first, 0.0)
+    assert [scheduler.plan(0.0).score for _ in range(2)] == [second, second]
+
+
+@pytest.mark.parametrize(
+    ("capacity", "names"),
+    [
+        (Capacity(max_sessions=1), "max_sessions"),
+        (Capacity(max_rows=3), "max_rows"),
+        (Capacity(cache_bytes=1500, document_token_bytes=50, slot_bytes=50), "cache_bytes"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_takes_nothing(capacity: Capacity, names: str) -> None:
+    scheduler = Scheduler(capacity)
+    first = session(8, 8)
+    open_ready(scheduler, first)
+    before = scheduler.used_bytes
+    with pytest.raises(ResourceExhaustedError, match=names) as caught:
+        scheduler.admit(session(8, 8), 0.0)
+    assert caught.value.retry_after_seconds
+    assert (scheduler.n_sessions, scheduler.used_bytes) == (1, before)
+
+
+def test_a_step_that_does_not_fit_leaves_the_session_as_it_was() -> None:
+    scheduler = Scheduler(Capacity(max_rows=4))
+    one = session(8, 8)
+    open_ready(scheduler, one)
+    with pytest.raises(ResourceExhaustedError, match="max_rows"):
+        scheduler.advance(one, [(0, 1), (0, 2), (0, 3)], 0.0)
+    scheduler.advance(one, [(0, 1), (0, 2)], 0.0)
+    assert one.n_rows == 4
+
+
+def test_late_idle_and_closed_sessions_are_freed_at_the_next_plan() -> None:
+    scheduler = Scheduler(Capacity(idle_seconds=10))
+    late, idle, closed, busy = session(1, deadline=5.0), session(1), session(1), session(1)
+    for one in (late, idle, closed, busy):
+        open_ready(scheduler, one)
+    assert scheduler.next_event() == 5.0
+    scheduler.close(closed)
+    scheduler.advance(busy, [(0, 1)], 9.0)
+    ended = {one: error for now in (6.0, 11.0) for one, error in scheduler.plan(now).ended}
+    assert set(ended) == {late, idle, closed}
+    assert ended[closed] is None
+    assert isinstance(ended[late], DeadlineExceededError)
+    assert "idle_seconds" in str(ended[idle])
+    with pytest.raises(FailedPreconditionError, match="ended"):
+        scheduler.advance(idle, [(0, 1)], 12.0)
+    assert scheduler.n_sessions == 1
+
+
+def test_one_request_at_a_time() -> None:
+    scheduler = Scheduler(Capacity())
+    one = session(5)
+    open_ready(scheduler, one)
+    scheduler.advance(one, [(0, 1)], 0.0)
+    with pytest.raises(FailedPreconditionError, match="previous request"):
+        scheduler.advance(one, [(0, 1)], 0.0)
+
+
+def test_nothing_leaks_over_random_lives() -> None:
+    rng = random.Random(5)
+    scheduler = Scheduler(Capacity(max_sessions=6, max_rows=60, cache_bytes=4000, prefill_tokens=20, idle_seconds=40))
+    alive: list[Session] = []
+    refused = 0
+    for turn in range(1500):
+        now = float(turn)
+        try:
+            if rng.random() < 0.3:
+                shared = rng.random() < 0.5
+                lengths = [rng.randint(1, 30) for _ in range(rng.randint(1, 4))]
+                one = session(*lengths, shared=shared, starts=rng.randint(0, 3), deadline=now + rng.randint(1, 60))
+                scheduler.admit(one, now)
+                alive.append(one)
+            for one in alive:
+                if one.work is Work.NOTHING and not one.closed and one.hypotheses and rng.random() < 0.6:
+                    n = rng.randint(1, 4)
+                    scheduler.advance(one, [(rng.randrange(len(one.hypotheses)), 1) for _ in range(n)], now)
+        except ResourceExhaustedError:
+            refused += 1
+        if alive and rng.random() < 0.1:
+            scheduler.close(rng.choice(alive))
+        plan = scheduler.plan(now)
+        assert not plan.ended or all(one.closed for one, _ in plan.ended)
+        run(scheduler, plan, now)
+        alive = [one for one in alive if not one.closed]
+        held = {(int(slot)) for one in alive for h in one.hypotheses for slot in h.slots.reshape(-1)}
+        assert scheduler.slots.used == len(held)
+        last = [int(slot) for one in alive for h in one.hypotheses for slot in h.slots[:, -1]]
+        assert len(last) == len(set(last))
+    for one in alive:
+        scheduler.close(one)
+    scheduler.plan(1e9)
+    assert refused > 10
+    assert (scheduler.n_sessions, scheduler.used_bytes) == (0, 0)
