@@ -36,10 +36,11 @@ def load_start(directory: Path) -> T5ForConditionalGeneration:
     state: dict[str, torch.Tensor] = {}
     for part in ("encoder.onnx", "decoder.onnx"):
         state.update(dequantize(onnx.load(str(directory / part))))
-    state["decoder.embed_tokens.weight"] = state["shared.weight"]
-    config = T5Config(**FLAN_T5_SMALL)
-    config.tie_word_embeddings = False  # T5Config forces True; the output matrix here is its own
-    model = T5ForConditionalGeneration(config)
+    state["decoder.embed_tokens.weight"] = state["encoder.embed_tokens.weight"] = state["shared.weight"]
+    model = T5ForConditionalGeneration(T5Config(**FLAN_T5_SMALL))
+    # transformers 5 ties the output matrix too, whatever the configuration says; here it is its own.
+    model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.shared.weight))
+    model.config.tie_word_embeddings = False
     model.load_state_dict(state)
     return model
 
