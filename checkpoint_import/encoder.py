@@ -9,18 +9,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING, DPRContextEncoder, DPRQuestionEncoder, PreTrainedConfig, PreTrainedTokenizerBase
 
 from checkpoint_import.loading import build_model, longest_input, read_config, read_tokenizer
 from checkpoint_import.onnx_export import export_checked
-from checkpoint_import.source import Part, read_json, read_list, transformer_directory
+from checkpoint_import.source import Part, Pooling, read_json, read_list, transformer_directory
 from checkpoint_import.weights import Weights, read_weights
 from ragserve.errors import FailedPreconditionError
-
-Pooling = Literal["cls", "mean"]
 
 ACTIVATIONS = {"Tanh": nn.Tanh, "Identity": nn.Identity, "ReLU": nn.ReLU, "GELU": nn.GELU}
 PASSAGE_TEMPLATE = "{title}. {text}"

@@ -6,14 +6,11 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from checkpoint_import.encoder import EncoderOptions, Pooling, export_encoder, is_dpr_context
-from checkpoint_import.generator import export_generator
-from checkpoint_import.loading import quiet_transformers
 from checkpoint_import.settings import generation_defaults, rag_settings
-from checkpoint_import.source import Source, open_source
+from checkpoint_import.source import Pooling, Source, open_source
 from ragserve.checkpoint import KINDS, MANIFEST_NAME, Manifest, hash_files
 from ragserve.errors import InvalidInputError
 
@@ -70,13 +67,18 @@ def import_checkpoint(
         passage_encoder=options.passage_encoder,
     )
     kind, warnings = _kind(source, options.kind)
-    quiet_transformers()
     with _appears_when_complete(out) as directory:
         manifest = _export(source, directory, kind, options, report)
     return ImportedModel(out, manifest, warnings)
 
 
 def _export(source: Source, directory: Path, kind: str, options: ImportOptions, report: Progress) -> Manifest:
+    # torch and transformers take seconds to import: wrong arguments are told before
+    from checkpoint_import.encoder import EncoderOptions, export_encoder, is_dpr_context  # noqa: PLC0415
+    from checkpoint_import.generator import export_generator  # noqa: PLC0415
+    from checkpoint_import.loading import quiet_transformers  # noqa: PLC0415
+
+    quiet_transformers()
     steps = 4 if source.passage_encoder else 3
     generation = generation_defaults(source)
     encoder = EncoderOptions(options.pooling, options.normalize, allow_pickle=options.allow_pickle)
@@ -84,13 +86,8 @@ def _export(source: Source, directory: Path, kind: str, options: ImportOptions, 
     export_encoder(source.encoder, directory / "query_encoder", encoder)
     if source.passage_encoder:
         report("passage encoder", 1, steps)
-        pair = EncoderOptions(
-            options.pooling,
-            options.normalize,
-            passage_pair=is_dpr_context(source.passage_encoder),
-            allow_pickle=options.allow_pickle,
-        )
-        export_encoder(source.passage_encoder, directory / "passage_encoder", pair)
+        passages = replace(encoder, passage_pair=is_dpr_context(source.passage_encoder))
+        export_encoder(source.passage_encoder, directory / "passage_encoder", passages)
     report("generator", steps - 2, steps)
     export_generator(source.generator, directory / "generator", generation, allow_pickle=options.allow_pickle)
     report("checksums", steps - 1, steps)

@@ -60,8 +60,9 @@ def test_a_service_that_is_never_healthy() -> None:
 
 def test_services_end_with_a_parent_that_is_killed() -> None:
     script = (
-        "from tests.cli.test_life import launch; from ragserve_cli.local import LocalServices; import time\n"
-        "with LocalServices([launch('http.server', '0')], lambda *_: None): print('up', flush=True); time.sleep(60)"
+        "import time; from ragserve_cli.local import LocalServices; from ragserve_cli.plan import Launch\n"
+        "launch = Launch('retriever', 'http.server', ('0',), '127.0.0.1', 1, '127.0.0.1', 2)\n"
+        "with LocalServices([launch], lambda *_: None): print('up', flush=True); time.sleep(60)"
     )
     with subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
