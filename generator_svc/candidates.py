@@ -67,6 +67,7 @@ def select(scores: StepScores, hypotheses: Sequence[int], n_candidates: int) -> 
             _requested(logits[:, i], log_norms[:, i], control.requested) for i, control in enumerate(controls)
         ),
         allowed_log_mass=torch.logsumexp(marginal, dim=-1).cpu().numpy(),
+        log_normalizers=log_norms.T.cpu().numpy(),
     )
 
 

@@ -111,6 +111,7 @@ class StepOutput:
     log_probs: Floats  # [n_hypotheses, n_docs, n_candidates]
     requested: tuple[Floats, ...]  # for each hypothesis [n_docs, number of its requested tokens]
     allowed_log_mass: Floats  # [n_hypotheses]
+    log_normalizers: Floats  # [n_hypotheses, n_docs]: logit less log-probability
 
 
 @dataclass(frozen=True)

@@ -149,6 +149,7 @@ def _step(step: StepOutput) -> generator_pb2.StepResult:
         allowed_log_mass=np.ascontiguousarray(step.allowed_log_mass, dtype="<f4").tobytes(),
         candidates=step.token_ids.shape[1],
         hypotheses=step.token_ids.shape[0],
+        log_normalizers=np.ascontiguousarray(step.log_normalizers, dtype="<f4").tobytes(),
     )
 
 

@@ -454,6 +454,7 @@ class StepResult(_message.Message):
     ALLOWED_LOG_MASS_FIELD_NUMBER: _builtins.int
     CANDIDATES_FIELD_NUMBER: _builtins.int
     HYPOTHESES_FIELD_NUMBER: _builtins.int
+    LOG_NORMALIZERS_FIELD_NUMBER: _builtins.int
     token_ids: _builtins.bytes
     """int32 [n_hypotheses, M]: candidate ids, by falling marginal, ties by rising id; -1 where fewer are allowed."""
     log_probs: _builtins.bytes
@@ -466,6 +467,10 @@ class StepResult(_message.Message):
     """M: the row length of the arrays above."""
     hypotheses: _builtins.int
     """Number of hypotheses in this result."""
+    log_normalizers: _builtins.bytes
+    """float32 [n_hypotheses, n_docs]: log of the sum of the exponentials of the logits. A log-probability plus this is
+    the logit, on which Hugging Face's greedy search applies the repetition penalty in sequence mode.
+    """
     def __init__(
         self,
         *,
@@ -475,10 +480,11 @@ class StepResult(_message.Message):
         allowed_log_mass: _builtins.bytes = ...,
         candidates: _builtins.int = ...,
         hypotheses: _builtins.int = ...,
+        log_normalizers: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_log_mass", b"allowed_log_mass", "candidates", b"candidates", "hypotheses", b"hypotheses", "log_probs", b"log_probs", "requested_log_probs", b"requested_log_probs", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_log_mass", b"allowed_log_mass", "candidates", b"candidates", "hypotheses", b"hypotheses", "log_normalizers", b"log_normalizers", "log_probs", b"log_probs", "requested_log_probs", b"requested_log_probs", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
