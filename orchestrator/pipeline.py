@@ -190,8 +190,13 @@ class Pipeline:
 
     def _search(self, run: _Run, session: Inference, groups: list[Decoder]) -> Search:
         settings = self._settings
-        prior = run.evidence.log_prior if run.options.mode is Mode.TOKEN else np.zeros(1)
-        builder = RowBuilder(prior, run.options.filter_chain(run.info), run.info.vocab_size)
+        sequence = run.options.mode is Mode.SEQUENCE
+        builder = RowBuilder(
+            log_prior=np.zeros(1) if sequence else run.evidence.log_prior,
+            filters=run.options.filter_chain(run.info),
+            vocab_size=run.info.vocab_size,
+            on_logits=sequence and run.options.num_beams == 1,
+        )
         widening = Widening(settings.candidates, settings.widen_factor, run.info.vocab_size, self._count_widening)
         return Search(session, groups, builder, widening, lambda: run.stages.measure(MARGINALIZE))
 

@@ -142,6 +142,7 @@ def step_from_proto(step: pb.StepResult, n_docs: int, requested: Sequence[int]) 
             for end, count in zip(ends.tolist(), requested, strict=True)
         ),
         allowed_log_mass=_floats(step.allowed_log_mass, rows),
+        log_normalizers=_floats(step.log_normalizers, rows * n_docs).reshape(rows, n_docs),
     )
 
 

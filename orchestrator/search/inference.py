@@ -46,6 +46,7 @@ class Step:
     log_probs: Floats  # [n_hypotheses, n_docs, M]
     requested_log_probs: tuple[Floats, ...]  # for each hypothesis [n_docs, number of its requested tokens]
     allowed_log_mass: Floats  # [n_hypotheses]
+    log_normalizers: Floats  # [n_hypotheses, n_docs]: logit less log-probability
 
 
 @dataclass(frozen=True)

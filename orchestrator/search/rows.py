@@ -71,11 +71,16 @@ class Row:
 
 @dataclass(frozen=True)
 class RowBuilder:
-    """Makes rows of steps: the marginal over documents, then the filters."""
+    """Makes rows of steps: the marginal over documents, then the filters.
+
+    With `on_logits` the filters see one document's logits instead, as Hugging Face's greedy search has it in sequence
+    mode: there a repetition penalty lowers what is above 0 by dividing.
+    """
 
     log_prior: Doubles  # [n_docs]; [1], being 0, in sequence mode
     filters: FilterChain
     vocab_size: int
+    on_logits: bool = False
 
     def build(self, step: Step, row: int, tokens: tuple[int, ...], control: Control) -> Row:
         """The row of the hypothesis with these tokens. Raises InternalError for log-probabilities that are NaN."""
@@ -92,13 +97,20 @@ class RowBuilder:
             marginals = token_marginal(self.log_prior, log_probs)
         if np.isnan(marginals).any():
             raise InternalError("the generator's log-probabilities are not numbers")
-        scores = self.filters.rescore(tokens, ids, marginals)
+        shift = step.log_normalizers[row, 0] if self.on_logits else ZERO
+        scores = self._rescored(tokens, ids, marginals, shift)
         order = np.lexsort((ids, -scores))
         order = order[scores[order] > -np.inf]
         unknown = 0 if complete else max(n_allowed - ids.size, 0)
         mass, rest = _masses(marginals[order], scores[order], float(step.allowed_log_mass[row]), unknown)
         bound = np.float32(floor + ROUNDING * (1.0 + abs(floor))) if unknown else np.float32(-np.inf)
         return Row(ids[order], scores[order], log_probs[:, order], bound, unknown, mass, rest)
+
+    def _rescored(self, tokens: tuple[int, ...], ids: Ids, marginals: Floats, shift: np.float32) -> Floats:
+        """Log-probabilities after the filters, which see them with `shift` added."""
+        before = marginals + shift
+        after = self.filters.rescore(tokens, ids, before)
+        return np.where(after == before, marginals, after - shift)
 
 
 def _forced_row(forced: tuple[int, ...], log_probs: Floats) -> Row:

@@ -80,7 +80,12 @@ async def search(
     token_mode = options.mode is Mode.TOKEN
     groups = [options.decoder(info, candidates) for _ in range(1 if token_mode else len(log_prior))]
     run = Run(groups)
-    builder = RowBuilder(log_prior if token_mode else np.zeros(1), options.filter_chain(info), info.vocab_size)
+    builder = RowBuilder(
+        log_prior if token_mode else np.zeros(1),
+        options.filter_chain(info),
+        info.vocab_size,
+        on_logits=not token_mode and options.num_beams == 1,
+    )
     widening = Widening(candidates, factor, info.vocab_size, lambda reason, rows: run.widenings.append((reason, rows)))
     async for _ in Search(session, groups, builder, widening, nullcontext).run():
         run.settled.append(groups[0].settled())

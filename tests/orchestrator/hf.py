@@ -65,11 +65,20 @@ class Case:
         )
 
     def session(self, mode: Mode) -> PrunedSession:
-        return PrunedSession(self.distribution, self.log_prior, sequence_mode=mode is Mode.SEQUENCE)
+        sequence = mode is Mode.SEQUENCE
+        return PrunedSession(self.distribution, self.log_prior, sequence_mode=sequence, normalizer=self.normalizer)
+
+    def distribution(self, document: int, tokens: tuple[int, ...]) -> np.ndarray:
+        """Log-probabilities of the next token, `[vocab]`."""
+        return self.logits(tokens)[document].log_softmax(-1).numpy()
+
+    def normalizer(self, document: int, tokens: tuple[int, ...]) -> float:
+        """What the logits are above them."""
+        return float(self.logits(tokens)[document].logsumexp(-1))
 
     @torch.no_grad()
-    def distribution(self, document: int, tokens: tuple[int, ...]) -> np.ndarray:
-        """Log-probabilities after a full recomputation, without cache, of all documents at once."""
+    def logits(self, tokens: tuple[int, ...]) -> torch.Tensor:
+        """Logits `[n_docs, vocab]` after a full recomputation, without cache."""
         if tokens not in self._known:
             masks = self.inputs["context_attention_mask"]
             if "encoder" not in self._known:
@@ -81,8 +90,8 @@ class Case:
                 attention_mask=masks,
                 decoder_input_ids=start.expand(self.n_docs, -1),
             )
-            self._known[tokens] = out.logits[:, -1].log_softmax(-1).numpy()
-        return self._known[tokens][document]
+            self._known[tokens] = out.logits[:, -1]
+        return self._known[tokens]
 
     def kwargs(self, options: Resolved) -> dict[str, Any]:
         beams = {

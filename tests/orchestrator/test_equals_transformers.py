@@ -37,7 +37,7 @@ def drawn(seed: int, mode: Mode) -> tuple[Case, Resolved]:
         length_penalty=rng.choice([0.0, 0.5, 1.0, 2.0] if positive else [0.0, 0.5, 1.0, 2.0, -1.0]),
         early_stopping=early_stopping,
         no_repeat_ngram_size=rng.choice([0, 0, 2, 3]),
-        repetition_penalty=rng.choice([1.0, 1.0, 1.3]) if beams > 1 or not sequence else 1.0,
+        repetition_penalty=rng.choice([1.0, 1.0, 1.3]),
         bad_words=((case.config.pad_token_id,), *rng.choice([(), ((5,), (7, 8))])),
     )
     return case, options

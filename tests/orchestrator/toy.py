@@ -12,6 +12,7 @@ from orchestrator.search.inference import Control, Extension, Rendered, Step, Ta
 
 Prefix = tuple[int, ...]
 Distribution = Callable[[int, Prefix], np.ndarray]  # (document, tokens) -> float32 log-probabilities [vocab]
+Normalizer = Callable[[int, Prefix], float]  # (document, tokens) -> logit less log-probability
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -41,6 +42,7 @@ class PrunedSession:
     distribution: Distribution
     log_prior: np.ndarray
     sequence_mode: bool = False
+    normalizer: Normalizer = lambda document, tokens: 3.0
     hypotheses: list[Hypothesis] = field(default_factory=list)
     widened: list[tuple[tuple[int, ...], int]] = field(default_factory=list)
     shipped: int = 0
@@ -78,15 +80,21 @@ class PrunedSession:
         ]
         return TargetScore(tokens, np.array(rows, np.float32))
 
-    def log_probs(self, hypothesis: Hypothesis) -> np.ndarray:
-        documents = [hypothesis.document] if self.sequence_mode else range(len(self.log_prior))
-        return np.stack([self.distribution(document, hypothesis.tokens) for document in documents])
+    def documents_of(self, one: Hypothesis) -> Sequence[int]:
+        return [one.document] if self.sequence_mode else range(len(self.log_prior))
+
+    def log_probs(self, one: Hypothesis) -> np.ndarray:
+        return np.stack([self.distribution(document, one.tokens) for document in self.documents_of(one)])
+
+    def normalizers(self, one: Hypothesis) -> np.ndarray:
+        return np.array([self.normalizer(document, one.tokens) for document in self.documents_of(one)], np.float32)
 
     def _step(self, rows: Sequence[int], candidates: int) -> Step:
         shown = [self._row(self.hypotheses[row], candidates) for row in rows]
         self.shipped += sum(one[1].size for one in shown)
         ids, log_probs, requested, mass = zip(*shown, strict=True)
-        return Step(np.stack(ids), np.stack(log_probs), tuple(requested), np.array(mass, np.float32))
+        norms = np.stack([self.normalizers(self.hypotheses[row]) for row in rows])
+        return Step(np.stack(ids), np.stack(log_probs), tuple(requested), np.array(mass, np.float32), norms)
 
     def _row(self, one: Hypothesis, candidates: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
         log_probs = self.log_probs(one)

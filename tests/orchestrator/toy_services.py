@@ -170,6 +170,7 @@ def step_to_proto(step: Step) -> generator_pb2.StepResult:
         allowed_log_mass=step.allowed_log_mass.astype("<f4").tobytes(),
         candidates=step.token_ids.shape[1],
         hypotheses=step.token_ids.shape[0],
+        log_normalizers=step.log_normalizers.astype("<f4").tobytes(),
     )
 
 
