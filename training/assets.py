@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast, T5ForConditionalGeneration
+from transformers import GenerationConfig, PreTrainedTokenizerFast, T5ForConditionalGeneration
 
 from checkpoint_import.encoder import EncoderOptions, export_encoder
 from checkpoint_import.source import Part, read_json
@@ -37,16 +37,20 @@ def write_encoder(source: Path, model: Path) -> None:
     write_manifest(model, Manifest(kind="rag-token"))
 
 
-def write_generator(state: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, model: Path) -> None:
+def write_generator(trained: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, model: Path) -> None:
     """Configuration, tokenizer and int8 weights."""
     directory = model / GENERATOR
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    state.config.save_pretrained(directory)
-    state.generation_config.save_pretrained(directory)
+    config = trained.config
+    config.tie_word_embeddings = False  # the output matrix is its own, and T5 then does not scale what it reads
+    config.save_pretrained(directory)
+    tokens = ("decoder_start_token_id", "eos_token_id", "pad_token_id")
+    generation = GenerationConfig(**{name: getattr(config, name) for name in tokens})  # type: ignore[no-untyped-call]
+    generation.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    tensors = state.state_dict()
-    # One embedding serves encoder and decoder; the output matrix is its own.
+    tensors = trained.state_dict()
+    # One embedding serves encoder and decoder.
     for copy in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"):
         tensors.pop(copy, None)
     write_generator_weights(tensors, directory / "model.safetensors")

@@ -33,6 +33,7 @@ def write_generator_weights(state: dict[str, torch.Tensor], path: Path) -> None:
         else:
             tensors[name] = weight
     save_file(tensors, str(path), metadata=METADATA)
+    path.chmod(0o644)
 
 
 def quantize_onnx(path: Path) -> None:

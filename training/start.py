@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 QUANTIZED = "_quantized"
@@ -47,12 +48,10 @@ def load_start(directory: Path) -> T5ForConditionalGeneration:
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     """The T5 tokenizer, neither cutting nor padding."""
-    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_file=str(directory / "tokenizer.json"), **SPECIAL_TOKENS
-    )
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.backend_tokenizer.no_padding()
-    return tokenizer
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL_TOKENS)  # type: ignore[no-untyped-call]
 
 
 def dequantize(graph: onnx.ModelProto) -> dict[str, torch.Tensor]:

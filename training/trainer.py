@@ -61,9 +61,8 @@ class Trainer:
     ) -> None:
         self.model = model
         self._texts = texts
-        self._schedule = schedule
+        self.schedule = schedule
         self._log_scale = nn.Parameter(torch.tensor(math.log(scale)))
-        self._rng = random.Random(schedule.seed)  # noqa: S311
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = DROPOUT
@@ -74,9 +73,18 @@ class Trainer:
         """The factor on scores before the prior's softmax."""
         return float(self._log_scale.exp())
 
+    def state(self) -> dict[str, Tensor]:
+        """The parameters, and the logarithm of the scale as `log_scale`."""
+        return {**self.model.state_dict(), "log_scale": self._log_scale.detach()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Go on from what `state` gave."""
+        self._log_scale.data = state.pop("log_scale")
+        self.model.load_state_dict(state)
+
     def train_reader(self, examples: list[ReaderExample], report: Report) -> None:
         """Phase 1: -log p(y|x,z) with a passage z that holds the answer."""
-        plan = self._schedule
+        plan = self.schedule
 
         def loss(batch: list[ReaderExample]) -> Tensor:
             inputs = self._inputs([(row.question, row.passage, row.target) for row in batch])
@@ -86,7 +94,7 @@ class Trainer:
 
     def train_rag(self, examples: list[RagExample], report: Report) -> None:
         """Phase 2: -log p(y|x), marginalized over the retrieved passages at every token."""
-        plan = self._schedule
+        plan = self.schedule
 
         def loss(batch: list[RagExample]) -> Tensor:
             rows = [(row.question, passage, row.target) for row in batch for passage in row.passages]
@@ -109,13 +117,15 @@ class Trainer:
         report: Report,
     ) -> None:
         steps, size, rate = plan
+        torch.manual_seed(self.schedule.seed)
+        rng = random.Random(f"{phase} {self.schedule.seed}")  # noqa: S311
         optimizer = torch.optim.AdamW(
             [{"params": list(self.model.parameters())}, {"params": [self._log_scale]}], weight_decay=WEIGHT_DECAY
         )
         step = 0
         while step < steps:
-            for batch in length_batches(examples, self._length, size, self._rng):
-                self._set_rate(optimizer, rate, step / steps, min(1.0, (step + 1) / self._schedule.warmup_steps))
+            for batch in length_batches(examples, self._length, size, rng):
+                self._set_rate(optimizer, rate, step / steps, min(1.0, (step + 1) / self.schedule.warmup_steps))
                 value = self._update(optimizer, batch, loss)
                 step += 1
                 report(Step(phase, step, steps, value))
@@ -125,7 +135,7 @@ class Trainer:
     def _update(self, optimizer: torch.optim.Optimizer, batch: list[T], loss: Callable[[list[T]], Tensor]) -> float:
         """One step; returns the loss per example."""
         total = 0.0
-        for chunk in token_chunks(batch, self._length, self._schedule.pass_tokens):
+        for chunk in token_chunks(batch, self._length, self.schedule.pass_tokens):
             part = loss(chunk) / len(batch)
             part.backward()  # type: ignore[no-untyped-call]
             total += part.item()
@@ -143,12 +153,12 @@ class Trainer:
     def _length(self, example: ReaderExample | RagExample) -> int:
         """Context tokens of an example, all its passages together."""
         passages = example.passages if isinstance(example, RagExample) else (example.passage,)
-        plan = self._schedule
+        plan = self.schedule
         return max(len(self._texts.context(example.question, p, plan.context_tokens)) for p in passages) * len(passages)
 
     def _inputs(self, rows: list[tuple[str, int, str]]) -> Tensors:
         config = self.model.config
-        contexts = [self._texts.context(question, z, self._schedule.context_tokens) for question, z, _ in rows]
+        contexts = [self._texts.context(question, z, self.schedule.context_tokens) for question, z, _ in rows]
         targets = [self._texts.target(answer) for _, _, answer in rows]
         return tensors(contexts, targets, int(config.pad_token_id or 0), int(config.decoder_start_token_id or 0))
 
