@@ -63,8 +63,7 @@ def load_generator(directory: Path, device: torch.device) -> LoadedGenerator:
     part = directory / PART
     config = _load_config(part)
     weights = part / WEIGHTS
-    tensors = {name.removeprefix("model."): tensor for name, tensor in read_tensors(weights).items()}
-    model = FAMILIES[config.model_type](config, WeightMap(tensors, weights), device)
+    model = FAMILIES[config.model_type](config, WeightMap(read_tensors(weights), weights), device)
     generation = _generation(part, manifest)
     return LoadedGenerator(
         model=model,

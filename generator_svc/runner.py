@@ -11,7 +11,7 @@ import torch
 
 from generator_svc.kv_cache import CachedAttention, KVCache, TreeAttention
 from generator_svc.models.base import DocumentState, Rows, Seq2SeqModel
-from generator_svc.scheduler import Hypothesis, PrefixTree
+from generator_svc.sessions import Hypothesis, PrefixTree
 from generator_svc.slots import SlotArray
 from generator_svc.trie import Trie
 

@@ -7,12 +7,11 @@ budget, and targets are scored chunk by chunk, so that neither holds up those th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from enum import Enum
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
+from generator_svc.sessions import Hypothesis, PrefixTree, Session, Start, Work
 from generator_svc.slots import SlotArray, SlotPool
 from generator_svc.trie import Trie, build_trie
 from ragserve.errors import (
@@ -38,73 +37,6 @@ class Capacity:
     idle_seconds: float = 60.0
 
 
-class Work(Enum):
-    """What a session waits for."""
-
-    NOTHING = "nothing"
-    ENCODE = "encode"
-    STEP = "step"
-    WIDEN = "widen"
-    SCORE = "score"
-
-
-@dataclass(frozen=True)
-class Hypothesis:
-    """One hypothesis: its last token, and the slots of its path.
-
-    `slots` is [n_rows, length]: a row for each document in token mode, one row in sequence mode, where `document`
-    says which. The last column belongs to `token`.
-    """
-
-    token: int
-    document: int
-    slots: SlotArray
-
-    @property
-    def length(self) -> int:
-        """Tokens of the path, the decoder start token included."""
-        return len(self.slots[0])
-
-
-@dataclass(frozen=True)
-class PrefixTree:
-    """Prefixes of one document to be fed before the first step, and the slot of each node."""
-
-    document: int
-    trie: Trie
-    slots: SlotArray
-
-
-@dataclass(frozen=True)
-class Start:
-    """A hypothesis to begin with: the decoder's input so far, start token included."""
-
-    tokens: tuple[int, ...]
-    document: int = 0
-
-
-@dataclass(eq=False)
-class Session:
-    """One decode session. `state` is the engine's own and means nothing here."""
-
-    context_tokens: tuple[int, ...]
-    shared: bool  # token mode: every hypothesis has a row for each document
-    starts: tuple[Start, ...]  # none: encode only
-    deadline: float | None = None  # monotonic seconds
-    state: Any = None
-    hypotheses: list[Hypothesis] = field(default_factory=list)
-    prefix_trees: list[PrefixTree] = field(default_factory=list)
-    work: Work = Work.NOTHING
-    encoded: int = 0  # documents
-    active: float = 0.0  # monotonic seconds of the last sign of life
-    closed: bool = False
-
-    @property
-    def n_rows(self) -> int:
-        """Rows of one step."""
-        return sum(hypothesis.slots.shape[0] for hypothesis in self.hypotheses)
-
-
 @dataclass(frozen=True)
 class Plan:
     """What one turn of the loop does."""
@@ -126,7 +58,7 @@ class Scheduler:
     """Sessions, their rows and their memory."""
 
     def __init__(self, capacity: Capacity) -> None:
-        self._capacity = capacity
+        self.capacity = capacity
         self._sessions: list[Session] = []
         self._document_bytes = 0
         self._scoring: list[Session] = []
@@ -140,7 +72,7 @@ class Scheduler:
     @property
     def used_bytes(self) -> int:
         """Bytes of cache in use or promised."""
-        return self._document_bytes + self.slots.used * self._capacity.slot_bytes
+        return self._document_bytes + self.slots.used * self.capacity.slot_bytes
 
     def sessions(self) -> tuple[Session, ...]:
         """Sessions not yet freed."""
@@ -152,12 +84,12 @@ class Scheduler:
         Raises:
             ResourceExhaustedError: a limit is reached; nothing was taken.
         """
-        if len(self._sessions) >= self._capacity.max_sessions:
-            raise _full(f"max_sessions ({self._capacity.max_sessions}) decode sessions are open")
+        if len(self._sessions) >= self.capacity.max_sessions:
+            raise _full(f"max_sessions ({self.capacity.max_sessions}) decode sessions are open")
         rows = sum(len(session.context_tokens) if session.shared else 1 for _ in session.starts)
-        document_bytes = sum(session.context_tokens) * self._capacity.document_token_bytes
+        document_bytes = sum(session.context_tokens) * self.capacity.document_token_bytes
         longest = max((len(start.tokens) for start in session.starts), default=0)
-        self._check_room(rows, document_bytes + rows * longest * self._capacity.slot_bytes)
+        self._check_room(rows, document_bytes + rows * longest * self.capacity.slot_bytes)
         self._document_bytes += document_bytes
         self._sessions.append(session)
         if session.shared:
@@ -175,7 +107,7 @@ class Scheduler:
         self._check_ready(session)
         parents = [session.hypotheses[parent] for parent, _ in choices]
         rows = sum(parent.slots.shape[0] for parent in parents)
-        self._check_room(rows - session.n_rows, rows * self._capacity.slot_bytes)
+        self._check_room(rows - session.n_rows, rows * self.capacity.slot_bytes)
         old = session.hypotheses
         session.hypotheses = [self._child(parent, token) for parent, (_, token) in zip(parents, choices, strict=True)]
         for hypothesis in old:
@@ -225,7 +157,7 @@ class Scheduler:
 
     def next_event(self) -> float | None:
         """When, in monotonic seconds, a session falls idle or late with nobody asking; None when there is none."""
-        idle = self._capacity.idle_seconds
+        idle = self.capacity.idle_seconds
         times = [session.active + idle for session in self._sessions if session.work is Work.NOTHING]
         times += [session.deadline for session in self._sessions if session.deadline is not None]
         return min(times, default=None)
@@ -238,12 +170,12 @@ class Scheduler:
 
     def _check_room(self, rows: int, need_bytes: int) -> None:
         used_rows = sum(session.n_rows for session in self._sessions)
-        if used_rows + rows > self._capacity.max_rows:
-            raise _full(f"{used_rows} rows in use and {rows} more asked, max_rows is {self._capacity.max_rows}")
-        if self.used_bytes + need_bytes > self._capacity.cache_bytes:
+        if used_rows + rows > self.capacity.max_rows:
+            raise _full(f"{used_rows} rows in use and {rows} more asked, max_rows is {self.capacity.max_rows}")
+        if self.used_bytes + need_bytes > self.capacity.cache_bytes:
             raise _full(
                 f"{self.used_bytes} bytes of cache in use and {need_bytes} more asked, "
-                f"cache_bytes is {self._capacity.cache_bytes}"
+                f"cache_bytes is {self.capacity.cache_bytes}"
             )
 
     def _reap(self, now: float) -> list[tuple[Session, RagserveError | None]]:
@@ -251,7 +183,7 @@ class Scheduler:
         for session, _ in ended:
             session.closed = True
             self._sessions.remove(session)
-            self._document_bytes -= sum(session.context_tokens) * self._capacity.document_token_bytes
+            self._document_bytes -= sum(session.context_tokens) * self.capacity.document_token_bytes
             for hypothesis in session.hypotheses:
                 self.slots.release(hypothesis.slots)
             session.hypotheses = []
@@ -263,14 +195,14 @@ class Scheduler:
             return True, None
         if session.deadline is not None and now >= session.deadline:
             return True, DeadlineExceededError("the deadline of the decode session passed")
-        idle = self._capacity.idle_seconds
+        idle = self.capacity.idle_seconds
         if session.work is Work.NOTHING and now >= session.active + idle:
             return True, DeadlineExceededError(f"no request for {idle:g} s (idle_seconds): the session was freed")
         return False, None
 
     def _within_budget(self, waiting: Sequence[Session]) -> list[tuple[Session, int]]:
         """First come, first served; at least one document, then as many as the token budget holds."""
-        left = self._capacity.prefill_tokens
+        left = self.capacity.prefill_tokens
         chosen: list[tuple[Session, int]] = []
         for session in waiting:
             count = 0

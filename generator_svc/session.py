@@ -26,8 +26,8 @@ from generator_svc.commands import (
 )
 from generator_svc.contexts import Context, build_contexts
 from generator_svc.loading import LoadedGenerator
-from generator_svc.scheduler import Session, Start, Work
 from generator_svc.scoring import plan_scores
+from generator_svc.sessions import Session, Start, Work
 from generator_svc.validation import (
     Limits,
     check_advance,
@@ -38,7 +38,7 @@ from generator_svc.validation import (
     check_widen,
 )
 from generator_svc.worker import Request, SessionState, Worker
-from ragserve.errors import FailedPreconditionError, InvalidInputError, RagserveError
+from ragserve.errors import DeadlineExceededError, FailedPreconditionError, InvalidInputError, RagserveError
 from ragserve.serving.metrics import Metrics, StageTiming
 
 T = TypeVar("T")
@@ -62,6 +62,7 @@ class DecodeSession:
         self._loop = asyncio.get_running_loop()
         self._session: Session | None = None
         self.ended: asyncio.Future[RagserveError] = self._loop.create_future()
+        self._patience = self._loop.call_later(worker.scheduler.capacity.idle_seconds, self._expect_open)
 
     async def handle(self, command: Command) -> Reply[Any]:
         """Answer any command."""
@@ -143,6 +144,7 @@ class DecodeSession:
             with self._worker.changed:
                 self._worker.scheduler.close(self._session)
                 self._worker.wake()
+        self._patience.cancel()
         self.ended.cancel()
 
     def _opened(self) -> Session:
@@ -202,6 +204,10 @@ class DecodeSession:
             deadline=self._deadline,
             state=state,
         )
+
+    def _expect_open(self) -> None:
+        if self._session is None and not self.ended.done():
+            self.ended.set_result(DeadlineExceededError("no Open came in time (idle_seconds)"))
 
     def _on_end(self, error: RagserveError) -> None:
         """Called by the worker when it ends the session on its own."""

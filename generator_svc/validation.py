@@ -16,6 +16,8 @@ from generator_svc.commands import (
 )
 from ragserve.errors import InvalidInputError
 
+MIN_CONTEXT_TOKENS = 8
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -43,6 +45,8 @@ def check_open(command: OpenCommand, limits: Limits) -> None:
             "open.max_context_tokens",
             f"{command.max_context_tokens} is over the limit of {limits.max_context_tokens}",
         )
+    if 0 < command.max_context_tokens < MIN_CONTEXT_TOKENS:
+        raise InvalidInputError("open.max_context_tokens", f"a context needs at least {MIN_CONTEXT_TOKENS} tokens")
     _check_documents(command, limits)
     _check_prefixes(command, limits)
     _check_control("open.control", command.control, limits)

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from ragserve.errors import DataLossError, FailedPreconditionError, NotFoundError
 
+BASE_PREFIX = "model."  # BART has it before all names but the head's, T5 never
 SCALE_SUFFIX = ".scale"
 FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -51,18 +52,18 @@ def _as_float32(name: str, raw: dict[str, torch.Tensor], path: Path) -> torch.Te
 
 
 class WeightMap:
-    """Hands out tensors by name and knows afterwards which were not asked for."""
+    """Hands out tensors by name, `model.` left off, and knows afterwards which were not asked for."""
 
     def __init__(self, tensors: dict[str, torch.Tensor], source: Path) -> None:
-        self._tensors = tensors
+        self._tensors = {name.removeprefix(BASE_PREFIX): tensor for name, tensor in tensors.items()}
         self._source = source
-        self._taken: set[str] = set()
+        self._shared: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
 
     def take(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """The tensor of this name.
+        """The tensor of this name, handed over: the map lets go of it, so that two copies of a model never exist.
 
         Raises:
             FailedPreconditionError: it is missing, or its shape is not the one that config.json implies.
@@ -75,14 +76,17 @@ class WeightMap:
                 f"{self._source}: tensor {name} has shape {list(tensor.shape)}, config.json implies {list(shape)}",
                 field=str(self._source),
             )
-        self._taken.add(name)
+        del self._tensors[name]
         return tensor
 
     def take_first(self, names: tuple[str, ...], shape: tuple[int, ...]) -> torch.Tensor:
-        """The first of these tensors that is there: tied weights are stored under one of their names."""
+        """The first of these tensors that is there, and it stays: tied weights are stored under one of their names."""
         for name in names:
             if name in self._tensors:
-                return self.take(name, shape)
+                tensor = self.take(name, shape)
+                self._tensors[name] = tensor
+                self._shared.add(name)
+                return tensor
         return self.take(names[0], shape)
 
     def finish(self, ignored: tuple[str, ...] = ()) -> None:
@@ -91,7 +95,7 @@ class WeightMap:
         Raises:
             FailedPreconditionError: names the tensors that this model has no place for.
         """
-        unexpected = sorted(name for name in self._tensors if name not in self._taken and name not in ignored)
+        unexpected = sorted(set(self._tensors) - self._shared - set(ignored))
         if unexpected:
             shown = ", ".join(unexpected[:5]) + (f" and {len(unexpected) - 5} more" if len(unexpected) > 5 else "")
             raise FailedPreconditionError(

@@ -16,8 +16,9 @@ from generator_svc.candidates import StepScores, score_step, select
 from generator_svc.commands import StepControl
 from generator_svc.models.base import DocumentState
 from generator_svc.runner import Runner, StepRows
-from generator_svc.scheduler import Plan, Scheduler, Session, Work
+from generator_svc.scheduler import Plan, Scheduler
 from generator_svc.scoring import ScoreJob
+from generator_svc.sessions import Session, Work
 from ragserve.errors import RagserveError, UnavailableError
 
 log = logging.getLogger(__name__)
@@ -116,6 +117,8 @@ class Worker:
             log.exception("a pass over %d sessions failed", len(sessions))
             for session in sessions:
                 self._finish(session, error)
+                with self.changed:
+                    self.scheduler.close(session)
 
     def _encode(self, chosen: Sequence[tuple[Session, int]]) -> None:
         started = time.monotonic()

@@ -14,7 +14,8 @@ from transformers import T5ForConditionalGeneration as T5Model
 from generator_svc.loading import FAMILIES
 from generator_svc.models.base import DocumentState, Seq2SeqModel
 from generator_svc.runner import Runner, StepRows
-from generator_svc.scheduler import Capacity, Hypothesis, Scheduler, Session, Start
+from generator_svc.scheduler import Capacity, Scheduler
+from generator_svc.sessions import Hypothesis, Session, Start
 from generator_svc.weights import WeightMap, read_tensors
 
 CPU = torch.device("cpu")
@@ -81,8 +82,7 @@ def load(directory: Path) -> Seq2SeqModel:
     """Our model from what `save_pretrained` wrote."""
     config = AutoConfig.from_pretrained(str(directory))
     path = directory / "model.safetensors"
-    tensors = {name.removeprefix("model."): tensor for name, tensor in read_tensors(path).items()}
-    return FAMILIES[config.model_type](config, WeightMap(tensors, path), CPU)
+    return FAMILIES[config.model_type](config, WeightMap(read_tensors(path), path), CPU)
 
 
 def random_tokens(n: int, rng: random.Random, vocab: int = VOCAB) -> list[int]:

@@ -30,7 +30,12 @@ def brute_force(
     return results
 
 
-def check(output: StepOutput, expected: list[tuple[list[int], np.ndarray, float]], controls: list[StepControl]) -> None:
+def check(
+    output: StepOutput,
+    expected: list[tuple[list[int], np.ndarray, float]],
+    controls: list[StepControl],
+    logits: np.ndarray,
+) -> None:
     for h, (ids, exact, mass) in enumerate(expected):
         got = [int(i) for i in output.token_ids[h] if i >= 0]
         assert got == ids
@@ -40,6 +45,9 @@ def check(output: StepOutput, expected: list[tuple[list[int], np.ndarray, float]
         requested = list(controls[h].requested)
         np.testing.assert_allclose(output.requested[h], exact[:, requested], atol=1e-5)
         np.testing.assert_allclose(output.allowed_log_mass[h], mass, atol=1e-5)
+        assert output.log_normalizers.shape == (len(controls), len(logits))
+        restored = exact + output.log_normalizers[h][:, None]
+        np.testing.assert_allclose(restored, logits[:, h], atol=1e-5)
 
 
 @given(
@@ -75,11 +83,11 @@ def test_select_equals_brute_force(
         torch.from_numpy(np.ascontiguousarray(logits)), controls, None if priors is None else torch.from_numpy(priors)
     )
     everyone = list(range(n_hypotheses))
-    check(select(scores, everyone, count), brute_force(logits, controls, priors, min(count, vocab)), controls)
+    check(select(scores, everyone, count), brute_force(logits, controls, priors, min(count, vocab)), controls, logits)
     last = [n_hypotheses - 1]
     widened = select(scores, last, vocab + 5)
     chosen = [controls[-1]]
-    check(widened, brute_force(logits[:, last], chosen, priors, vocab), chosen)
+    check(widened, brute_force(logits[:, last], chosen, priors, vocab), chosen, logits[:, last])
 
 
 def test_ties_at_the_last_place_go_to_the_smaller_ids() -> None:

@@ -27,6 +27,7 @@ from generator_svc.options import EngineOptions
 from generator_svc.session import DecodeSession
 from ragserve.errors import (
     DeadlineExceededError,
+    FailedPreconditionError,
     InternalError,
     InvalidInputError,
     ResourceExhaustedError,
@@ -170,6 +171,7 @@ async def test_timings_name_the_stages_and_add_up(engine: GeneratorEngine) -> No
         (OpenCommand(QUESTION, (Document("a", "b" * 200_000),), "token", 3), "open.documents[0].text"),
         (opening(candidates=0), "open.candidates"),
         (opening(max_context_tokens=10**6), "open.max_context_tokens"),
+        (opening(max_context_tokens=3), "open.max_context_tokens"),
         (opening(control=StepControl(banned=(1, 400))), "open.control.banned[1]"),
         (opening(prefixes=(Prefix((1, 2)), Prefix((1, 999)))), "open.prefixes[1].token_ids[1]"),
         (opening(prefixes=(Prefix((1,) * 600),)), "open.prefixes[0].token_ids"),
@@ -267,9 +269,19 @@ async def test_a_silent_session_expires_and_a_full_engine_refuses(bart_dir: Path
             with pytest.raises(ResourceExhaustedError, match="max_sessions"):
                 await refused.open(opening(1))
             assert "idle" in str(await asyncio.wait_for(session.ended, 20))
+            with pytest.raises(FailedPreconditionError, match="ended"):
+                await session.score(ScoreCommand(((5,),)))
             assert (await refused.open(opening(1))).output.step is not None
     finally:
         await engine.stop()
+
+
+async def test_a_client_that_never_opens_is_not_waited_for(bart_dir: Path) -> None:
+    engine = GeneratorEngine(bart_dir, EngineOptions(device="cpu", idle_seconds=0.1), Metrics())
+    await engine.start()
+    async with engine.connect() as session:
+        assert "Open" in str(await asyncio.wait_for(session.ended, 20))
+    await engine.stop()
 
 
 async def test_nan_logits_fail_their_session_only(engine: GeneratorEngine, monkeypatch: pytest.MonkeyPatch) -> None:

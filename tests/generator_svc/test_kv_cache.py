@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from generator_svc.models.base import Seq2SeqModel
 from generator_svc.runner import Runner
-from generator_svc.scheduler import Start
+from generator_svc.sessions import Start
 from generator_svc.slots import INITIAL_SLOTS, SlotPool
 from tests.generator_svc.support import CPU, Chain, build, load, random_tokens, reference_logits
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from generator_svc.runner import Runner
-from generator_svc.scheduler import Start
+from generator_svc.sessions import Start
 from tests.generator_svc.support import CPU, VARIANTS, Chain, build, load, random_tokens, reference_logits
 
 LENGTHS = (23, 7, 1, 60)

@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from generator_svc.scheduler import Capacity, Plan, Scheduler, Session, Start, Work
+from generator_svc.scheduler import Capacity, Plan, Scheduler
+from generator_svc.sessions import Session, Start, Work
 from ragserve.errors import DeadlineExceededError, FailedPreconditionError, ResourceExhaustedError
 
 

@@ -1,0 +1,77 @@
+"""What the scheduler knows of a session: its hypotheses, their cache slots, and what it waits for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from generator_svc.slots import SlotArray
+from generator_svc.trie import Trie
+
+
+class Work(Enum):
+    """What a session waits for."""
+
+    NOTHING = "nothing"
+    ENCODE = "encode"
+    STEP = "step"
+    WIDEN = "widen"
+    SCORE = "score"
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One hypothesis: its last token, and the slots of its path.
+
+    `slots` is [n_rows, length]: a row for each document in token mode, one row in sequence mode, where `document`
+    says which. The last column belongs to `token`.
+    """
+
+    token: int
+    document: int
+    slots: SlotArray
+
+    @property
+    def length(self) -> int:
+        """Tokens of the path, the decoder start token included."""
+        return len(self.slots[0])
+
+
+@dataclass(frozen=True)
+class PrefixTree:
+    """Prefixes of one document to be fed before the first step, and the slot of each node."""
+
+    document: int
+    trie: Trie
+    slots: SlotArray
+
+
+@dataclass(frozen=True)
+class Start:
+    """A hypothesis to begin with: the decoder's input so far, start token included."""
+
+    tokens: tuple[int, ...]
+    document: int = 0
+
+
+@dataclass(eq=False)
+class Session:
+    """One decode session. `state` is the engine's own and means nothing here."""
+
+    context_tokens: tuple[int, ...]
+    shared: bool  # token mode: every hypothesis has a row for each document
+    starts: tuple[Start, ...]  # none: encode only
+    deadline: float | None = None  # monotonic seconds
+    state: Any = None
+    hypotheses: list[Hypothesis] = field(default_factory=list)
+    prefix_trees: list[PrefixTree] = field(default_factory=list)
+    work: Work = Work.NOTHING
+    encoded: int = 0  # documents
+    active: float = 0.0  # monotonic seconds of the last sign of life
+    closed: bool = False
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of one step."""
+        return sum(hypothesis.slots.shape[0] for hypothesis in self.hypotheses)
