@@ -32,13 +32,13 @@ def answer(question: str, target: str, timeout: float, keywords: dict[str, Any],
             found = _streamed(client, question, {**keywords, "token_posteriors": wants_posteriors}, output)
         else:
             found = client.generate(question, token_posteriors=wants_posteriors, **keywords)
+    if output.explain is not None:
+        write_page(output.explain, question, found)
+        console.note(f"{output.explain} shows which document each token comes from")
     if output.as_json:
         console.print_json(found.to_dict())
     else:
         answers.show_answer(found, with_text=not output.stream)
-    if output.explain is not None:
-        write_page(output.explain, question, found)
-        console.note(f"{output.explain} shows which document each token comes from")
     return found
 
 

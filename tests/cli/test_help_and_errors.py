@@ -7,25 +7,35 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from ragserve_cli.main import app
 from tests.cli.conftest import Cli
 
 COMMANDS = ("up", "ask", "score", "retrieve", "info", "import-checkpoint", "demo", "kb build", "kb info", "kb search")
 
 
+def help_of(command: str) -> str:
+    found = CliRunner(env={"COLUMNS": "200"}).invoke(app, [*command.split(), "--help"], prog_name="ragserve")
+    assert found.exit_code == 0
+    return found.output
+
+
 @pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_every_command_has_help(cli: Cli, command: str) -> None:
-    found = cli(*command.split(), "--help")
-    assert found.returncode == 0
-    assert "Usage: ragserve" in found.stdout
+def test_every_command_has_help(command: str) -> None:
+    assert f"Usage: ragserve {command}".strip() in help_of(command)
 
 
-def test_ask_offers_every_generation_setting(cli: Cli) -> None:
-    text = cli("ask", "--help").stdout
+def test_ask_offers_every_generation_setting() -> None:
+    text = help_of("ask")
     options = "mode decoding beams docs stream explain json target timeout temperature top-k top-p seed min-length"
     options += " max-length max-new-tokens min-new-tokens length-penalty early-stopping no-repeat-ngram bad-words"
     options += " repetition-penalty returns sample question-form truncation max-context-tokens knowledge-version"
     assert [option for option in options.split() if f"--{option} " not in text] == []
+
+
+def test_the_script_is_installed(cli: Cli) -> None:
+    assert "import-checkpoint" in cli("--help").stdout
 
 
 def test_start_is_quick_because_heavy_things_load_late() -> None:
