@@ -38,8 +38,8 @@ CALLER_FIELDS = (
     ("open.documents", "documents"),
     ("score.targets", "answer"),
 )
-RETRIEVER_METHODS = ("/ragserve.v1.RetrieverService/Retrieve", "/ragserve.v1.RetrieverService/GetInfo")
-GENERATOR_METHODS = ("/ragserve.v1.GeneratorService/GetInfo",)
+RETRIEVER_NAME = retriever_pb2.DESCRIPTOR.services_by_name["RetrieverService"].full_name
+GENERATOR_NAME = generator_pb2.DESCRIPTOR.services_by_name["GeneratorService"].full_name
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +54,9 @@ class RetrieverClient:
         self._channel = channel(
             target,
             max_message_bytes=settings.server.max_message_bytes,
-            retried_methods=RETRIEVER_METHODS,
+            retried_methods=(f"/{RETRIEVER_NAME}/Retrieve", f"/{RETRIEVER_NAME}/GetInfo"),
             max_attempts=settings.max_attempts,
+            health_service=RETRIEVER_NAME,
         )
         self._stub = retriever_pb2_grpc.RetrieverServiceStub(self._channel)
 
@@ -86,8 +87,9 @@ class GeneratorClient:
         self._channel = channel(
             target,
             max_message_bytes=settings.server.max_message_bytes,
-            retried_methods=GENERATOR_METHODS,
+            retried_methods=(f"/{GENERATOR_NAME}/GetInfo",),
             max_attempts=settings.max_attempts,
+            health_service=GENERATOR_NAME,
         )
         self._stub = generator_pb2_grpc.GeneratorServiceStub(self._channel)
         self._settings = settings

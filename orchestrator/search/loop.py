@@ -14,7 +14,7 @@ from orchestrator.search.rows import Row, RowBuilder
 
 # A step with more than this is worked on in a thread: the event loop must not wait for it.
 INLINE_LOG_PROBS = 4_000
-INLINE_ROWS = 8
+INLINE_ROWS = 6
 
 
 @dataclass(frozen=True)

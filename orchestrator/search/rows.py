@@ -52,21 +52,31 @@ class Row:
     """What is known of one hypothesis' next token, by falling score, ties by rising id.
 
     No token that is missing scores above `bound`; `unknown` is how many allowed tokens may be missing, 0 when all
-    are here. `mass` is the probability of all allowed tokens after the filters (not a sum to 1), `rest` that of the
-    missing ones.
+    are here.
     """
 
     ids: Ids  # [n]
     scores: Floats  # [n]
+    marginals: Floats  # [n]: before the filters
     doc_log_probs: Floats = field(repr=False)  # [n_docs, n]
+    allowed_log_mass: float  # of the marginal on all allowed tokens
     bound: np.float32
     unknown: int
-    mass: float
-    rest: float
 
     def certain(self, score: np.float32) -> bool:
         """Whether every missing token surely scores below `score`."""
         return self.unknown == 0 or bool(score > self.bound)
+
+    def mass(self) -> float:
+        """Sum of exp(score) over all allowed tokens: not 1, where the filters change or ban tokens."""
+        before, after = np.exp(self.marginals.astype(np.float64)), np.exp(self.scores.astype(np.float64))
+        changed = self.marginals != self.scores
+        return float(np.exp(self.allowed_log_mass)) + float((after[changed] - before[changed]).sum())
+
+    def rest(self) -> float:
+        """The same over the missing tokens, which no filter changes."""
+        known = float(np.exp(self.marginals.astype(np.float64)).sum())
+        return max(float(np.exp(self.allowed_log_mass)) - known, 0.0) if self.unknown else 0.0
 
 
 @dataclass(frozen=True)
@@ -102,9 +112,9 @@ class RowBuilder:
         order = np.lexsort((ids, -scores))
         order = order[scores[order] > -np.inf]
         unknown = 0 if complete else max(n_allowed - ids.size, 0)
-        mass, rest = _masses(marginals[order], scores[order], float(step.allowed_log_mass[row]), unknown)
         bound = np.float32(floor + ROUNDING * (1.0 + abs(floor))) if unknown else np.float32(-np.inf)
-        return Row(ids[order], scores[order], log_probs[:, order], bound, unknown, mass, rest)
+        log_mass = float(step.allowed_log_mass[row])
+        return Row(ids[order], scores[order], marginals[order], log_probs[:, order], log_mass, bound, unknown)
 
     def _rescored(self, tokens: tuple[int, ...], ids: Ids, marginals: Floats, shift: np.float32) -> Floats:
         """Log-probabilities after the filters, which see them with `shift` added."""
@@ -116,23 +126,17 @@ class RowBuilder:
 def _forced_row(forced: tuple[int, ...], log_probs: Floats) -> Row:
     """Hugging Face's forced tokens cost nothing."""
     zeros = np.zeros(len(forced), np.float32)
-    return Row(np.array(forced, np.int64), zeros, log_probs, np.float32(-np.inf), 0, float(len(forced)), 0.0)
+    log_mass = float(np.log(len(forced)))
+    return Row(np.array(forced, np.int64), zeros, zeros, log_probs, log_mass, np.float32(-np.inf), 0)
 
 
 def _with_requested(candidates: Ids, log_probs: Floats, step: Step, row: int, control: Control) -> tuple[Ids, Floats]:
     """Candidates, then the requested tokens that are not among them: ids `[n]`, log-probabilities `[n_docs, n]`."""
+    if not control.requested:
+        return candidates, log_probs
     requested = np.array(control.requested, np.int64)
     missing = ~np.isin(requested, candidates)
     if not missing.any():
         return candidates, log_probs
     shown = step.requested_log_probs[row][:, missing]
     return np.concatenate((candidates, requested[missing])), np.concatenate((log_probs, shown), axis=1)
-
-
-def _masses(marginals: Floats, scores: Floats, allowed_log_mass: float, unknown: int) -> tuple[float, float]:
-    """Probability of all allowed tokens after the filters, and of the missing ones (which no filter changes)."""
-    before, after = np.exp(marginals.astype(np.float64)), np.exp(scores.astype(np.float64))
-    changed = marginals != scores
-    allowed = float(np.exp(np.float64(allowed_log_mass)))
-    mass = allowed + float((after[changed] - before[changed]).sum())
-    return mass, (max(allowed - float(before.sum()), 0.0) if unknown else 0.0)

@@ -130,12 +130,13 @@ def _total(row: Row, best: float, known: float, temperature: float) -> _Total:
     """
     scale = float(np.exp(-best))
     if temperature == 1.0:
-        return _Total.exactly(row.mass * scale)
+        return _Total.exactly(row.mass() * scale)
     if not row.unknown:
         return _Total.exactly(known)
     power, largest = 1.0 / temperature, float(np.exp(np.float64(row.bound)))
     sums: list[float] = []
-    for rest in (max(row.rest - MASS_ROUNDING * row.mass, 0.0), row.rest + MASS_ROUNDING * row.mass):
+    slack = MASS_ROUNDING * row.mass()
+    for rest in (max(row.rest() - slack, 0.0), row.rest() + slack):
         sums += [row.unknown * (rest / row.unknown) ** power, rest * largest ** (power - 1.0)]
     low, high = known + scale * min(sums), known + scale * max(sums)
     return _Total(low * (1.0 - MASS_ROUNDING), high * (1.0 + MASS_ROUNDING))

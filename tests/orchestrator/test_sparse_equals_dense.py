@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from orchestrator.marginal import log_normalize
 from orchestrator.options import Resolved
+from orchestrator.requests import Mode
 from orchestrator.search.beam import EarlyStopping
 from orchestrator.search.sampling import SamplingRules
 from tests.orchestrator.driving import EOS, Run, generator_info, resolved, search
@@ -50,12 +51,12 @@ toys = st.builds(Toy, shape=st.sampled_from(SHAPES), vocab=st.sampled_from([23, 
 
 def run_once(toy: Toy, options: Resolved, n_docs: int, candidates: int, forced: dict[str, int]) -> tuple[Run, int]:
     prior = log_normalize(np.random.default_rng(toy.seed).normal(size=n_docs) * 2)
-    session = PrunedSession(toy, prior)
+    session = PrunedSession(toy, prior, sequence_mode=options.mode is Mode.SEQUENCE)
     info = generator_info(toy.vocab, **forced)
     return asyncio.run(search(session, options, info, prior, candidates)), len(session.widened)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     toy=toys,
     how=searches,
@@ -74,6 +75,18 @@ def test_same_choices_and_log_probs(toy, how, what, n_docs, candidates, forced) 
         assert ours.score == theirs.score
         np.testing.assert_allclose(ours.hypothesis.log_probs(n_docs), theirs.hypothesis.log_probs(n_docs), atol=1e-5)
     assert sparse.settled == dense.settled
+
+
+@settings(max_examples=60, deadline=None)
+@given(toy=toys, beams=st.integers(1, 3), what=filters, n_docs=st.integers(1, 4), candidates=st.integers(2, 8))
+def test_the_same_beams_for_every_document(toy, beams, what, n_docs, candidates) -> None:
+    """Sequence mode: some documents widen while others are certain, and finished ones drop out."""
+    options = resolved(mode=Mode.SEQUENCE, num_beams=beams, max_length=7, **what)
+    sparse, _ = run_once(toy, options, n_docs, candidates, {})
+    dense, _ = run_once(toy, options, n_docs, toy.vocab, {})
+    for ours, theirs in zip(sparse.groups, dense.groups, strict=True):
+        assert [one.hypothesis.tokens for one in ours.results()] == [one.hypothesis.tokens for one in theirs.results()]
+        assert [one.score for one in ours.results()] == [one.score for one in theirs.results()]
 
 
 @pytest.mark.parametrize(
