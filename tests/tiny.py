@@ -120,11 +120,20 @@ def generator_tokenizer(family: str) -> PreTrainedTokenizerBase:
     return bart_tokenizer() if family == "bart" else t5_tokenizer()
 
 
+# By the end of a matrix's name: what adds to the stream, what makes attention sharp; BERT's are the last two.
+GAINS = (
+    (("out_proj.weight", "fc2.weight", ".o.weight", ".wo.weight"), 2.0),
+    (("q_proj.weight", "k_proj.weight", ".q.weight", ".k.weight"), 1.7),
+    (("output.dense.weight",), 2.5),
+    (("query.weight", "key.weight"), 3.0),
+)
+
+
 def _randomize(model: PreTrainedModel, seed: int) -> None:
     """Redraw every weight, so that the next token depends on the documents and on all tokens so far.
 
-    Rows are centred (else the mean of the activations drowns the rest) and attention is sharp (else it averages the
-    documents away).
+    Rows are centred (else the mean of the activations drowns the rest) and attention is a bit sharp (else it averages
+    the documents away; much sharper, float32 itself errs by 1e-4).
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
@@ -134,15 +143,10 @@ def _randomize(model: PreTrainedModel, seed: int) -> None:
                 is_scale = name.endswith("weight")
                 parameter.copy_(1 + 0.1 * noise if is_scale else 0.1 * noise)
             elif any(word in name for word in ("shared", "embed", "relative_attention_bias", "lm_head")):
-                parameter.copy_(noise)
+                logits = name.endswith(("shared.weight", "lm_head.weight"))
+                parameter.copy_(0.5 * noise if logits else noise)
             else:
-                adds = name.endswith(
-                    ("out_proj.weight", "fc2.weight", ".o.weight", ".wo.weight", "output.dense.weight")
-                )
-                sharp = name.endswith(
-                    ("q_proj.weight", "k_proj.weight", ".q.weight", ".k.weight", "query.weight", "key.weight")
-                )
-                gain = 2.5 if adds else 3.0 if sharp else 1.5
+                gain = next((gain for names, gain in GAINS if name.endswith(names)), 1.5)
                 parameter.copy_(gain * (noise - noise.mean(1, keepdim=True)) / parameter.shape[1] ** 0.5)
 
 
@@ -166,7 +170,7 @@ def _bart(seed: int, tokenizer: PreTrainedTokenizerBase, overrides: dict[str, An
     _randomize(model, seed)
     with torch.no_grad():
         model.final_logits_bias[0, :260] = -8.0  # special tokens and single bytes, which make no readable text
-        model.final_logits_bias[0, config.eos_token_id] = 8.0
+        model.final_logits_bias[0, config.eos_token_id] = 5.0
     return model
 
 
@@ -199,8 +203,9 @@ def _t5(seed: int, tokenizer: PreTrainedTokenizerBase, gated: bool, overrides: d
         else:  # tied: small at the input, so that a token does not mostly predict itself, large at the end
             model.shared.weight.mul_(0.3)
             model.decoder.final_layer_norm.weight.mul_(16.0)
-        model.lm_head.weight[config.eos_token_id].mul_(1.8)
-        model.lm_head.weight[config.pad_token_id].mul_(0.0)
+        for matrix in {model.lm_head.weight, model.shared.weight}:  # a composite ties what was not
+            matrix[config.eos_token_id].mul_(3.0)
+            matrix[config.pad_token_id].mul_(0.0)
     return model
 
 
