@@ -116,8 +116,11 @@ def question_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def generator_tokenizer(family: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a generator family."""
-    return bart_tokenizer() if family == "bart" else t5_tokenizer()
+    """The tokenizer of a generator family, neither padding nor cutting, whatever a test asked of it before."""
+    tokenizer: Any = bart_tokenizer() if family == "bart" else t5_tokenizer()
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.no_truncation()
+    return tokenizer
 
 
 # By the end of a matrix's name: what adds to the stream, what makes attention sharp; BERT's are the last two.
