@@ -17,8 +17,10 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 ROOT = Path(__file__).resolve().parent.parent
-READY_SECONDS = 90.0  # a cold import of torch on a busy machine
+READY_SECONDS = 110.0  # a cold import of torch on a busy machine
 STOP_SECONDS = 30.0
+# Asks again soon where nobody listens yet; gRPC's own pauses grow to two minutes.
+RECONNECT = (("grpc.min_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500))
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 
 
@@ -70,7 +72,7 @@ class ServiceProcess:
             NotReadyError: the process ended or the time passed.
         """
         deadline = time.monotonic() + seconds
-        with grpc.insecure_channel(self.target) as channel:
+        with grpc.insecure_channel(self.target, options=RECONNECT) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
             while time.monotonic() < deadline and self.process.poll() is None:
                 try:

@@ -38,14 +38,16 @@ def _documents(rng: random.Random, count: int) -> tuple[Doc, ...]:
 
 
 def _search(rng: random.Random, family: str, beams: tuple[int, ...], shortest: int) -> Search:
+    num_beams = rng.choice(beams)
+    penalties = (1.0,) if num_beams == 1 and shortest else (1.0, 1.0, 1.0, 1.3)
     return Search(
-        num_beams=rng.choice(beams),
+        num_beams=num_beams,
         max_length=rng.choice((8, 12, 16)),
         min_length=rng.choice((shortest, 3, 6)),
         length_penalty=rng.choice((0.0, 0.6, 1.0, 2.0)),
         early_stopping=rng.choice((False, True, "never")),
         no_repeat_ngram_size=rng.choice((0, 0, 2, 3)),
-        repetition_penalty=rng.choice((1.0, 1.0, 1.0, 1.3)),
+        repetition_penalty=rng.choice(penalties),
         bad_words_ids=((PAD[family],),),
     )
 

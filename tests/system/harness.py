@@ -76,7 +76,7 @@ class Launcher:
 
     def generator(self, family: str = FAMILIES[0], **flags: object) -> ServiceProcess:
         """A generator of a family."""
-        return self._start("generator_svc", {"model": self.assets.models[family]}, flags)
+        return self._start("generator_svc", {"model": self.assets.models[family], "threads": 1}, flags)
 
     def orchestrator(self, retriever: str, generators: Sequence[str], **flags: object) -> ServiceProcess:
         """An orchestrator in front of a retriever and of one generator or several."""

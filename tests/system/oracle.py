@@ -4,16 +4,19 @@
 - `RagSequenceForGeneration` rescores with the config's n_docs, so that is set for each call.
 - Rescoring drops the `<s>` of every candidate only if all of them begin with it.
 - Padding tokens count nothing in a probability, even generated ones, so cases ban them.
+- RAG-sequence drops the mask of its contexts, so that shorter documents read padding, and fills T5's ended beams with
+  end tokens, which rescoring then counts.
 - A one-token T5 candidate is rescored without its prior, so cases ask for at least two tokens.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, RagSequenceForGeneration, RagTokenForGeneration
@@ -139,10 +142,23 @@ class Oracle:
         """`RagSequenceForGeneration.generate`: thorough decoding."""
         n_docs = n_docs_of(contexts)
         self.sequence.config.n_docs = n_docs
-        best = self.sequence.generate(**contexts, n_docs=n_docs, **search.kwargs())
+        with patch.object(self.sequence.generator, "generate", self._with_mask(contexts["context_attention_mask"])):
+            best = self.sequence.generate(**contexts, n_docs=n_docs, **search.kwargs())
         ids = self.trim(best[0])
         log_prob = self.log_prob_sequence(contexts, ids)
         return Reference(ids, log_prob, log_prob)
+
+    def _with_mask(self, mask: torch.Tensor) -> Callable[..., torch.Tensor]:
+        """The generator's `generate`, reading the contexts with their mask and filling up with padding."""
+        plain = self.sequence.generator.generate
+
+        def generate(ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+            found = plain(ids, **{**kwargs, "attention_mask": mask})
+            ended = (found[:, 1:] == self.eos).cumsum(1)[:, :-1] > 0
+            found[:, 2:][ended] = self.pad
+            return found
+
+        return generate
 
     def _labels(self, ids: Sequence[int]) -> torch.Tensor:
         return torch.tensor([[self.start, *ids]])

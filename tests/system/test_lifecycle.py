@@ -17,7 +17,7 @@ from ragserve.v1 import orchestrator_pb2, orchestrator_pb2_grpc, retriever_pb2, 
 from tests.system.harness import TOKEN, Launcher, Stack, options_of, scrape, stub_of
 from tests.system.oracle import Search
 
-SESSIONS = "ragserve_sessions"
+SESSIONS = "ragserve_decode_sessions"
 QUESTION = "who built the old tower of the river city?"
 LONG_TOKENS = 400  # a second or two of decode steps
 
