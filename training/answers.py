@@ -32,7 +32,7 @@ def surface_form(answers: Iterable[str], texts: Iterable[str]) -> str | None:
     """The first answer that stands in one of the texts, spelt as it is there."""
     places = list(texts)
     for answer in (alias.strip().strip('"') for alias in answers):
-        for text in places if answer else ():
+        for text in places if normalize(answer) else ():
             found = re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text, re.IGNORECASE)
             if found:
                 return found.group(0)

@@ -14,8 +14,6 @@ from pathlib import Path
 
 import torch
 
-from ragserve.checkpoint import sha256_of
-from retriever_svc.encoder import TextEncoder
 from training.assets import ENCODER, finish_manifest, knowledge_vectors, write_encoder, write_generator, write_knowledge
 from training.batches import Texts
 from training.checkpoints import phase_done
@@ -76,14 +74,12 @@ def training_rows(
     sources: Sources, corpus: list[Summary], passages: Vectors, model: Path, cache: Path
 ) -> tuple[list[Row], list[Row]]:
     """Rows to train on, and rows held out of the same sets; none of them asks what a test set asks."""
-    encoder = TextEncoder.load(model / ENCODER, device="cpu", threads=torch.get_num_threads())
-    version = sha256_of(model / ENCODER / "model.onnx")[:12]
     test = [question for name in TEST_SETS for question in load_questions(sources.questions, name)]
     train, held_out = [], []
     for name in TRAINING_SETS:
         questions = without_test_questions(load_questions(sources.questions, name), test)
         with stage(f"retrieve for {name}") as bar:
-            vectors = question_vectors(encoder, questions, cache / f"vectors-{version}-{name}.npy", bar.update)
+            vectors = question_vectors(model / ENCODER, questions, cache, bar.update)
             found = answerable_rows(questions, vectors, corpus, passages)
         kept, apart = split_rows(found, HELD_OUT if name in HELD_OUT_SETS else 0, seed=1)
         train += kept

@@ -19,7 +19,6 @@ from ragserve.checkpoint import MANIFEST_NAME, sha256_of
 from ragserve.client import Client
 from ragserve.options import Document
 from ragserve.results import Answer
-from retriever_svc.encoder import TextEncoder
 from training.answers import exact_match
 from training.assets import ENCODER, knowledge_vectors
 from training.corpus import Summary, load_summaries
@@ -68,14 +67,11 @@ def main(argv: list[str] | None = None) -> None:
 def test_rows(sources: Sources, demo: Path, cache: Path, limit: int) -> dict[str, list[Row]]:
     """The test questions whose answer stands in the top passages, at most `limit` of each set (0: all)."""
     corpus, passages = load_summaries(sources.summaries), knowledge_vectors(demo / "kb")
-    directory = demo / "model" / ENCODER
-    encoder = TextEncoder.load(directory, device="cpu", threads=1)
-    version = sha256_of(directory / "model.onnx")[:12]
     rows = {}
     for name in TEST_SETS:
         questions = load_questions(sources.questions, name)
         with stage(f"retrieve for {name}") as bar:
-            vectors = question_vectors(encoder, questions, cache / f"vectors-{version}-{name}.npy", bar.update)
+            vectors = question_vectors(demo / "model" / ENCODER, questions, cache, bar.update)
             found = answerable_rows(questions, vectors, corpus, passages)
         rows[name] = random.Random(0).sample(found, min(limit or len(found), len(found)))  # noqa: S311
     return rows

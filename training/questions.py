@@ -39,7 +39,15 @@ def parse_line(line: str) -> Question:
         row = json.loads(line)
         return Question(row["question"], tuple(row["answer"]))
     question, answers = next(csv.reader([line], delimiter="\t", quotechar='"', doublequote=True))
-    return Question(question.strip(), tuple(ast.literal_eval(answers)))
+    return Question(_unquote(question.strip()), tuple(ast.literal_eval(answers)))
+
+
+def _unquote(text: str) -> str:
+    """Without the second layer of CSV quotes that some TriviaQA questions carry."""
+    inner = text[1:-1]
+    if len(text) < 2 or text[0] != '"' or text[-1] != '"' or '"' in inner.replace('""', ""):
+        return text
+    return inner.replace('""', '"')
 
 
 def without_test_questions(training: Iterable[Question], test: Iterable[Question]) -> list[Question]:
