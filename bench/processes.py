@@ -71,20 +71,22 @@ class ServiceProcess:
         Raises:
             NotReadyError: the process ended or the time passed.
         """
-        deadline = time.monotonic() + seconds
+        deadline, answer = time.monotonic() + seconds, "nothing"
         with grpc.insecure_channel(self.target, options=RECONNECT) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
             while time.monotonic() < deadline and self.process.poll() is None:
                 try:
-                    answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=2, wait_for_ready=True)
-                    if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                    status = stub.Check(health_pb2.HealthCheckRequest(), timeout=2, wait_for_ready=True).status
+                    if status == health_pb2.HealthCheckResponse.SERVING:
                         return self
-                except grpc.RpcError:
-                    pass
+                    answer = health_pb2.HealthCheckResponse.ServingStatus.Name(status)
+                except grpc.RpcError as error:
+                    answer = f"{error.code().name}: {error.details()}"
                 time.sleep(0.05)
         state = f"ended with {self.process.poll()}" if self.process.poll() is not None else "is not healthy"
         self.kill()
-        raise NotReadyError(f"{self.name} {state} after {seconds:.0f} s:\n{self.log_text()[-4000:]}")
+        what = f"{self.name} {state} after {seconds:.0f} s; health said {answer}"
+        raise NotReadyError(f"{what}; its log:\n{self.log_text()[-4000:]}")
 
     def terminate(self) -> None:
         """Sends SIGTERM."""
