@@ -29,9 +29,10 @@ def contains_answer(normalized_text: str, answers: Iterable[str]) -> bool:
 
 
 def surface_form(answers: Iterable[str], texts: Iterable[str]) -> str | None:
-    """The first answer that stands in one of the texts, spelt as it is there."""
+    """The fullest answer that stands in one of the texts, spelt as it is there: `J. R. R. Tolkien`, not `Tolkien`."""
     places = list(texts)
-    for answer in (alias.strip().strip('"') for alias in answers):
+    spellings = {alias.strip().strip('"') for alias in answers}
+    for answer in sorted(spellings, key=lambda spelling: (-len(spelling), spelling)):
         for text in places if normalize(answer) else ():
             found = re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text, re.IGNORECASE)
             if found:

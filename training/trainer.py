@@ -27,10 +27,10 @@ LOWEST_RATE = 0.03  # of the peak, at the end
 class Schedule:
     """Length and size of the two phases. The rate rises over `warmup_steps` and falls linearly."""
 
-    reader_steps: int = 240
+    reader_steps: int = 340
     reader_batch: int = 48
     reader_rate: float = 5e-4
-    rag_steps: int = 160
+    rag_steps: int = 210
     rag_batch: int = 16
     rag_rate: float = 3e-4
     warmup_steps: int = 20

@@ -36,3 +36,8 @@ def test_surface_form_is_spelt_as_in_the_text() -> None:
     assert surface_form(["eiffel TOWER"], ["Paris", "The Eiffel Tower is in Paris."]) == "Eiffel Tower"
     assert surface_form(["art"], ["A partial list"]) is None
     assert surface_form(["a", '"', "list"], ["A partial list"]) == "list"
+
+
+def test_surface_form_is_the_fullest_spelling_there() -> None:
+    answers = ["Tolkien", "J. R. R. Tolkien", "John Ronald Reuel Tolkien"]
+    assert surface_form(answers, ["Tolkien", "A novel by J. R. R. Tolkien."]) == "J. R. R. Tolkien"
