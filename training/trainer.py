@@ -71,7 +71,7 @@ class Trainer:
     @property
     def scale(self) -> float:
         """The factor on scores before the prior's softmax."""
-        return float(self._log_scale.exp())
+        return float(self._log_scale.detach().exp())
 
     def state(self) -> dict[str, Tensor]:
         """The parameters, and the logarithm of the scale as `log_scale`."""
