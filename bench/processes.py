@@ -113,11 +113,11 @@ class ServiceProcess:
             self.process.wait()
 
 
-def start(module: str, flags: Mapping[str, object], logs: Path, *, threads: int = 1, port: int = 0) -> ServiceProcess:
-    """Starts `python -m module` on free ports (or the given one); does not wait."""
-    chosen, metrics_port = free_ports(2)
-    port = port or chosen
-    settings = {"server.port": port, "server.metrics-port": metrics_port, **flags}
+def start(module: str, flags: Mapping[str, object], logs: Path, *, threads: int = 1) -> ServiceProcess:
+    """Starts `python -m module` on free ports, or those that the flags name; does not wait."""
+    free = dict(zip(("server.port", "server.metrics_port"), free_ports(2), strict=True))
+    settings = {**free, **flags}
+    port, metrics_port = (int(str(settings[name])) for name in free)
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     logs.mkdir(parents=True, exist_ok=True)
     log = logs / f"{module}-{port}.log"
