@@ -138,7 +138,8 @@ def test_sigterm_drains_the_retriever(launcher: Launcher) -> None:
         retriever.terminate()
         assert retriever.wait() == 0
         load.stop()
-    assert load.failures <= {grpc.StatusCode.UNAVAILABLE}
+    # A plain client; gRPC answers a call that arrives as the server stops with CANCELLED. Ours try both again.
+    assert load.failures <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
 
 
 def test_sigterm_drains_the_orchestrator(fleet: Fleet, launcher: Launcher) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from training.trainer import Schedule, Step, Trainer
 
 CORPUS = [Summary(passage.title, passage.text, "", "") for passage in tiny.tiny_passages(6)]
 SCHEDULE = Schedule(reader_steps=12, reader_batch=4, rag_steps=12, rag_batch=2, warmup_steps=2, context_tokens=48)
+ALL_AT_ONCE = {"reader_batch": 6, "reader_rate": 2e-3, "rag_batch": 6, "rag_rate": 2e-3}
 READER = [ReaderExample("who is it", index, summary.title) for index, summary in enumerate(CORPUS)]
 RAG = [
     RagExample("who is it", (index, (index + 1) % 6, (index + 2) % 6), (0.9, 0.2, 0.1), summary.title)
@@ -21,13 +23,13 @@ RAG = [
 ]
 
 
-def trainer() -> Trainer:
+def trainer(schedule: Schedule = SCHEDULE) -> Trainer:
     texts = Texts(tiny.generator_tokenizer("t5"), CORPUS)
-    return Trainer(tiny.tiny_generator("t5-gated"), texts, SCHEDULE)
+    return Trainer(tiny.tiny_generator("t5-gated"), texts, schedule)
 
 
 def test_both_phases_lower_their_loss_and_fit_the_scale() -> None:
-    trained, steps = trainer(), list[Step]()
+    trained, steps = trainer(replace(SCHEDULE, **ALL_AT_ONCE)), list[Step]()
     trained.train_reader(READER, steps.append)
     assert trained.scale == pytest.approx(15)
     trained.train_rag(RAG, steps.append)
@@ -35,7 +37,7 @@ def test_both_phases_lower_their_loss_and_fit_the_scale() -> None:
     for phase in ("reader", "rag-token"):
         losses = [step.loss for step in steps if step.phase == phase]
         assert len(losses) == 12
-        assert sum(losses[-3:]) < sum(losses[:3])
+        assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
 
 
 def test_a_small_pass_gives_the_gradient_of_a_large_one() -> None:
@@ -48,6 +50,8 @@ def test_a_small_pass_gives_the_gradient_of_a_large_one() -> None:
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
+            elif isinstance(getattr(module, "dropout", None), float):
+                module.dropout = 0.0  # T5's attention keeps its share as a number
         losses = list[Step]()
         one.train_rag(RAG, losses.append)
         states.append(losses[0].loss)
