@@ -1,0 +1,80 @@
+"""The documents name what is there: modules, dependencies, files that are linked to."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+PACKAGES = ("ragserve", "retriever_svc", "generator_svc", "orchestrator", "checkpoint_import", "ragserve_cli")
+LEAVES = ("training", "bench")
+DOCUMENTS = tuple(
+    f"{name}.md"
+    for name in ("README", "docs/architecture", "docs/protocol", "CONTRIBUTING", "CHANGELOG", "deploy/README")
+)
+
+
+def listed_modules() -> set[str]:
+    """Paths of the modules in the tables under a folder's heading."""
+    found, folder = set(), ""
+    for line in ARCHITECTURE.splitlines():
+        if heading := re.match(r"\*\*`(\S+/)`\*\*", line):
+            folder = heading.group(1)
+        elif row := re.match(r"\| `(\w+\.py)` \| \S", line):
+            found.add(folder + row.group(1))
+    return found
+
+
+def test_every_module_has_its_line() -> None:
+    modules = {
+        str(path.relative_to(ROOT))
+        for package in (*PACKAGES, *LEAVES)
+        for path in (ROOT / package).rglob("*.py")
+        if path.name != "__init__.py" and "v1" not in path.parts
+    }
+    assert listed_modules() == modules
+
+
+def test_every_dependency_has_its_reason() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [
+        *project["dependencies"],
+        *(name for extra in project["optional-dependencies"].values() for name in extra),
+    ]
+    names = {re.split(r"[\[<>=~! ]", name)[0] for name in wanted} - {"ragserve"}
+    section = ARCHITECTURE.split("## Dependencies")[1]
+    assert not {name for name in names if not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", section)}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document: str) -> None:
+    path = ROOT / document
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text(encoding="utf-8"))
+    assert not [link for link in links if not (path.parent / link).exists()]
+
+
+def test_make_targets_in_the_documents_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = {
+        name
+        for document in DOCUMENTS
+        for name in re.findall(r"(?:^|`)make ([a-z-]+)", (ROOT / document).read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert named
+    assert named <= targets
+
+
+def test_the_command_line_in_the_readme_exists() -> None:
+    """Every `ragserve …` command of the README answers to --help."""
+    lines = re.findall(r"^ragserve ([a-z-]+)", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert lines
+    shown = subprocess.run(
+        [Path(sys.executable).with_name("ragserve"), "--help"], capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+    assert not [name for name in lines if name not in shown]
