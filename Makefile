@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Two cores are shared by several processes here: one pool each, set on purpose.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: help install demo check test test-long bench protos format clean
+.PHONY: help install demo check test test-long bench gpu protos format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -31,11 +31,15 @@ check: $(STAMP) ## lint, types, protos
 test: $(STAMP) ## everything but the big counts, under six minutes on two cores
 	$(BIN)/python -m pytest -m 'not long'
 
-test-long: $(STAMP) ## the big counts as well
-	$(BIN)/python -m pytest
+test-long: $(STAMP) ## the big counts
+	$(BIN)/python -m pytest -m long
 
 bench: $(STAMP) ## measure against peers; appends to bench/results/
 	$(BIN)/python -m bench
+
+gpu: ## checks and figures on a GPU, with the Python that has CUDA builds: make gpu PYTHON=python3
+	$(PYTHON) -m pytest tests/gpu
+	$(PYTHON) -m bench --device cuda
 
 protos: $(STAMP) ## regenerate the stubs
 	PYTHON=$(BIN)/python scripts/protos.sh

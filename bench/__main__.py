@@ -88,6 +88,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one repeat, and nothing padded")
     parser.add_argument("--repeats", type=int, default=3, help="measured repeats of every case (default 3)")
     parser.add_argument("--threads", type=int, default=2, help="threads of whichever side computes (default 2)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where both sides run (default cpu)")
     parser.add_argument("--shape", choices=sorted(SHAPES), default="bart-large", help="size of the random BART")
     parser.add_argument("--no-save", action="store_true", help="print only; nothing goes to bench/results/")
     return parser.parse_args(argv)
@@ -97,12 +98,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and append."""
     chosen = arguments(argv)
     workload, about = Workload(), report.environment(chosen.threads)
-    about = {"shape": chosen.shape, **vars(workload), **about}
+    about = {"shape": chosen.shape, "device": chosen.device, **vars(workload), **about}
     print(f"building {chosen.shape} (kept in {CACHE})", flush=True)
     model = model_directory(SHAPES[chosen.shape])
-    system = Ragserve(model, workload, chosen.threads, Path(CACHE).resolve() / "logs")
+    logs = Path(CACHE).resolve() / "logs"
+    system = Ragserve(model, workload, logs, threads=chosen.threads, device=chosen.device)
     try:
-        peer = HuggingFace(model, workload, chosen.threads)
+        peer = HuggingFace(model, workload, threads=chosen.threads, device=chosen.device)
         system.wait_healthy()
         results = measure(system, peer, 1 if chosen.quick else chosen.repeats, padded=not chosen.quick)
     finally:

@@ -22,9 +22,10 @@ from bench.workload import Workload
 class HuggingFace:
     """RAG-token and RAG-sequence around one generator, given contexts (so no retrieval is timed)."""
 
-    def __init__(self, model: Path, workload: Workload, threads: int) -> None:
+    def __init__(self, model: Path, workload: Workload, *, threads: int, device: str) -> None:
         torch.set_num_threads(threads)
         self._workload = workload
+        self._device = device
         self._tokenizer = AutoTokenizer.from_pretrained(model / "generator")
         generator: Any = BartForConditionalGeneration.from_pretrained(model / "generator", dtype=torch.float32)
         encoder = DPRQuestionEncoder(
@@ -44,7 +45,7 @@ class HuggingFace:
             "sequence": RagSequenceForGeneration(**parts),
         }
         for built in self._models.values():
-            built.eval()
+            built.eval().to(device)
 
     def generate(self, mode: str, beams: int, *, padded: bool) -> list[int]:
         """The generated tokens of the best answer, the start token not included."""
@@ -53,9 +54,9 @@ class HuggingFace:
             self._workload.contexts(), return_tensors="pt", padding="max_length", max_length=size, truncation=True
         )
         output = self._models[mode].generate(
-            context_input_ids=encoded["input_ids"],
-            context_attention_mask=encoded["attention_mask"],
-            doc_scores=torch.tensor([self._workload.log_priors()]),
+            context_input_ids=encoded["input_ids"].to(self._device),
+            context_attention_mask=encoded["attention_mask"].to(self._device),
+            doc_scores=torch.tensor([self._workload.log_priors()], device=self._device),
             n_docs=self._workload.n_docs,
             num_beams=beams,
             max_length=self._workload.length,
