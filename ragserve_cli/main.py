@@ -21,7 +21,9 @@ KnowledgeOption = Annotated[
 ]
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", metavar="FILE", help="TOML file with tables [retriever], [generator] and [orchestrator]."),
+    typer.Option(
+        "--config", metavar="FILE", help="TOML file with a table for each service: retriever, generator, orchestrator."
+    ),
 ]
 StartupOption = Annotated[
     float, typer.Option("--startup-timeout", metavar="SECONDS", help="How long the services may take to load.")
