@@ -23,3 +23,12 @@ def rag_token_loss(log_probs: Tensor, log_priors: Tensor, mask: Tensor) -> Tenso
     """
     marginal = torch.logsumexp(log_probs + log_priors.unsqueeze(-1), dim=1)
     return -(marginal * mask).sum()
+
+
+def document_loss(log_probs: Tensor, mask: Tensor) -> Tensor:
+    """Sum over questions of the mean over documents of -log p(y | x, z): what each document says by itself.
+
+    log_probs [n_questions, n_docs, n_tokens], mask [n_questions, n_tokens]. The marginal is nearly blind to a document
+    that is sure of a wrong answer; this is not, and teaches passages without the answer to be unsure.
+    """
+    return -(log_probs.mean(dim=1) * mask).sum()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration
 
 from training.batches import Tensors, Texts, length_batches, tensors, token_chunks
-from training.loss import rag_token_loss, reader_loss, token_log_probs
+from training.loss import document_loss, rag_token_loss, reader_loss, token_log_probs
 from training.rows import RagExample, ReaderExample
 
 DROPOUT = 0.05
@@ -30,9 +30,10 @@ class Schedule:
     reader_steps: int = 340
     reader_batch: int = 48
     reader_rate: float = 5e-4
-    rag_steps: int = 210
+    rag_steps: int = 320
     rag_batch: int = 16
     rag_rate: float = 3e-4
+    document_share: float = 0.5  # of each document's own loss in the second phase
     warmup_steps: int = 20
     context_tokens: int = 192
     pass_tokens: int = 5_000  # context tokens in one forward pass
@@ -93,7 +94,7 @@ class Trainer:
         self._run("reader", examples, loss, (plan.reader_steps, plan.reader_batch, plan.reader_rate), report)
 
     def train_rag(self, examples: list[RagExample], report: Report) -> None:
-        """Phase 2: -log p(y|x), marginalized over the retrieved passages at every token."""
+        """Phase 2: -log p(y|x), marginalized over the retrieved passages at every token, and a share of their own."""
         plan = self.schedule
 
         def loss(batch: list[RagExample]) -> Tensor:
@@ -104,7 +105,9 @@ class Trainer:
             log_priors = torch.log_softmax(self._log_scale.exp() * scores, dim=-1)
             shape = len(batch), docs, -1
             log_probs = self._log_probs(inputs).view(shape)
-            return rag_token_loss(log_probs, log_priors, inputs.mask.view(shape)[:, 0])
+            mask = inputs.mask.view(shape)[:, 0]
+            marginal = rag_token_loss(log_probs, log_priors, mask)
+            return marginal + plan.document_share * document_loss(log_probs, mask)
 
         self._run("rag-token", examples, loss, (plan.rag_steps, plan.rag_batch, plan.rag_rate), report)
 

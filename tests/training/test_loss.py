@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests import tiny
-from training.loss import rag_token_loss, reader_loss, token_log_probs
+from training.loss import document_loss, rag_token_loss, reader_loss, token_log_probs
 
 
 def test_equals_the_sum_over_documents_written_out() -> None:
@@ -79,3 +79,12 @@ def test_with_one_document_it_is_the_readers_loss() -> None:
     mask = torch.ones(4, 6)
     ours = rag_token_loss(log_probs, torch.zeros(4, 1), mask)
     assert ours.item() == pytest.approx(reader_loss(log_probs[:, 0], mask).item(), rel=1e-6)
+
+
+def test_a_document_that_is_sure_of_another_answer_costs_by_itself() -> None:
+    mask = torch.ones(1, 2)
+    right, wrong = [-0.1, -0.2], [-9.0, -8.0]
+    log_probs = torch.tensor([[right, wrong]])
+    assert document_loss(log_probs, mask).item() == pytest.approx(0.5 * (0.3 + 17.0))
+    sure = torch.tensor([[0.99, 0.01]]).log()
+    assert rag_token_loss(log_probs, sure, mask).item() == pytest.approx(0.32, abs=0.01)
