@@ -58,10 +58,18 @@ def sequence_log_probs(log_prior: Doubles, log_probs: Floats) -> Doubles:
     return np.diff(logsumexp(joint, axis=0), prepend=logsumexp(log_prior, axis=0))
 
 
-def posteriors(log_prior: Doubles, log_probs: Floats) -> Doubles:
-    """p(z|x,y_1..i), proportional to p(z|x) prod_{j<=i} p(y_j|x,z,y_<j), for each i: `[n_tokens, n_docs]` (Figure 2).
+def token_posteriors(log_prior: Doubles, log_probs: Floats | Doubles) -> Doubles:
+    """RAG-Token, where each token has its document: p(z_i|x,y_<=i), proportional to p(z|x) p(y_i|x,z,y_<i) (Figure 2).
 
-    `log_probs` is `[n_docs, n_tokens]`. Documents of prior or likelihood 0 have posterior 0.
+    `[n_tokens, n_docs]` from `log_probs` `[n_docs, n_tokens]`. Documents of prior or likelihood 0 have posterior 0.
     """
-    joint = log_prior[:, np.newaxis] + np.cumsum(log_probs.astype(np.float64), axis=1)
+    joint = log_prior[:, np.newaxis] + log_probs.astype(np.float64)
     return np.exp(joint - logsumexp(joint, axis=0)).T
+
+
+def sequence_posteriors(log_prior: Doubles, log_probs: Floats) -> Doubles:
+    """RAG-Sequence, where one document stands behind all: p(z|x,y_<=i), by p(z|x) prod_{j<=i} p(y_j|x,z,y_<j).
+
+    Shapes as in `token_posteriors`; the last row is p(z|x,y).
+    """
+    return token_posteriors(log_prior, np.cumsum(log_probs, axis=1, dtype=np.float64))

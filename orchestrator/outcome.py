@@ -17,30 +17,38 @@ from orchestrator.search.ranker import Ranked, begins_with, counted_from
 class Outcome:
     """One answer: `log_prob` is log p(y|x), `score` what ranked it; `log_probs` is `[n_docs, n_tokens]`."""
 
+    mode: Mode
     tokens: tuple[int, ...]
     log_prob: float
     score: float
     log_probs: Floats
 
     def token_posteriors(self, log_prior: Doubles) -> Doubles:
-        """p(z|x,y_1..i) after each token, `[n_tokens, n_docs]`."""
-        return marginal.posteriors(log_prior, self.log_probs)
+        """Which document each token came from, `[n_tokens, n_docs]`: see `marginal`'s functions of either mode."""
+        of_mode = marginal.token_posteriors if self.mode is Mode.TOKEN else marginal.sequence_posteriors
+        return of_mode(log_prior, self.log_probs)
 
     def posterior(self, log_prior: Doubles) -> Doubles:
-        """p(z|x,y) after the whole answer, `[n_docs]`; the prior for an answer without tokens."""
-        return self.token_posteriors(log_prior)[-1] if self.tokens else np.exp(log_prior)
+        """The part of each document in the answer, `[n_docs]`; the prior for an answer without tokens.
+
+        RAG-Sequence: p(z|x,y). RAG-Token, where each token has its own document: the expected share of the tokens.
+        """
+        if not self.tokens:
+            return np.exp(log_prior)
+        by_token = self.token_posteriors(log_prior)
+        return by_token.mean(axis=0) if self.mode is Mode.TOKEN else by_token[-1]
 
 
 def token_outcome(found: Finished, log_prior: Doubles) -> Outcome:
     """RAG-Token: log p(y|x) is the sum of the marginal log-probabilities of its tokens, before any filter."""
     log_probs = found.hypothesis.log_probs(log_prior.size)
     log_prob = float(marginal.token_log_probs(log_prior, log_probs).sum())
-    return Outcome(found.hypothesis.tokens, log_prob, found.score, log_probs)
+    return Outcome(Mode.TOKEN, found.hypothesis.tokens, log_prob, found.score, log_probs)
 
 
 def sequence_outcome(ranked: Ranked) -> Outcome:
     """RAG-Sequence: the score is log p(y|x) itself."""
-    return Outcome(ranked.tokens, ranked.log_prob, ranked.log_prob, ranked.log_probs)
+    return Outcome(Mode.SEQUENCE, ranked.tokens, ranked.log_prob, ranked.log_prob, ranked.log_probs)
 
 
 def score_outcome(
@@ -57,4 +65,4 @@ def score_outcome(
         log_probs = counted_from(scored.log_probs, begins_with(scored.token_ids, bos_id))
         added = marginal.sequence_log_probs(log_prior, log_probs)
     total = float(added.sum())
-    return Outcome(scored.token_ids, total, total, log_probs), tuple(added.tolist())
+    return Outcome(mode, scored.token_ids, total, total, log_probs), tuple(added.tolist())

@@ -11,8 +11,9 @@ from typing import Any
 class Passage:
     """A passage and the part it played.
 
-    score: inner product with the query; prior: p(z|x); posterior: p(z|x,y) for the best answer y, 0 where there
-    is no answer. `id` is empty for a document that the caller brought.
+    score: inner product with the query; prior: p(z|x); posterior: its part in the best answer y, which is p(z|x,y)
+    for RAG-Sequence and the mean of its token posteriors for RAG-Token, 0 where there is no answer. `id` is empty for
+    a document that the caller brought.
     """
 
     id: str
@@ -57,7 +58,11 @@ class Hypothesis:
 
 @dataclass(frozen=True)
 class TokenPosterior:
-    """p(z | x, y_1..y_i) after one generated token: one probability for each passage, in their order."""
+    """At one generated token, one probability for each passage, in their order.
+
+    RAG-Token: p(z_i|x,y_1..i), which document this token came from (Figure 2 of the paper). RAG-Sequence:
+    p(z|x,y_1..i), which document the answer comes from, as far as it goes.
+    """
 
     token_id: int
     piece: str

@@ -67,7 +67,7 @@ def _heat_map(passages: Sequence[Passage], tokens: Sequence[TokenPosterior]) -> 
     rows = []
     for index, passage in enumerate(passages):
         cells = _cell(passage.prior, f"{passage.title}: prior") + '<td class="gap"></td>'
-        cells += "".join(_cell(token.posterior[index], f"{passage.title}: after “{token.piece}”") for token in tokens)
+        cells += "".join(_cell(token.posterior[index], f"{passage.title}: “{token.piece}”") for token in tokens)
         name = f'<span class="rank">{index + 1}</span>{escape(_name(passage, index))}'
         rows.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')
     width = "heat roomy" if len(tokens) <= FEW_TOKENS else "heat"

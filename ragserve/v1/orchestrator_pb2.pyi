@@ -342,7 +342,9 @@ class AnswerPassage(_message.Message):
     prior: _builtins.float
     """p(z|x)."""
     posterior: _builtins.float
-    """p(z|x,y) for the best answer y."""
+    """Its part in the best answer y. RAG-Sequence: p(z|x,y). RAG-Token: the expected share of the tokens that came from
+    it, the mean of its token posteriors.
+    """
     @_builtins.property
     def passage(self) -> _common_pb2.Passage:
         """The passage."""
@@ -401,7 +403,9 @@ Global___Hypothesis: _TypeAlias = Hypothesis  # noqa: Y015
 
 @_typing.final
 class TokenPosterior(_message.Message):
-    """The posterior over documents after one generated token: p(z | x, y_1..y_i)."""
+    """The posterior over documents at one generated token. RAG-Token: p(z_i | x, y_1..y_i), which document this token
+    came from. RAG-Sequence: p(z | x, y_1..y_i), which document the answer comes from, as far as it goes.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -36,8 +36,14 @@ def test_sequence_marginal() -> None:
     assert added.shape == (6,)
 
 
-def test_posteriors() -> None:
-    found = marginal.posteriors(PRIOR, LOG_PROBS)
+def test_posteriors_of_tokens_that_each_have_their_document() -> None:
+    found = marginal.token_posteriors(PRIOR, LOG_PROBS)
+    joint = np.exp(PRIOR)[:, None] * np.exp(LOG_PROBS.astype(np.float64))
+    np.testing.assert_allclose(found, (joint / joint.sum(0)).T, rtol=1e-9)
+
+
+def test_posteriors_of_a_sequence_that_has_one_document() -> None:
+    found = marginal.sequence_posteriors(PRIOR, LOG_PROBS)
     joint = np.exp(PRIOR)[:, None] * np.cumprod(np.exp(LOG_PROBS.astype(np.float64)), axis=1)
     np.testing.assert_allclose(found, (joint / joint.sum(0)).T, rtol=1e-9)
     np.testing.assert_allclose(found.sum(1), 1.0)
@@ -46,7 +52,8 @@ def test_posteriors() -> None:
 def test_a_document_that_does_not_count_has_no_posterior() -> None:
     log_probs = LOG_PROBS.copy()
     log_probs[2] = -np.inf
-    assert (marginal.posteriors(PRIOR, log_probs)[:, 2] == 0).all()
+    for posteriors in (marginal.token_posteriors, marginal.sequence_posteriors):
+        assert (posteriors(PRIOR, log_probs)[:, 2] == 0).all()
     assert np.isfinite(marginal.sequence_log_prob(PRIOR, log_probs))
 
 
