@@ -30,7 +30,7 @@ class Schedule:
     reader_steps: int = 340
     reader_batch: int = 48
     reader_rate: float = 5e-4
-    rag_steps: int = 320
+    rag_steps: int = 240
     rag_batch: int = 16
     rag_rate: float = 3e-4
     document_share: float = 0.5  # of each document's own loss in the second phase
