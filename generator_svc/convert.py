@@ -41,7 +41,7 @@ TRUNCATIONS: dict[generator_pb2.Truncation.ValueType, Truncation] = {
 # Generation parameters of the same name in Hugging Face and in the protocol.
 PLAIN_DEFAULTS = (
     *("n_docs", "num_beams", "max_length", "min_length", "length_penalty", "no_repeat_ngram_size"),
-    *("repetition_penalty", "forced_bos_token_id", "forced_eos_token_id"),
+    *("max_new_tokens", "min_new_tokens", "repetition_penalty", "forced_bos_token_id", "forced_eos_token_id"),
 )
 
 
