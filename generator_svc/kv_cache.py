@@ -20,12 +20,18 @@ class KVCache:
         self.device = device
         self.layers = [torch.empty(INITIAL_SLOTS, 2 * shape.inner, device=device) for _ in range(shape.n_layers)]
 
+    @property
+    def n_slots(self) -> int:
+        """Slots that every layer has."""
+        return min(layer.shape[0] for layer in self.layers)
+
     def grow(self, n_slots: int) -> None:
-        """Make room for slots below `n_slots`."""
+        """Make room for slots below `n_slots`. Where memory is short it raises, and what was there is kept."""
         for i, old in enumerate(self.layers):
             if old.shape[0] < n_slots:
-                self.layers[i] = torch.empty(n_slots, old.shape[1], device=self.device)
-                self.layers[i][: old.shape[0]] = old
+                grown = torch.empty(n_slots, old.shape[1], device=self.device)
+                grown[: old.shape[0]] = old
+                self.layers[i] = grown
 
 
 class CachedAttention:

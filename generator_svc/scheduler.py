@@ -125,6 +125,19 @@ class Scheduler:
         """The session is to be freed by the next plan."""
         session.closed = True
 
+    def evict(self, n_slots: int) -> tuple[Session, ...]:
+        """Close the sessions that hold slots from `n_slots` on and forget those slots: the cache has no room."""
+        evicted = tuple(
+            session
+            for session in self._sessions
+            if any(hypothesis.slots.max() >= n_slots for hypothesis in session.hypotheses)
+        )
+        for session in evicted:
+            self._release(session)
+            session.closed = True
+        self.slots.shrink(n_slots)
+        return evicted
+
     def plan(self, now: float) -> Plan:
         """What to run next. Closed, late and idle sessions are freed first."""
         ended = self._reap(now)
@@ -184,10 +197,13 @@ class Scheduler:
             session.closed = True
             self._sessions.remove(session)
             self._document_bytes -= sum(session.context_tokens) * self.capacity.document_token_bytes
-            for hypothesis in session.hypotheses:
-                self.slots.release(hypothesis.slots)
-            session.hypotheses = []
+            self._release(session)
         return ended
+
+    def _release(self, session: Session) -> None:
+        for hypothesis in session.hypotheses:
+            self.slots.release(hypothesis.slots)
+        session.hypotheses = []
 
     def _end(self, session: Session, now: float) -> tuple[bool, RagserveError | None]:
         """Whether the session is over, and why."""

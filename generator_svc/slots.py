@@ -39,6 +39,11 @@ class SlotPool:
         taken = [self._free.pop() for _ in range(count)]
         return np.array(taken, dtype=np.int64)
 
+    def shrink(self, size: int) -> None:
+        """Forget the slots from `size` on, which nobody may hold."""
+        self._holders = self._holders[:size]
+        self._free = [slot for slot in self._free if slot < size]
+
     def retain(self, slots: SlotArray) -> None:
         """One more path holds these slots (each at most once in the array)."""
         self._holders[slots] += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,10 +17,12 @@ from generator_svc.candidates import StepScores, score_step, select
 from generator_svc.commands import StepControl
 from generator_svc.models.base import DocumentState
 from generator_svc.runner import Runner, StepRows
-from generator_svc.scheduler import Plan, Scheduler
+from generator_svc.scheduler import RETRY_AFTER_SECONDS, Plan, Scheduler
 from generator_svc.scoring import ScoreJob
 from generator_svc.sessions import Session, Work
-from ragserve.errors import RagserveError, UnavailableError
+from ragserve.errors import RagserveError, ResourceExhaustedError, UnavailableError
+
+CRASHED = 1  # exit status
 
 log = logging.getLogger(__name__)
 
@@ -79,9 +82,14 @@ class Worker:
         self.changed.notify()
 
     def _run(self) -> None:
-        with torch.inference_mode():
-            while (plan := self._next_plan()) is not None:
-                self._execute(plan)
+        try:
+            with torch.inference_mode():
+                while (plan := self._next_plan()) is not None:
+                    self._execute(plan)
+        except BaseException:
+            # Without this thread every session would hang while health says SERVING: another replica takes over.
+            log.critical("the worker thread failed: the process ends", exc_info=True)
+            os._exit(CRASHED)
         for session in self.scheduler.sessions():
             _fail(session, UnavailableError("the generator is shutting down"))
 
@@ -98,7 +106,8 @@ class Worker:
     def _execute(self, plan: Plan) -> None:
         for session, error in plan.ended:
             _end(session, error)
-        self._runner.cache.grow(plan.n_slots)
+        if not self._make_room(plan.n_slots):
+            return  # what is left is planned again
         self._guard([session for session, _ in plan.encode], lambda: self._encode(plan.encode))
         for session in plan.widen:
             self._guard([session], lambda session=session: self._answer_step(session))  # type: ignore[misc]
@@ -106,6 +115,21 @@ class Worker:
         if plan.score is not None:
             scored = plan.score
             self._guard([scored], lambda: self._score(scored))
+
+    def _make_room(self, n_slots: int) -> bool:
+        """Grow the cache. Where memory is short, the sessions that need the room end and the others go on."""
+        cache = self._runner.cache
+        try:
+            cache.grow(n_slots)
+        except (RuntimeError, MemoryError):  # torch.OutOfMemoryError is a RuntimeError
+            log.exception("no memory for a cache of %d slots", n_slots)
+            with self.changed:
+                evicted = self.scheduler.evict(cache.n_slots)
+            for session in evicted:
+                message = "no memory is left for keys and values; if this happens often, lower cache_bytes"
+                self._finish(session, ResourceExhaustedError(message, retry_after_seconds=RETRY_AFTER_SECONDS))
+            return False
+        return True
 
     def _guard(self, sessions: Sequence[Session], run: Callable[[], None]) -> None:
         """Run a pass; when it fails, so do the requests it was for, and nothing else."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 
 from generator_svc.commands import (
     AdvanceCommand,
@@ -25,6 +26,7 @@ from generator_svc.commands import (
 from generator_svc.engine import GeneratorEngine
 from generator_svc.options import EngineOptions
 from generator_svc.session import DecodeSession
+from generator_svc.slots import INITIAL_SLOTS
 from ragserve.errors import (
     DeadlineExceededError,
     FailedPreconditionError,
@@ -298,6 +300,37 @@ async def test_nan_logits_fail_their_session_only(engine: GeneratorEngine, monke
                 await bad.advance(AdvanceCommand((NextHypothesis(0, 5),), 3))
         step: StepOutput = (await good.advance(AdvanceCommand((NextHypothesis(0, 5),), 3))).output
         assert np.isfinite(step.log_probs).all()
+
+
+async def test_no_memory_for_the_cache_ends_only_the_session_that_needs_it(bart_dir: Path) -> None:
+    engine = GeneratorEngine(bart_dir, EngineOptions(device="cpu"), Metrics())
+    await engine.start()
+    assert engine._worker is not None
+    cache = engine._worker._runner.cache
+    grow = cache.grow
+
+    def no_memory(n_slots: int) -> None:
+        if n_slots > INITIAL_SLOTS:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    try:
+        async with engine.connect() as small, engine.connect() as large:
+            await small.open(opening(1))
+            cache.grow = no_memory  # type: ignore[method-assign]
+            many = (NextHypothesis(0, 5),) * 200
+            await large.open(opening(3))
+            await large.advance(AdvanceCommand(many, 3))
+            with pytest.raises(ResourceExhaustedError, match="cache_bytes") as caught:
+                await large.advance(AdvanceCommand(many, 3))
+            assert caught.value.retry_after_seconds
+            await small.advance(AdvanceCommand((NextHypothesis(0, 5),), 3))
+            cache.grow = grow  # type: ignore[method-assign]
+        async with engine.connect() as large:
+            await large.open(opening(3))
+            for _ in range(3):
+                await large.advance(AdvanceCommand(many, 3))
+    finally:
+        await engine.stop()
 
 
 async def test_stopping_answers_what_is_waiting(bart_dir: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from generator_svc.scheduler import Capacity, Plan, Scheduler
 from generator_svc.sessions import Session, Start, Work
+from generator_svc.slots import INITIAL_SLOTS
 from ragserve.errors import DeadlineExceededError, FailedPreconditionError, ResourceExhaustedError
 
 
@@ -122,6 +123,20 @@ def test_late_idle_and_closed_sessions_are_freed_at_the_next_plan() -> None:
     with pytest.raises(FailedPreconditionError, match="ended"):
         scheduler.advance(idle, [(0, 1)], 12.0)
     assert scheduler.n_sessions == 1
+
+
+def test_sessions_beyond_the_cache_are_evicted_and_their_slots_forgotten() -> None:
+    scheduler = Scheduler(Capacity())
+    old, new, next_to_come = (session(*(1,) * 400) for _ in range(3))
+    open_ready(scheduler, old)
+    open_ready(scheduler, new)
+    scheduler.advance(new, [(0, 1)], 0.0)
+    assert scheduler.plan(0.0).n_slots == 2 * INITIAL_SLOTS
+    assert scheduler.evict(INITIAL_SLOTS) == (new,)
+    plan = scheduler.plan(0.0)
+    assert (plan.n_slots, plan.ended, scheduler.slots.used) == (INITIAL_SLOTS, ((new, None),), 400)
+    open_ready(scheduler, next_to_come)
+    assert scheduler.plan(0.0).n_slots == INITIAL_SLOTS
 
 
 def test_one_request_at_a_time() -> None:

@@ -9,16 +9,17 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from ragserve.errors import InvalidInputError, RagserveError
+from ragserve.errors import InvalidInputError, RagserveError, UnavailableError
 from ragserve.serving.status import error_from_rpc
 from ragserve.v1 import common_pb2, generator_pb2, generator_pb2_grpc
 from tests.tiny import tiny_passages
@@ -29,11 +30,13 @@ SESSIONS = "ragserve_decode_sessions"
 class Service:
     """One running generator."""
 
-    def __init__(self, model: Path, *flags: str) -> None:
+    def __init__(
+        self, model: Path, *flags: str, program: Sequence[str] = ("-m", "generator_svc"), log: Any = None
+    ) -> None:
         self.port, self.metrics_port = _free_port(), _free_port()
-        command = [sys.executable, "-m", "generator_svc", "--model", str(model), "--device", "cpu"]
+        command = [sys.executable, *program, "--model", str(model), "--device", "cpu"]
         command += ["--server.port", str(self.port), "--server.metrics_port", str(self.metrics_port), *flags]
-        self.process = subprocess.Popen(command, env=_environment())
+        self.process = subprocess.Popen(command, env=_environment(), stderr=log)
         self.channel = grpc.insecure_channel(f"127.0.0.1:{self.port}")
         self.stub = generator_pb2_grpc.GeneratorServiceStub(self.channel)
 
@@ -218,6 +221,36 @@ def test_a_deadline_frees_the_session(service: Service) -> None:
         next(stream.call)
     assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     service.wait_for_metric(SESSIONS, 0)
+
+
+def test_a_worker_that_fails_ends_the_process(bart_dir: Path, tmp_path: Path) -> None:
+    script = tmp_path / "broken.py"
+    script.write_text(
+        "from generator_svc.__main__ import main\n"
+        "from generator_svc.scheduler import Scheduler\n"
+        "from ragserve.serving.server import run\n"
+        "def plan(self, now):\n"
+        "    if self.n_sessions:\n"
+        "        raise OSError('broken on purpose')\n"
+        "    return sound(self, now)\n"
+        "sound, Scheduler.plan = Scheduler.plan, plan\n"
+        "run(main)\n",
+        encoding="utf-8",
+    )
+    with (tmp_path / "log").open("w+b") as log:
+        service = Service(bart_dir, program=[str(script)], log=log)
+        try:
+            service.wait_until_serving()
+            error = Stream(service.stub).fails(open=opening())
+            assert service.process.wait(30) == 1
+        finally:
+            service.process.kill()
+            service.channel.close()
+        log.seek(0)
+        text = log.read().decode()
+    assert isinstance(error, UnavailableError)
+    assert "the worker thread failed" in text
+    assert "broken on purpose" in text
 
 
 @pytest.mark.parametrize(
