@@ -17,6 +17,7 @@ from generator_svc.trie import Trie, build_trie
 from ragserve.errors import (
     DeadlineExceededError,
     FailedPreconditionError,
+    InvalidInputError,
     RagserveError,
     ResourceExhaustedError,
 )
@@ -82,6 +83,7 @@ class Scheduler:
         """Take a new session, with room for its documents and first step.
 
         Raises:
+            InvalidInputError: it would not fit if it were alone.
             ResourceExhaustedError: a limit is reached; nothing was taken.
         """
         if len(self._sessions) >= self.capacity.max_sessions:
@@ -89,7 +91,8 @@ class Scheduler:
         rows = sum(len(session.context_tokens) if session.shared else 1 for _ in session.starts)
         document_bytes = sum(session.context_tokens) * self.capacity.document_token_bytes
         longest = max((len(start.tokens) for start in session.starts), default=0)
-        self._check_room(rows, document_bytes + rows * longest * self.capacity.slot_bytes)
+        field = "open.prefixes" if longest > 1 and document_bytes <= self.capacity.cache_bytes else "open.documents"
+        self._check_room(field, rows, document_bytes + rows * longest * self.capacity.slot_bytes)
         self._document_bytes += document_bytes
         self._sessions.append(session)
         if session.shared:
@@ -102,12 +105,13 @@ class Scheduler:
         """Replace the hypotheses by children, given as (parent index, token), and ask for a step.
 
         Raises:
+            InvalidInputError: the new rows would not fit if the session were alone; it is as before.
             ResourceExhaustedError: no room for the new rows; the session is as before.
         """
         self._check_ready(session)
         parents = [session.hypotheses[parent] for parent, _ in choices]
         rows = sum(parent.slots.shape[0] for parent in parents)
-        self._check_room(rows - session.n_rows, rows * self.capacity.slot_bytes)
+        self._check_room("advance.hypotheses", rows, rows * self.capacity.slot_bytes, session)
         old = session.hypotheses
         session.hypotheses = [self._child(parent, token) for parent, (_, token) in zip(parents, choices, strict=True)]
         for hypothesis in old:
@@ -181,15 +185,32 @@ class Scheduler:
         if session.work is not Work.NOTHING:
             raise FailedPreconditionError("the session still works on its previous request")
 
-    def _check_room(self, rows: int, need_bytes: int) -> None:
-        used_rows = sum(session.n_rows for session in self._sessions)
-        if used_rows + rows > self.capacity.max_rows:
-            raise _full(f"{used_rows} rows in use and {rows} more asked, max_rows is {self.capacity.max_rows}")
-        if self.used_bytes + need_bytes > self.capacity.cache_bytes:
-            raise _full(
-                f"{self.used_bytes} bytes of cache in use and {need_bytes} more asked, "
-                f"cache_bytes is {self.capacity.cache_bytes}"
+    def _check_room(self, field: str, rows: int, more_bytes: int, session: Session | None = None) -> None:
+        """Whether a session may have so many rows and so many bytes more; `session` is None for a new one."""
+        max_rows, cache_bytes = self.capacity.max_rows, self.capacity.cache_bytes
+        if rows > max_rows:
+            raise InvalidInputError(
+                field, f"{rows} rows (hypotheses times their documents) are over the limit of {max_rows} (max_rows)"
             )
+        others = sum(other.n_rows for other in self._sessions if other is not session)
+        if others + rows > max_rows:
+            raise _full(f"{others} rows in use by others and {rows} asked, max_rows is {max_rows}")
+        if self.used_bytes + more_bytes <= cache_bytes:
+            return
+        own_bytes = more_bytes if session is None else more_bytes + self._bytes_of(session)
+        if own_bytes > cache_bytes:
+            raise InvalidInputError(
+                field, f"{own_bytes} bytes of keys and values are over the limit of {cache_bytes} (cache_bytes)"
+            )
+        raise _full(
+            f"{self.used_bytes} bytes of cache in use and {more_bytes} more asked, cache_bytes is {cache_bytes}"
+        )
+
+    def _bytes_of(self, session: Session) -> int:
+        """Bytes of cache that a session holds."""
+        held = {int(slot) for hypothesis in session.hypotheses for slot in hypothesis.slots.reshape(-1)}
+        documents = sum(session.context_tokens) * self.capacity.document_token_bytes
+        return documents + len(held) * self.capacity.slot_bytes
 
     def _reap(self, now: float) -> list[tuple[Session, RagserveError | None]]:
         ended = [(session, error) for session in self._sessions for gone, error in [self._end(session, now)] if gone]

@@ -9,7 +9,12 @@ import pytest
 from generator_svc.scheduler import Capacity, Plan, Scheduler
 from generator_svc.sessions import Session, Start, Work
 from generator_svc.slots import INITIAL_SLOTS
-from ragserve.errors import DeadlineExceededError, FailedPreconditionError, ResourceExhaustedError
+from ragserve.errors import (
+    DeadlineExceededError,
+    FailedPreconditionError,
+    InvalidInputError,
+    ResourceExhaustedError,
+)
 
 
 def session(*context_tokens: int, shared: bool = True, starts: int = 1, deadline: float | None = None) -> Session:
@@ -99,12 +104,47 @@ def test_what_does_not_fit_is_refused_and_takes_nothing(capacity: Capacity, name
 
 def test_a_step_that_does_not_fit_leaves_the_session_as_it_was() -> None:
     scheduler = Scheduler(Capacity(max_rows=4))
-    one = session(8, 8)
+    one, other = session(8, 8), session(8)
     open_ready(scheduler, one)
+    open_ready(scheduler, other)
     with pytest.raises(ResourceExhaustedError, match="max_rows"):
-        scheduler.advance(one, [(0, 1), (0, 2), (0, 3)], 0.0)
+        scheduler.advance(one, [(0, 1), (0, 2)], 0.0)
+    scheduler.close(other)
+    scheduler.plan(0.0)
     scheduler.advance(one, [(0, 1), (0, 2)], 0.0)
     assert one.n_rows == 4
+
+
+@pytest.mark.parametrize(
+    ("capacity", "prefix", "field", "names"),
+    [
+        (Capacity(max_rows=1), 1, "open.documents", "max_rows"),
+        (Capacity(cache_bytes=15), 1, "open.documents", "cache_bytes"),
+        (Capacity(cache_bytes=15), 20, "open.documents", "cache_bytes"),
+        (Capacity(cache_bytes=17), 1, "open.documents", "cache_bytes"),
+        (Capacity(cache_bytes=55), 20, "open.prefixes", "cache_bytes"),
+    ],
+)
+def test_an_open_that_never_fits_is_a_wrong_request(capacity: Capacity, prefix: int, field: str, names: str) -> None:
+    scheduler = Scheduler(capacity)
+    with pytest.raises(InvalidInputError, match=names) as caught:
+        scheduler.admit(Session((8, 8), True, (Start((2,) * prefix),)), 0.0)
+    assert caught.value.field == field
+    assert (scheduler.n_sessions, scheduler.used_bytes) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("capacity", "names"), [(Capacity(max_rows=5), "max_rows"), (Capacity(cache_bytes=25), "cache_bytes")]
+)
+def test_a_step_that_never_fits_is_a_wrong_request(capacity: Capacity, names: str) -> None:
+    scheduler = Scheduler(capacity)
+    one = session(8, 8)
+    open_ready(scheduler, one)
+    scheduler.advance(one, [(0, 1), (0, 2)], 0.0)
+    run(scheduler, scheduler.plan(0.0), 0.0)
+    with pytest.raises(InvalidInputError, match=names) as caught:
+        scheduler.advance(one, [(0, 1), (0, 2), (1, 3)], 0.0)
+    assert (caught.value.field, one.n_rows) == ("advance.hypotheses", 4)
 
 
 def test_late_idle_and_closed_sessions_are_freed_at_the_next_plan() -> None:
