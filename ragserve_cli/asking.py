@@ -115,7 +115,7 @@ def info(
     """Show what the retriever and the generator have loaded."""
     from ragserve_cli.services_info import read_info  # noqa: PLC0415  (slow to import)
 
-    with reached(retriever, generator):
+    with reached(retriever, generator, options="--retriever or --generator"):
         found = read_info(retriever, generator, timeout)
     if as_json:
         console.print_json(found)

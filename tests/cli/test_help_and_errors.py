@@ -66,6 +66,13 @@ def test_errors_are_one_line(cli: Cli, tmp_path: Path, arguments: list[str], sta
     assert found.stdout == ""
 
 
+def test_info_names_its_own_options(cli: Cli) -> None:
+    found = cli("info", "--retriever", "127.0.0.1:9")
+    assert found.returncode == 1
+    assert "--retriever or --generator" in found.stderr
+    assert "--target" not in found.stderr
+
+
 def test_a_wrong_option_is_named(cli: Cli) -> None:
     found = cli("ask", "--beam", "3", "who?")
     assert found.returncode == 2
