@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from ragserve.client import Client
-from ragserve.errors import NotFoundError, RagserveError
+from ragserve.errors import InvalidInputError, NotFoundError, RagserveError
 from ragserve_cli import answers, console
 from ragserve_cli.local import LogLine
 from ragserve_cli.plan import demo_directory, plan
@@ -50,10 +50,17 @@ def read_questions(path: Path) -> list[str]:
 
     Raises:
         NotFoundError: the file is missing.
+        InvalidInputError: it is not UTF-8 text.
     """
     if not path.is_file():
         raise NotFoundError(f"{path} does not exist: name another file with --questions", field=str(path))
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(
+            str(path), f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8"
+        ) from error
+    lines = (line.strip() for line in text.splitlines())
     return [line for line in lines if line and not line.startswith("#")]
 
 
@@ -67,17 +74,24 @@ def _prompt(client: Client, started: Running) -> None:
             return
         if question.strip():
             try:
-                answers.show_answer(client.generate(question.strip()))
+                answers.show_answer(client.generate(_decoded(question)))
             except RagserveError as error:
                 console.report(error)
 
 
-def _read_line(started: Running) -> str | None:
+def _decoded(line: bytes) -> str:
+    try:
+        return line.decode(sys.stdin.encoding).strip()
+    except UnicodeDecodeError as error:
+        raise InvalidInputError("question", f"the question is not {sys.stdin.encoding} text: type it again") from error
+
+
+def _read_line(started: Running) -> bytes | None:
     """The next line of stdin; None at its end or when told to stop. A service that ends raises UnavailableError."""
     sys.stdout.flush()
     while not started.stop.is_set():
         started.services.check_alive()
         if select.select([sys.stdin], [], [], POLL_SECONDS)[0]:
-            line = sys.stdin.readline()
+            line = sys.stdin.buffer.readline()
             return line if line else None
     return None

@@ -17,11 +17,15 @@ def search_offline(
     """The k passages nearest to a question, best first.
 
     Raises:
-        InvalidInputError: an empty query, or k not between 1 and the number of passages.
+        InvalidInputError: a query that is empty or not text, or k not between 1 and the number of passages.
         RagserveError: the model or the knowledge base cannot be loaded (see `loading`).
     """
     if not query.strip():
         raise InvalidInputError("query", "query is empty: ask something")
+    try:
+        query.encode()
+    except UnicodeEncodeError as error:  # a shell passes bytes that are not UTF-8 as lone surrogates
+        raise InvalidInputError("query", "query is not UTF-8 text") from error
     options = replace(options or RetrievalOptions(), index_cache=False)
     searcher = load_searcher(model, options)
     snapshot = load_snapshot(model, knowledge_base, options, searcher.encoder.config.dim)

@@ -55,6 +55,7 @@ def test_start_is_quick_because_heavy_things_load_late() -> None:
         (["ask", "who?", "--target", "127.0.0.1:9", "--timeout", "20"], 1, "no answer from 127.0.0.1:9"),
         (["ask", "who?", "--bad-words", "a,b"], 2, "error: --bad-words: 'a,b' is not a list of token ids"),
         (["ask", "who?", "--timeout", "-1"], 2, "timeout"),
+        (["kb", "search", "wh\udcff?"], 2, "error: query is not UTF-8 text"),
     ],
 )
 def test_errors_are_one_line(cli: Cli, tmp_path: Path, arguments: list[str], status: int, said: str) -> None:
@@ -64,6 +65,14 @@ def test_errors_are_one_line(cli: Cli, tmp_path: Path, arguments: list[str], sta
     assert found.stderr.startswith("error: ")
     assert found.stderr.count("\n") == 1
     assert found.stdout == ""
+
+
+def test_a_file_of_questions_that_is_not_utf8_is_named(cli: Cli, tmp_path: Path) -> None:
+    questions = tmp_path / "questions.txt"
+    questions.write_bytes(b"who?\nwh\xff?\n")
+    found = cli("demo", "--questions", questions)
+    assert found.returncode == 2
+    assert found.stderr == f"error: {questions} is not UTF-8 text (byte 7): save it as UTF-8\n"
 
 
 def test_info_names_its_own_options(cli: Cli) -> None:

@@ -103,6 +103,8 @@ def test_demo_at_a_terminal_takes_questions_until_ctrl_c(assets: Assets, tmp_pat
         read_until(master, b"question>")
         os.write(master, b"who was the painter?\n")
         assert b"log p(y|x)" in read_until(master, b"question>")
+        os.write(master, b"wh\xff?\n")
+        assert b"the question is not utf-8 text" in read_until(master, b"question>")
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
         read_until(master, b"stopping")
