@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import math
-import os
-from pathlib import Path
-
 import torch
 
 from generator_svc.options import Device
 from ragserve.errors import FailedPreconditionError
-
-CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+from ragserve.serving.cores import thread_count
 
 
 def choose_device(wanted: Device) -> torch.device:
@@ -30,19 +25,7 @@ def choose_device(wanted: Device) -> torch.device:
 
 
 def use_threads(threads: int) -> None:
-    """Threads of one pass; 0 means OMP_NUM_THREADS where it is set, else every core this process may use."""
-    if threads == 0 and os.environ.get("OMP_NUM_THREADS"):
-        return
-    wanted = threads or allowed_cores()
+    """Threads of one pass; see `thread_count` for 0."""
+    wanted = thread_count(threads)
     if torch.get_num_threads() != wanted:
         torch.set_num_threads(wanted)
-
-
-def allowed_cores(quota_file: Path = CGROUP_QUOTA) -> int:
-    """Cores this process may use: those it may be scheduled on, within its container's quota."""
-    cores = len(os.sched_getaffinity(0))
-    try:
-        quota, period = quota_file.read_text(encoding="ascii").split()
-        return max(1, min(cores, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):  # no quota: no such file, or "max"
-        return cores

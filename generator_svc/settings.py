@@ -24,7 +24,9 @@ class GeneratorSettings(BaseSettings):
     model: Path = Field(description="model directory, written by 'ragserve import-checkpoint'")
     device: Device = Field("auto", description="where the model runs; auto: CUDA where it can be used")
     precision: Precision = Field("float32", description="precision of weights and arithmetic")
-    threads: int = Field(0, ge=0, description="threads of one pass over the model; 0: every core allowed")
+    threads: int = Field(
+        0, ge=0, description="threads of one pass over the model; 0: OMP_NUM_THREADS, else every core allowed"
+    )
     max_sessions: int = Field(DEFAULTS.max_sessions, ge=1, description="most decode sessions at a time")
     max_rows: int = Field(
         DEFAULTS.max_rows, ge=1, description="most rows (hypotheses times their documents) of all sessions"

@@ -1,8 +1,7 @@
-"""Which device and how many threads the encoder and the index use: set on purpose, never left to a library."""
+"""Which device the encoder and the index use: set on purpose, never left to a library."""
 
 from __future__ import annotations
 
-import os
 from typing import Literal
 
 import faiss
@@ -14,11 +13,6 @@ Device = Literal["auto", "cpu", "cuda"]
 
 CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
-
-
-def thread_count(threads: int) -> int:
-    """The number of threads meant by a setting: itself, or every core this process may use when it is 0."""
-    return threads or len(os.sched_getaffinity(0))
 
 
 def onnx_providers(device: Device) -> list[str]:

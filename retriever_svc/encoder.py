@@ -15,7 +15,8 @@ import onnxruntime
 from tokenizers import Tokenizer
 
 from ragserve.errors import FailedPreconditionError, InternalError, NotFoundError
-from retriever_svc.device import CPU_PROVIDER, CUDA_PROVIDER, Device, no_cuda, onnx_providers, thread_count
+from ragserve.serving.cores import thread_count
+from retriever_svc.device import CPU_PROVIDER, CUDA_PROVIDER, Device, no_cuda, onnx_providers
 from retriever_svc.encoder_config import EncoderConfig, load_encoder_config
 from retriever_svc.types import Float32, Int64, Passage
 

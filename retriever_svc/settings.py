@@ -25,7 +25,9 @@ class RetrieverSettings(BaseSettings):
     knowledge: Path = Field(description="knowledge base, written by 'ragserve kb build'")
     knowledge_version: int = Field(0, ge=0, description="version of the knowledge base to load; 0: the newest")
     device: Device = Field("auto", description="where the encoder runs; auto: CUDA where it can be used")
-    threads: int = Field(0, ge=0, description="threads of the encoder and of index building; 0: every core allowed")
+    threads: int = Field(
+        0, ge=0, description="threads of the encoder and of index building; 0: OMP_NUM_THREADS, else every core allowed"
+    )
     batch_tokens: int = Field(0, ge=0, description="most tokens in one pass of the encoder; 0: what suits the device")
     score_scale: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="factor on scores before the prior's softmax; unset: the model's"

@@ -11,7 +11,8 @@ import faiss
 import numpy as np
 
 from ragserve.errors import FailedPreconditionError, InvalidInputError
-from retriever_svc.device import Device, faiss_gpus, no_cuda, thread_count
+from ragserve.serving.cores import thread_count
+from retriever_svc.device import Device, faiss_gpus, no_cuda
 from retriever_svc.index.protocol import VectorSource
 from retriever_svc.types import Float32, Int64
 

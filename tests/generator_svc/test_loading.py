@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from generator_svc.device import allowed_cores, choose_device
+from generator_svc.device import choose_device
 from generator_svc.loading import load_generator
 from generator_svc.weights import read_tensors
 from ragserve.checkpoint import MANIFEST_NAME
@@ -144,12 +144,3 @@ def test_cuda_that_is_not_there() -> None:
         assert choose_device("auto") == CPU
         with pytest.raises(FailedPreconditionError, match="CUDA"):
             choose_device("cuda")
-
-
-def test_a_containers_quota_limits_the_threads(tmp_path: Path) -> None:
-    quota = tmp_path / "cpu.max"
-    without = allowed_cores(quota)
-    quota.write_text("max 100000\n", encoding="ascii")
-    assert allowed_cores(quota) == without
-    quota.write_text("50000 100000\n", encoding="ascii")
-    assert allowed_cores(quota) == 1
