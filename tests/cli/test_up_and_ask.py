@@ -89,9 +89,11 @@ def test_score_retrieve_info_and_search(cli: Cli, target: str, up: Up) -> None:
     ("arguments", "field"),
     [
         (["--docs", 0], "n_docs"),
-        (["--docs", 1000], ""),
+        (["--docs", 1000], "n_docs"),
         (["--beams", 0], "num_beams"),
-        (["--knowledge-version", 9], ""),
+        (["--beams", 1000], "num_beams"),
+        (["--length-penalty", -1, "--early-stopping", "never", "--beams", 2], "length_penalty"),
+        (["--knowledge-version", 9], "knowledge_version"),
     ],
 )
 def test_bad_requests_are_one_line_and_the_services_go_on(
@@ -103,6 +105,15 @@ def test_bad_requests_are_one_line_and_the_services_go_on(
     assert found.stderr.count("\n") == 1
     assert field in found.stderr
     assert up.process.poll() is None
+
+
+@pytest.mark.parametrize("question", ["", "x" * 100_000], ids=["empty", "long"])
+def test_bad_questions_are_one_line(cli: Cli, target: str, question: str) -> None:
+    found = cli("ask", question, "--target", target)
+    assert found.returncode == 2
+    assert found.stderr.startswith("error: ")
+    assert found.stderr.count("\n") == 1
+    assert "question" in found.stderr
 
 
 def test_a_second_up_on_the_same_ports_is_refused_and_the_first_goes_on(
