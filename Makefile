@@ -3,6 +3,8 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# cpu or gpu: which builds of FAISS and ONNX Runtime go into a new environment.
+DEVICE ?= cpu
 # Two cores are shared by several processes here: one pool each, set on purpose.
 export OMP_NUM_THREADS ?= 2
 
@@ -15,7 +17,7 @@ install: $(STAMP) ## create the environment and install what is missing
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[all,cpu,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[all,$(DEVICE),dev]'
 	touch $@
 
 demo: $(STAMP) ## start the three services with the embedded models and answer questions
