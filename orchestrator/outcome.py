@@ -36,7 +36,8 @@ class Outcome:
         if not self.tokens:
             return np.exp(log_prior)
         by_token = self.token_posteriors(log_prior)
-        return by_token.mean(axis=0) if self.mode is Mode.TOKEN else by_token[-1]
+        share: Doubles = by_token.mean(axis=0) if self.mode is Mode.TOKEN else by_token[-1]
+        return share
 
 
 def token_outcome(found: Finished, log_prior: Doubles) -> Outcome:

@@ -61,6 +61,8 @@ def fleet(launcher: Launcher) -> Iterator[Fleet]:
     orchestrator = launcher.orchestrator(retriever.target, [each.target for each in generators])
     with running(retriever, *generators, orchestrator):
         yield Fleet(retriever, generators, orchestrator, stub_of(orchestrator.target))
+        for replaced in generators:
+            replaced.stop()
 
 
 def test_a_deadline_frees_the_session(stack: Stack) -> None:
