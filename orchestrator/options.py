@@ -23,6 +23,7 @@ from orchestrator.settings import OrchestratorSettings
 from ragserve.errors import InvalidInputError
 
 SEED_BITS = 63
+MAX_LENGTH_PENALTY = 10  # length ** penalty stays within float32 for the longest answers
 
 T = TypeVar("T")
 
@@ -145,6 +146,8 @@ def _max_length(
                 f"must be between 2 (the decoder start token counts) and {limit}, the model's limit",
             )
         return said.max_length
+    if merged.max_new_tokens is not None:
+        return min(merged.max_new_tokens + 1, limit)
     return min(_or(merged.max_length, settings.default_max_length), limit)
 
 
@@ -203,8 +206,10 @@ def _check_lengths(resolved: Resolved, said: GenerationOptions) -> None:
 
 
 def _check_penalties(resolved: Resolved) -> None:
-    if not math.isfinite(resolved.length_penalty):
-        raise InvalidInputError("options.length_penalty", "must be a finite number")
+    if not abs(resolved.length_penalty) <= MAX_LENGTH_PENALTY:
+        raise InvalidInputError(
+            "options.length_penalty", f"must be between -{MAX_LENGTH_PENALTY} and {MAX_LENGTH_PENALTY}"
+        )
     if resolved.early_stopping is EarlyStopping.NEVER and resolved.length_penalty < 0:
         raise InvalidInputError(
             "options.length_penalty",

@@ -36,6 +36,8 @@ CALLER_FIELDS = (
     ("quer", "question"),
     ("open.question", "question"),
     ("open.documents", "documents"),
+    ("open.prefixes", "options.num_beams"),
+    ("advance.hypotheses", "options.num_beams"),
     ("score.targets", "answer"),
 )
 RETRIEVER_NAME = retriever_pb2.DESCRIPTOR.services_by_name["RetrieverService"].full_name

@@ -11,7 +11,7 @@ from orchestrator.pipeline import SessionSpec
 from orchestrator.requests import Evidence, GenerationOptions, GeneratorInfo, Mode, Passage, Truncation
 from orchestrator.search.beam import EarlyStopping
 from orchestrator.search.inference import Control, Extension, Floats, Rendered, Step, TargetScore
-from ragserve.errors import InternalError
+from ragserve.errors import FailedPreconditionError, InternalError
 from ragserve.v1 import common_pb2, retriever_pb2
 from ragserve.v1 import generator_pb2 as pb
 
@@ -24,13 +24,19 @@ EARLY_STOPPINGS = {
     "never": EarlyStopping.NEVER,
 }
 DEFAULT_OPTIONS = (
-    *("num_beams", "max_length", "min_length", "length_penalty", "no_repeat_ngram_size", "repetition_penalty"),
+    *("num_beams", "max_length", "max_new_tokens", "min_length", "min_new_tokens"),
+    *("length_penalty", "no_repeat_ngram_size", "repetition_penalty"),
 )
 
 
 def evidence_from_proto(response: retriever_pb2.RetrieverServiceRetrieveResponse) -> Evidence:
     """The passages of the one query that was asked."""
     (result,) = response.results
+    if not result.passages:
+        raise FailedPreconditionError(
+            "the retriever's index found no passage for the question: search more of it (a larger nprobe or efSearch)",
+            field="index_search_parameters",
+        )
     return Evidence(
         passages=tuple(
             Passage(p.passage.id, p.passage.title, p.passage.text, p.passage.metadata_json) for p in result.passages

@@ -7,6 +7,7 @@ and the seed, not on how many candidates are there: most draws fall into the can
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -103,14 +104,15 @@ def draw(row: Row, uniform: float, rules: SamplingRules) -> int | str:
         return "sample" if row.unknown else nothing_allowed()
     scores = row.scores.astype(np.float64) / rules.temperature
     cumulative = np.cumsum(np.exp(scores - scores[0]))  # of the known tokens, by falling weight
-    certain = int(np.searchsorted(-row.scores, -row.bound)) if row.unknown else row.ids.size
-    total = _total(row, float(scores[0]), float(cumulative[-1]), rules.temperature)
-    complete = row.unknown == 0
     if rules.top_k:
         kept = _top_k(row, rules.top_k)
         if kept is None:
             return "top_k"
         cumulative, certain, complete, total = cumulative[:kept], kept, True, _Total.exactly(cumulative[kept - 1])
+    else:
+        certain = int(np.searchsorted(-row.scores, -row.bound)) if row.unknown else row.ids.size
+        complete = row.unknown == 0
+        total = _total(row, float(scores[0]), float(cumulative[-1]), rules.temperature)
     if rules.top_p < 1.0:
         kept = _nucleus(cumulative[:certain], total, rules.top_p, complete)
         if kept is None:
@@ -128,17 +130,22 @@ def _total(row: Row, best: float, known: float, temperature: float) -> _Total:
     Of the missing tokens only the number n, the mass r and the largest probability b are known. With a = 1/T, the sum
     of p^a lies between n (r/n)^a (all alike) and r b^(a-1) (as few as can be), in that order for a >= 1, else reversed.
     """
-    scale = float(np.exp(-best))
     if temperature == 1.0:
-        return _Total.exactly(row.mass() * scale)
+        return _Total.exactly(row.mass() * float(np.exp(-best)))
     if not row.unknown:
         return _Total.exactly(known)
-    power, largest = 1.0 / temperature, float(np.exp(np.float64(row.bound)))
+    power, many, slack = 1.0 / temperature, math.log(row.unknown), MASS_ROUNDING * row.mass()
     sums: list[float] = []
-    slack = MASS_ROUNDING * row.mass()
     for rest in (max(row.rest() - slack, 0.0), row.rest() + slack):
-        sums += [row.unknown * (rest / row.unknown) ** power, rest * largest ** (power - 1.0)]
-    low, high = known + scale * min(sums), known + scale * max(sums)
+        if rest == 0.0:
+            sums.append(0.0)
+            continue
+        # In logarithms: at a low temperature the powers leave float64's range.
+        alike = many + power * (math.log(rest) - many)
+        few = math.log(rest) + (power - 1.0) * float(row.bound)
+        with np.errstate(over="ignore"):
+            sums += [float(np.exp(alike - best)), float(np.exp(few - best))]
+    low, high = known + min(sums), known + max(sums)
     return _Total(low * (1.0 - MASS_ROUNDING), high * (1.0 + MASS_ROUNDING))
 
 

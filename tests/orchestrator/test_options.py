@@ -29,7 +29,7 @@ from tests.orchestrator.driving import generator_info
 
 SETTINGS = OrchestratorSettings()
 INFO = generator_info(100)
-# rag-token-nq and rag-sequence-nq carry these (rag-semantics.md, 16).
+# rag-token-nq and rag-sequence-nq carry these.
 PUBLISHED = generator_info(
     100,
     trained_mode=Mode.SEQUENCE,
@@ -64,6 +64,14 @@ def test_the_request_wins() -> None:
 
 def test_max_new_tokens_wins_over_max_length() -> None:
     assert resolve(ask(max_length=30, max_new_tokens=4), PUBLISHED, SETTINGS, 5).max_length == 5
+
+
+def test_max_new_tokens_of_the_checkpoint() -> None:
+    info = replace(PUBLISHED, defaults=replace(PUBLISHED.defaults, max_new_tokens=6, min_new_tokens=2))
+    found = resolve(ask(), info, SETTINGS, 5)
+    assert (found.max_length, found.min_new_tokens) == (7, 2)
+    assert resolve(ask(max_length=9), info, SETTINGS, 5).max_length == 9
+    assert resolve(ask(), replace(info, max_target_tokens=5), SETTINGS, 5).max_length == 5
 
 
 def test_defaults_are_cut_to_the_model() -> None:
@@ -113,6 +121,8 @@ def test_mode_warnings() -> None:
         ("options.min_new_tokens", {"min_new_tokens": 11, "max_length": 11}),
         ("options.length_penalty", {"length_penalty": -1.0, "early_stopping": EarlyStopping.NEVER}),
         ("options.length_penalty", {"length_penalty": float("nan")}),
+        ("options.length_penalty", {"length_penalty": 1000.0}),
+        ("options.length_penalty", {"length_penalty": -10.5}),
         ("options.repetition_penalty", {"repetition_penalty": 0.0}),
         ("options.repetition_penalty", {"repetition_penalty": float("inf")}),
         ("options.sampling.temperature", {"sampling": SamplingOptions(temperature=0.0)}),

@@ -42,8 +42,8 @@ def first_tokens(rules: SamplingRules, toy: Toy, candidates: int) -> list[int]:
 
 
 def first_row(toy: Toy, candidates: int) -> Row:
-    info = generator_info(VOCAB)
-    builder = RowBuilder(PRIOR, resolved().filter_chain(info), VOCAB)
+    info = generator_info(toy.vocab)
+    builder = RowBuilder(PRIOR, resolved().filter_chain(info), toy.vocab)
     step = asyncio.run(PrunedSession(toy, PRIOR).open(Control(), candidates))
     return builder.build(step, 0, (), Control())
 
@@ -99,6 +99,17 @@ def test_a_sample_does_not_depend_on_how_many_there_are() -> None:
     one = first_tokens(SamplingRules(seed=5, samples=1), toy, 8)
     many = first_tokens(SamplingRules(seed=5, samples=20), toy, 8)
     assert Counter(one) <= Counter(many)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.001, 100.0])
+def test_extreme_temperatures_stay_within_the_numbers(temperature) -> None:
+    """Warnings are errors here; with a low temperature few candidates decide although the best is unlikely."""
+    toy = Toy("zipf", 2000, seed=3)
+    rules = SamplingRules(seed=1, samples=1, temperature=temperature)
+    sparse, dense = first_row(toy, 40), first_row(toy, 2000)
+    found = draw(sparse, 0.4, rules)
+    expected = int(dense.ids[draw(dense, 0.4, rules)])
+    assert found == "sample" if temperature > 1 else int(sparse.ids[found]) == expected
 
 
 def test_top_k_of_one_is_greedy() -> None:

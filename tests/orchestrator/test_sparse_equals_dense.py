@@ -34,9 +34,9 @@ searches = st.one_of(
         {
             "num_beams": st.integers(2, 4),
             "early_stopping": st.sampled_from(list(EarlyStopping)),
-            "length_penalty": st.sampled_from([0.0, 0.6, 1.0, 2.0]),
+            "length_penalty": st.sampled_from([-0.7, 0.0, 0.6, 1.0, 2.0]),
         }
-    ),
+    ).filter(lambda how: how["length_penalty"] >= 0 or how["early_stopping"] is not EarlyStopping.NEVER),
     st.builds(
         lambda **rules: {"sampling": SamplingRules(**rules)},
         seed=st.integers(0, 2**32),
@@ -75,6 +75,16 @@ def test_same_choices_and_log_probs(toy, how, what, n_docs, candidates, forced) 
         assert ours.score == theirs.score
         np.testing.assert_allclose(ours.hypothesis.log_probs(n_docs), theirs.hypothesis.log_probs(n_docs), atol=1e-5)
     assert sparse.settled == dense.settled
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), how=searches, what=filters, n_docs=st.integers(1, 4), candidates=st.integers(2, 4))
+def test_ties_beyond_the_candidates_always_widen(seed, how, what, n_docs, candidates) -> None:
+    toy, options = Toy("even", vocab=200, seed=seed), resolved(max_length=5, **how, **what)
+    sparse, widened = run_once(toy, options, n_docs, candidates, {})
+    dense, _ = run_once(toy, options, n_docs, toy.vocab, {})
+    assert widened > 0
+    assert [one.hypothesis.tokens for one in sparse.found] == [one.hypothesis.tokens for one in dense.found]
 
 
 @settings(max_examples=60, deadline=None)
