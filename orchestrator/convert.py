@@ -157,6 +157,7 @@ def score_to_proto(scored: ScoredAnswer) -> pb.RagServiceScoreResponse:
         passages=passages_to_proto(scored.evidence),
         knowledge_version=scored.evidence.knowledge_version,
         timings=timings_to_proto(scored.timings),
+        warnings=scored.warnings,
     )
 
 

@@ -119,8 +119,9 @@ class Pipeline:
                 (scored,) = await session.score([ask.answer])
             outcome, added = score_outcome(scored, evidence.log_prior, mode, info.bos_token_id)
             evidence = replace(evidence, posterior=outcome.posterior(evidence.log_prior))
+            warnings = self._warnings(mode, info)
             stages.finish()
-            return ScoredAnswer(outcome.log_prob, outcome.tokens, added, evidence, stages.timings())
+            return ScoredAnswer(outcome.log_prob, outcome.tokens, added, evidence, stages.timings(), warnings)
         finally:
             stages.finish()
 
@@ -184,7 +185,7 @@ class Pipeline:
             last = text.advance(outcomes[0].tokens, rendered_all[0].text, last=True)
             if last.token_ids or last.text:
                 yield last
-        warnings = self._warnings(run)
+        warnings = self._warnings(run.options.mode, run.info)
         run.stages.finish()
         yield run.answer(outcomes, rendered_all, warnings)
 
@@ -203,9 +204,9 @@ class Pipeline:
     def _count_widening(self, reason: str, rows: int) -> None:
         self._widenings.labels(reason).inc(rows)
 
-    def _warnings(self, run: _Run) -> tuple[str, ...]:
+    def _warnings(self, mode: Mode, info: GeneratorInfo) -> tuple[str, ...]:
         """For the caller, and once for the log."""
-        warnings = mode_warnings(run.options.mode, run.info)
+        warnings = mode_warnings(mode, info)
         for text in warnings:
             if text not in self._warned:
                 self._warned.add(text)

@@ -195,6 +195,7 @@ class ScoredAnswer:
     token_log_probs: tuple[float, ...]
     evidence: Evidence
     timings: tuple[StageTiming, ...]
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,7 @@ def answer_score(response: orchestrator_pb2.RagServiceScoreResponse) -> AnswerSc
         passages=passages(response.passages),
         knowledge_version=response.knowledge_version,
         timings_seconds=timings_seconds(response.timings),
+        warnings=tuple(response.warnings),
     )
 
 

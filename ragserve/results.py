@@ -166,6 +166,7 @@ class AnswerScore:
     passages: tuple[Passage, ...]
     knowledge_version: int
     timings_seconds: Mapping[str, float]
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types."""
@@ -176,4 +177,5 @@ class AnswerScore:
             "passages": [passage.to_dict() for passage in self.passages],
             "knowledge_version": self.knowledge_version,
             "timings_seconds": dict(self.timings_seconds),
+            "warnings": list(self.warnings),
         }

@@ -41,6 +41,8 @@ def show_score(score: AnswerScore) -> None:
     console.out.print(f"by token: {added}", soft_wrap=True)
     show_passages(score.passages, posterior=True)
     show_timings(score.timings_seconds)
+    for warning in score.warnings:
+        console.warn(warning)
 
 
 def show_passages(passages: Sequence[Passage], *, posterior: bool) -> None:

@@ -127,6 +127,10 @@ async def test_the_other_mode_warns() -> None:
         assert not (await running.stub.Generate(asked())).warnings
         (warning,) = (await running.stub.Generate(asked(BEAMS))).warnings
         assert "RAG-Sequence" in warning
+        scored = pb.RagServiceScoreRequest(question="Who?", answer="t5 t6", mode=TOKEN)
+        assert list((await running.stub.Score(scored)).warnings) == [warning]
+        scored.mode = SEQUENCE
+        assert not (await running.stub.Score(scored)).warnings
 
 
 @pytest.mark.parametrize(
