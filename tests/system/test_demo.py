@@ -31,7 +31,9 @@ class Demo:
         """Seconds of each stage since the start."""
         found = {name: scrape(process) for name, process in self.services.items()}
         work = {
-            f"{name}.{stage}": found[name][f"ragserve_{stage}_seconds_sum"] for name in WORK for stage in WORK[name]
+            f"{name}.{stage}": found[name].get(f"ragserve_{stage}_seconds_sum", 0.0)
+            for name in WORK
+            for stage in WORK[name]
         }
         return {**work, "request": found["orchestrator"]["ragserve_request_seconds_sum"]}
 
