@@ -6,7 +6,7 @@ import asyncio
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.marginal import log_normalize
@@ -80,6 +80,7 @@ def test_same_choices_and_log_probs(toy, how, what, n_docs, candidates, forced) 
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10**6), how=searches, what=filters, n_docs=st.integers(1, 4), candidates=st.integers(2, 4))
 def test_ties_beyond_the_candidates_always_widen(seed, how, what, n_docs, candidates) -> None:
+    assume(what["repetition_penalty"] >= 1)  # a reward breaks the tie: the token said before is the best for sure
     toy, options = Toy("even", vocab=200, seed=seed), resolved(max_length=5, **how, **what)
     sparse, widened = run_once(toy, options, n_docs, candidates, {})
     dense, _ = run_once(toy, options, n_docs, toy.vocab, {})
