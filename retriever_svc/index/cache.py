@@ -13,7 +13,8 @@ import faiss
 
 from ragserve.checkpoint import sha256_of
 from ragserve.serving.logs import fields
-from retriever_svc.index.faiss_index import FaissIndex, IndexSpec
+from retriever_svc.index.faiss_index import FaissIndex
+from retriever_svc.index.spec import IndexSpec
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ class IndexCache:
 
     def path_of(self, content: str, spec: IndexSpec) -> Path:
         """The file for one content (knowledge-base version and encoder) and factory string."""
-        key = "\n".join([content, spec.factory, str(spec.training_vectors), faiss.__version__])
+        key = "\n".join([content, spec.full_factory, str(spec.training_vectors), faiss.__version__])
         return self._directory / f"{hashlib.sha256(key.encode()).hexdigest()}.faiss"
 
     def load_or_build(self, content: str, spec: IndexSpec, build: Callable[[], FaissIndex]) -> FaissIndex:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +11,14 @@ import numpy as np
 
 from ragserve.errors import FailedPreconditionError, InvalidInputError
 from ragserve.serving.cores import thread_count
-from retriever_svc.device import Device, faiss_gpus, no_cuda
-from retriever_svc.index.protocol import VectorSource
+from retriever_svc.device import faiss_gpus, no_cuda
+from retriever_svc.index.parameters import Kind, check_options, selector
+from retriever_svc.index.protocol import DEFAULT_OPTIONS, SearchOptions, VectorSource
+from retriever_svc.index.spec import IndexSpec
 from retriever_svc.types import Float32, Int64
 
 TRAINING_SEED = 0
 SOURCE_LOCATION = re.compile(r"^Error in .*?\.(?:cpp|h|cu|cuh):\d+: (?:Error: )?", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class IndexSpec:
-    """How to build and search an index.
-
-    `search_parameters` are FAISS's own, as "nprobe=16,efSearch=64". `training_vectors` bounds the sample that an index
-    which needs training (IVF, PQ) is trained on. FAISS searches the queries of a batch in parallel, so that `threads`
-    above 1 help large batches on idle cores; on shared ones its threads wait for each other (10,033 vectors of 384
-    on two busy cores: 0.4 ms with one thread, 16 ms with two). `build_threads` 0 means every core.
-    """
-
-    factory: str = "Flat"
-    search_parameters: str = ""
-    device: Device = "auto"
-    threads: int = 1
-    build_threads: int = 0
-    training_vectors: int = 200_000
 
 
 class FaissIndex:
@@ -48,7 +31,8 @@ class FaissIndex:
             InvalidInputError: the search parameters do not belong to this kind of index.
             FailedPreconditionError: CUDA is asked for and FAISS or this kind of index cannot use it.
         """
-        self._threads = spec.threads
+        self._spec = spec
+        self._kind = Kind.of(index)
         self.device = "cpu"
         self._on_cpu = index
         self._index = index
@@ -67,7 +51,7 @@ class FaissIndex:
         """
         faiss.omp_set_num_threads(thread_count(spec.build_threads))
         try:
-            index = faiss.index_factory(source.dimension, spec.factory, faiss.METRIC_INNER_PRODUCT)
+            index = faiss.index_factory(source.dimension, spec.full_factory, faiss.METRIC_INNER_PRODUCT)
             if not index.is_trained:
                 index.train(source.vectors(_sample(source.size, spec.training_vectors)))
             for block in source.vector_blocks():
@@ -100,12 +84,28 @@ class FaissIndex:
         """Width of the vectors."""
         return int(self._index.d)
 
-    def search(self, queries: Float32, n_candidates: int) -> tuple[Float32, Int64]:
+    @property
+    def exact(self) -> bool:
+        """Whether a query is compared with every vector in float32."""
+        return self._kind.is_exact
+
+    def search(
+        self, queries: Float32, n_candidates: int, options: SearchOptions = DEFAULT_OPTIONS
+    ) -> tuple[Float32, Int64]:
         """Scores and positions, both [n_queries, n_candidates], best first; position -1 where nothing was found."""
         # OpenMP keeps the number of threads per calling thread, so it is set where the search runs.
-        faiss.omp_set_num_threads(self._threads)
-        scores, positions = self._index.search(np.ascontiguousarray(queries), n_candidates)
+        faiss.omp_set_num_threads(self._spec.threads)
+        allowed = None if options.allowed is None else selector(options.allowed)
+        parameters = self._kind.parameters(options.nprobe, options.ef_search, allowed)
+        scores, positions = self._index.search(np.ascontiguousarray(queries), n_candidates, params=parameters)
         return scores, positions
+
+    def check_options(self, options: SearchOptions) -> None:
+        """Check the parameters of a search. Raises as `Index.check_options`."""
+        check_options(options, self._spec, has_cells=self._kind.has_cells, has_graph=self._kind.has_graph)
+
+    def close(self) -> None:
+        """Nothing is held but memory."""
 
     def _move_to_gpu(self, spec: IndexSpec) -> None:
         if not faiss_gpus():
