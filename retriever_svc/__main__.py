@@ -7,7 +7,6 @@ from ragserve.serving.server import run, serve
 from ragserve.serving.settings import load_settings
 from ragserve.v1 import retriever_pb2_grpc
 from retriever_svc.engine import RetrieverEngine
-from retriever_svc.requests import RequestLimits
 from retriever_svc.servicer import SERVICE_NAME, RetrieverServicer
 from retriever_svc.settings import RetrieverSettings
 
@@ -16,14 +15,7 @@ async def main() -> int:
     """Put the service together and run it until it is told to stop."""
     settings = load_settings(RetrieverSettings)
     metrics = Metrics()
-    engine = RetrieverEngine(
-        settings.model,
-        settings.knowledge,
-        options=settings.retrieval_options(),
-        limits=RequestLimits(settings.max_k, settings.max_batch_queries, settings.max_query_characters),
-        max_waiting=settings.max_waiting,
-        metrics=metrics,
-    )
+    engine = RetrieverEngine(settings.model, settings.knowledge, options=settings.engine_options(), metrics=metrics)
     return await serve(
         settings.server,
         name="retriever",

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
 
-from ragserve.errors import InvalidInputError
+from ragserve.errors import InvalidInputError, RagserveError
 from ragserve.serving.convert import timings_to_proto
+from ragserve.serving.metrics import StageTiming
+from ragserve.serving.status import code_of
 from ragserve.v1 import common_pb2, retriever_pb2
 from retriever_svc.engine import Retrieval, RetrieverInfo
-from retriever_svc.types import Hit, Query, QueryHits
+from retriever_svc.filters import Condition, Filter
+from retriever_svc.live.history import Version, VersionDiff
+from retriever_svc.live.writer import Compaction, Deletion, Upsert
+from retriever_svc.searcher import LookupOptions
+from retriever_svc.types import Float32, Hit, NewPassage, Passage, Query, QueryHits
 
 FLOAT32_BYTES = 4
 
@@ -27,11 +33,45 @@ def _query(field: str, message: retriever_pb2.Query) -> Query:
         return Query(text=message.text)
     if kind is None:
         raise InvalidInputError(field, f"{field} has neither text nor vector")
-    if len(message.vector) % FLOAT32_BYTES:
-        raise InvalidInputError(
-            f"{field}.vector", f"{field}.vector has {len(message.vector)} bytes, which is no whole number of float32"
+    return Query(vector=_vector(f"{field}.vector", message.vector))
+
+
+def _vector(field: str, message: bytes) -> Float32:
+    if len(message) % FLOAT32_BYTES:
+        raise InvalidInputError(field, f"{field} has {len(message)} bytes, which is no whole number of float32")
+    return np.frombuffer(message, dtype="<f4").astype(np.float32)
+
+
+def options_from_proto(message: common_pb2.SearchOptions) -> LookupOptions:
+    """The options of a request."""
+    return LookupOptions(
+        Filter(tuple(_condition(condition) for condition in message.filter)), message.nprobe, message.ef_search
+    )
+
+
+def _condition(message: common_pb2.Condition) -> Condition:
+    test = message.WhichOneof("test")
+    if test == "equals":
+        return Condition(message.key, equals=message.equals)
+    if test == "any_of":
+        return Condition(message.key, any_of=tuple(message.any_of.values))
+    bounds = {descriptor.name: value for descriptor, value in message.range.ListFields()}
+    return Condition(message.key, **bounds)
+
+
+def new_passages_from_proto(messages: Sequence[retriever_pb2.NewPassage], first: int) -> list[NewPassage]:
+    """The passages of a part of an upsert, counted from `first`. Raises InvalidInputError for half a number."""
+    return [
+        NewPassage(
+            _passage_from_proto(message.passage),
+            _vector(f"passages[{number}].vector", message.vector) if message.vector else None,
         )
-    return Query(vector=np.frombuffer(message.vector, dtype="<f4").astype(np.float32))
+        for number, message in enumerate(messages, start=first)
+    ]
+
+
+def _passage_from_proto(message: common_pb2.Passage) -> Passage:
+    return Passage(message.id, message.title, message.text, message.metadata_json)
 
 
 def retrieval_to_proto(retrieval: Retrieval) -> retriever_pb2.RetrieverServiceRetrieveResponse:
@@ -49,8 +89,77 @@ def _result_to_proto(result: QueryHits) -> retriever_pb2.QueryResult:
 
 
 def _hit_to_proto(hit: Hit) -> common_pb2.ScoredPassage:
-    passage = common_pb2.Passage(**asdict(hit.passage))
+    passage = passage_to_proto(hit.passage)
     return common_pb2.ScoredPassage(passage=passage, score=hit.score, log_prior=hit.log_prior)
+
+
+def passage_to_proto(passage: Passage) -> common_pb2.Passage:
+    """A passage."""
+    return common_pb2.Passage(**asdict(passage))
+
+
+def upsert_to_proto(upsert: Upsert, timings: Sequence[StageTiming]) -> retriever_pb2.UpsertPassagesResponse:
+    """The response to UpsertPassages."""
+    return retriever_pb2.UpsertPassagesResponse(
+        knowledge_version=upsert.version,
+        inserted=upsert.inserted,
+        updated=upsert.updated,
+        timings=timings_to_proto(timings),
+    )
+
+
+def deletion_to_proto(deletion: Deletion) -> retriever_pb2.DeletePassagesResponse:
+    """The response to DeletePassages."""
+    return retriever_pb2.DeletePassagesResponse(
+        knowledge_version=deletion.version, deleted=deletion.deleted, missing_ids=deletion.missing
+    )
+
+
+def passages_to_proto(
+    ids: Sequence[str], version: int, found: Mapping[str, Passage]
+) -> retriever_pb2.GetPassagesResponse:
+    """The response to GetPassages: in the order of the request."""
+    return retriever_pb2.GetPassagesResponse(
+        passages=[passage_to_proto(found[identifier]) for identifier in ids if identifier in found],
+        missing_ids=[identifier for identifier in ids if identifier not in found],
+        knowledge_version=version,
+    )
+
+
+def versions_to_proto(versions: Iterable[Version], loaded: Container[int]) -> retriever_pb2.ListVersionsResponse:
+    """The response to ListVersions."""
+    return retriever_pb2.ListVersionsResponse(
+        versions=[
+            retriever_pb2.KnowledgeVersion(**asdict(version), loaded=version.version in loaded) for version in versions
+        ]
+    )
+
+
+def diff_to_proto(diff: VersionDiff) -> retriever_pb2.DiffVersionsResponse:
+    """The response to DiffVersions."""
+    fields = asdict(diff)
+    del fields["from_version"]
+    return retriever_pb2.DiffVersionsResponse(**fields)
+
+
+def compaction_to_proto(compaction: Compaction) -> retriever_pb2.CompactResponse:
+    """The response to Compact."""
+    return retriever_pb2.CompactResponse(
+        knowledge_version=compaction.version,
+        versions_removed=compaction.versions_removed,
+        bytes_removed=compaction.bytes_removed,
+    )
+
+
+def stream_error_to_proto(number: int, error: RagserveError) -> retriever_pb2.RetrieveStreamResponse:
+    """The answer to a request of a stream that failed."""
+    message = retriever_pb2.StreamError(
+        code=code_of(error).value[0],
+        message=error.message,
+        field=error.field,
+        retry_after_seconds=error.retry_after_seconds or 0.0,
+    )
+    return retriever_pb2.RetrieveStreamResponse(id=number, error=message)
 
 
 def info_to_proto(info: RetrieverInfo) -> retriever_pb2.RetrieverServiceGetInfoResponse:

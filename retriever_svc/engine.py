@@ -6,19 +6,26 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ragserve.errors import NotFoundError, UnavailableError
+from ragserve.errors import FailedPreconditionError, NotFoundError, RagserveError, UnavailableError
 from ragserve.serving.batching import Batcher
 from ragserve.serving.logs import fields
 from ragserve.serving.metrics import Metrics, StageClock, StageTiming
-from retriever_svc.loading import RetrievalOptions, load_searcher, load_snapshot
-from retriever_svc.requests import RequestLimits, check_k, check_queries
-from retriever_svc.searcher import Lookup, Searcher, Snapshot
+from retriever_svc.editing import EditOptions, Editor
+from retriever_svc.encoder import TextEncoder
+from retriever_svc.live.follower import Follower, FollowEvents, FollowOptions
+from retriever_svc.live.snapshot import Snapshot
+from retriever_svc.live.writer import KnowledgeWriter
+from retriever_svc.loading import KnowledgeSource, RetrievalOptions, load_passage_encoder, load_searcher
+from retriever_svc.requests import RequestLimits, check_k, check_options, check_queries
+from retriever_svc.searcher import DEFAULT_OPTIONS, Lookup, LookupOptions, Searcher
+from retriever_svc.telemetry import RetrieverMetrics
 from retriever_svc.types import Query, QueryHits
 
 log = logging.getLogger(__name__)
+DEFAULT_REFRESH_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,22 @@ class RetrieverInfo:
     score_scale: float
     max_k: int
     max_batch_queries: int
+    loaded_versions: tuple[int, ...]
+    writable: bool
+    delta_passages: int
+    dead_rows: int
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How the engine loads, follows and writes."""
+
+    retrieval: RetrievalOptions = field(default_factory=RetrievalOptions)
+    limits: RequestLimits = field(default_factory=RequestLimits)
+    follow: FollowOptions = field(default_factory=FollowOptions)
+    edit: EditOptions = field(default_factory=EditOptions)
+    max_waiting: int = 256
+    refresh_seconds: float = DEFAULT_REFRESH_SECONDS
 
 
 @dataclass(frozen=True)
@@ -55,104 +78,174 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """What start loads. `snapshots` holds every version that can answer, by its number."""
+    """What start loads."""
 
     searcher: Searcher
-    snapshots: dict[int, Snapshot]
+    follower: Follower
+    editor: Editor
     batcher: Batcher[_Job, tuple[QueryHits, ...]]
-
-    @property
-    def newest(self) -> Snapshot:
-        return self.snapshots[max(self.snapshots)]
+    following: asyncio.Task[None]
 
 
 class RetrieverEngine:
     """Answers retrieval requests. `start` before the first request, `stop` after the last."""
 
-    def __init__(
-        self,
-        model: Path,
-        knowledge: Path,
-        *,
-        options: RetrievalOptions,
-        limits: RequestLimits,
-        max_waiting: int,
-        metrics: Metrics,
-    ) -> None:
+    def __init__(self, model: Path, knowledge: Path, *, options: EngineOptions, metrics: Metrics) -> None:
         self._model = model
-        self._knowledge = knowledge
+        self.knowledge = knowledge
         self._options = options
-        self._limits = limits
-        self._max_waiting = max_waiting
-        self._metrics = metrics
-        self._version = metrics.gauge("ragserve_knowledge_version", "Version of the knowledge base that answers.")
-        self._passages = metrics.gauge("ragserve_knowledge_passages", "Passages in that version.")
+        self.limits = options.limits
+        self._clocks = metrics
+        self._metrics = RetrieverMetrics(metrics)
         self._loaded: _Loaded | None = None
 
     async def start(self) -> None:
         """Load model and knowledge base. Raises what `loading` raises."""
-        searcher, snapshot = await asyncio.to_thread(self._load)
+        searcher, follower, editor = await asyncio.to_thread(self._load)
         batcher: Batcher[_Job, tuple[QueryHits, ...]] = Batcher(
             lambda jobs: self._run(searcher, jobs),
             name="retriever",
-            max_items=self._limits.max_batch_queries,
-            max_waiting=self._max_waiting,
-            max_cost=self._limits.max_batch_queries,
+            max_items=self.limits.max_batch_queries,
+            max_waiting=self._options.max_waiting,
+            max_cost=self.limits.max_batch_queries,
             cost=lambda job: len(job.lookup.queries),
         )
-        self._loaded = _Loaded(searcher, {snapshot.version: snapshot}, batcher)
-        self._version.set(snapshot.version)
-        self._passages.set(snapshot.rows.size)
+        following = asyncio.create_task(self._follow(follower))
+        self._loaded = _Loaded(searcher, follower, editor, batcher, following)
+        self._observe(follower)
         log.info("loaded", extra=fields(**vars(self.info())))
 
     async def stop(self) -> None:
         """Finish what is queued."""
         if self._loaded is not None:
+            self._loaded.following.cancel()
             await self._loaded.batcher.close()
+            await asyncio.to_thread(self._loaded.editor.close)
+            await asyncio.to_thread(self._loaded.follower.close)
 
-    async def retrieve(self, queries: Sequence[Query], k: int, knowledge_version: int = 0) -> Retrieval:
+    async def retrieve(
+        self,
+        queries: Sequence[Query],
+        k: int,
+        knowledge_version: int = 0,
+        options: LookupOptions = DEFAULT_OPTIONS,
+    ) -> Retrieval:
         """The k passages nearest to each query, from one version (0: the newest loaded).
 
+        There are fewer than k only where a filter lets fewer through.
+
         Raises:
-            InvalidInputError: k or a query is wrong; the field is named.
+            InvalidInputError: k, a query or an option is wrong; the field is named.
             NotFoundError: that version is not loaded.
+            FailedPreconditionError: the version holds no passages.
             ResourceExhaustedError: too many requests wait.
             UnavailableError: loading or stopping.
         """
         loaded = self._require_loaded()
         snapshot = self._snapshot(loaded, knowledge_version)
-        check_k(k, snapshot.rows.size, self._limits)
-        check_queries(queries, snapshot.index.dimension, self._limits)
-        clock = self._metrics.clock()
-        results = await loaded.batcher.submit(_Job(Lookup(tuple(queries), k, snapshot), clock))
+        if not snapshot.size:
+            raise FailedPreconditionError(f"version {snapshot.version} holds no passages: add some", field="knowledge")
+        check_k(k, snapshot.size, self.limits)
+        check_queries(queries, snapshot.dimension, self.limits)
+        check_options(options, snapshot.base.index)
+        clock = self._clocks.clock()
+        results = await loaded.batcher.submit(_Job(Lookup(tuple(queries), k, snapshot, options), clock))
         return Retrieval(results, snapshot.version, clock.timings())
+
+    async def refresh(self) -> int:
+        """Load what was committed meanwhile; the newest version then. Raises what `KnowledgeSource` raises."""
+        follower = self._require_loaded().follower
+        newest = await asyncio.to_thread(follower.refresh)
+        self._observe(follower)
+        return newest.version
+
+    @property
+    def editor(self) -> Editor:
+        """What writes. Raises UnavailableError while loading."""
+        return self._require_loaded().editor
+
+    @property
+    def loaded_versions(self) -> tuple[int, ...]:
+        """Versions that a request may pin, oldest first. Raises UnavailableError while loading."""
+        return tuple(sorted(self._require_loaded().follower.snapshots))
+
+    @property
+    def dimension(self) -> int:
+        """Width of the vectors. Raises UnavailableError while loading."""
+        return self._require_loaded().follower.newest.dimension
+
+    def clock(self) -> StageClock:
+        """A clock for the stages of one request."""
+        return self._clocks.clock()
 
     def info(self) -> RetrieverInfo:
         """What is loaded. Raises UnavailableError while loading."""
         loaded = self._require_loaded()
+        newest = loaded.follower.newest
         return RetrieverInfo(
-            knowledge_version=loaded.newest.version,
-            passages=loaded.newest.rows.size,
-            dimension=loaded.newest.index.dimension,
-            index_factory=self._options.index.factory,
+            knowledge_version=newest.version,
+            passages=newest.size,
+            dimension=newest.dimension,
+            index_factory=self._options.retrieval.index.factory,
             device=loaded.searcher.encoder.device,
             score_scale=loaded.searcher.score_scale,
-            max_k=self._limits.max_k,
-            max_batch_queries=self._limits.max_batch_queries,
+            max_k=self.limits.max_k,
+            max_batch_queries=self.limits.max_batch_queries,
+            loaded_versions=self.loaded_versions,
+            writable=self._options.edit.writable,
+            delta_passages=newest.overlay.size,
+            dead_rows=newest.dead,
         )
 
-    def _load(self) -> tuple[Searcher, Snapshot]:
-        searcher = load_searcher(self._model, self._options)
-        dimension = searcher.encoder.config.dim
-        snapshot = load_snapshot(self._model, self._knowledge, self._options, dimension)
+    def _load(self) -> tuple[Searcher, Follower, Editor]:
+        options = self._options.retrieval
+        searcher = load_searcher(self._model, options)
+        source = KnowledgeSource.of_model(self._model, self.knowledge, searcher.encoder.config.dim, options)
+        events = FollowEvents(self._metrics.swapped, self._metrics.load_failures.inc)
+        follower = Follower(source, self._options.follow, events)
+        follower.load()
         # The first request shall not be the one that waits for what libraries set up when first used.
-        searcher.run([Lookup((Query("warm-up"),), 1, snapshot)], lambda _stage, _seconds: None)
-        return searcher, snapshot
+        if follower.newest.size:
+            searcher.run([Lookup((Query("warm-up"),), 1, follower.newest)], lambda _stage, _seconds: None)
+        else:
+            log.warning("the knowledge base holds no passages yet", extra=fields(knowledge=self.knowledge))
+        writer = KnowledgeWriter(self.knowledge, source.encoder)
+        editor = Editor(writer, follower, self._passage_encoder, self._options.edit, self._committed)
+        return searcher, follower, editor
 
-    @staticmethod
-    def _run(searcher: Searcher, jobs: Sequence[_Job]) -> list[tuple[QueryHits, ...]]:
+    def _passage_encoder(self) -> TextEncoder:
+        """On one thread of its own, so that it does not take those of the queries."""
+        return load_passage_encoder(self._model, replace(self._options.retrieval, threads=1))[0]
+
+    def _committed(self, operation: str) -> None:
+        self._metrics.commits.labels(operation).inc()
+        self._observe(self._require_loaded().follower)
+
+    async def _follow(self, follower: Follower) -> None:
+        """Look for new versions, twice in each refresh interval, so that none is found later than that."""
+        while True:
+            await asyncio.sleep(self._options.refresh_seconds / 2)
+            try:
+                await asyncio.to_thread(follower.refresh)
+            except RagserveError as error:
+                self._metrics.load_failures.inc()
+                log.error("version not loaded, the last one answers", extra=fields(reason=error.message))  # noqa: TRY400
+            await asyncio.to_thread(self._observe_lag, follower)
+            self._observe(follower)
+
+    def _observe(self, follower: Follower) -> None:
+        self._metrics.answering(follower.newest, len(follower.snapshots))
+
+    def _observe_lag(self, follower: Follower) -> None:
+        try:
+            self._metrics.lag.set(follower.behind())
+        except RagserveError as error:
+            log.warning("newest version not known", extra=fields(reason=error.message))
+
+    def _run(self, searcher: Searcher, jobs: Sequence[_Job]) -> list[tuple[QueryHits, ...]]:
         """One batch, in the batcher's thread; each of its requests took the time that the batch took."""
         started = time.monotonic()
+        self._metrics.batch_queries.observe(sum(len(job.lookup.queries) for job in jobs))
         for job in jobs:
             job.clock.add("queue", started - job.since)  # until the work begins, the hop to this thread included
 
@@ -170,11 +263,12 @@ class RetrieverEngine:
     @staticmethod
     def _snapshot(loaded: _Loaded, version: int) -> Snapshot:
         if version == 0:
-            return loaded.newest
-        if version not in loaded.snapshots:
-            known = ", ".join(map(str, sorted(loaded.snapshots)))
+            return loaded.follower.newest
+        snapshots = loaded.follower.snapshots
+        if version not in snapshots:
+            known = ", ".join(map(str, sorted(snapshots)))
             raise NotFoundError(
                 f"knowledge_version {version} is not loaded; loaded: {known} (0 means the newest)",
                 field="knowledge_version",
             )
-        return loaded.snapshots[version]
+        return snapshots[version]

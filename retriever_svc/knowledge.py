@@ -21,6 +21,8 @@ FORMAT_VERSION = "1"
 FORMAT_KEY = b"ragserve.format_version"
 ENCODER_KEY = b"ragserve.encoder"
 DIMENSION_KEY = b"ragserve.dim"
+# Lance lets of two commits that insert the same key only the first one through, where it knows which column is the key.
+PRIMARY_KEY = {"lance-schema:unenforced-primary-key": "true"}
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,16 @@ class KnowledgeBase:
         return sum(file.file_size_bytes or 0 for file in files)
 
     def require_servable(self, encoder: str) -> None:
-        """Check that there are passages and that `encoder` (see `passage_encoder_hash`) made their vectors.
+        """Check that `encoder` (see `passage_encoder_hash`) made the vectors, and that rows can be followed.
 
         Raises:
             FailedPreconditionError: otherwise.
         """
-        if not self.passages:
-            raise FailedPreconditionError(f"{self.path} holds no passages", field=str(self.path))
+        if not self.dataset.has_stable_row_ids:
+            raise FailedPreconditionError(
+                f"{self.path} was written without stable row ids: build it again with 'ragserve kb build'",
+                field=str(self.path),
+            )
         if self.encoder != encoder:
             raise FailedPreconditionError(
                 f"{self.path} was embedded by another passage encoder (model.onnx {self.encoder[:12]}…) than the "
@@ -98,7 +103,7 @@ class KnowledgeBase:
     def rows(self, max_memory_bytes: int) -> Rows:
         """The rows: in memory if this version's files are no larger than that, else read from disk when needed."""
         in_memory = self.size_bytes <= max_memory_bytes
-        return MemoryRows(self.dataset) if in_memory else DiskRows(self.dataset)
+        return MemoryRows.read(self.dataset) if in_memory else DiskRows(self.dataset)
 
 
 @contextmanager
@@ -149,11 +154,17 @@ def schema(dimension: int, precision: str, encoder: str) -> pa.Schema:
     """The Arrow schema of a knowledge base."""
     value_type = pa.float16() if precision == "float16" else pa.float32()
     texts = {name: pa.field(name, pa.string(), nullable=False) for name in TEXT_COLUMNS}
+    texts["id"] = texts["id"].with_metadata(PRIMARY_KEY)
     vector = pa.field(VECTOR_COLUMN, pa.list_(value_type, dimension), nullable=False)
     return pa.schema(
         [texts["id"], texts["title"], texts["text"], vector, texts["metadata"]],
         metadata={ENCODER_KEY: encoder, DIMENSION_KEY: str(dimension), FORMAT_KEY: FORMAT_VERSION},
     )
+
+
+def newest_version(path: Path) -> int:
+    """The newest version committed. Raises as `KnowledgeBase.open`."""
+    return int(_open_dataset(path, 0).version)
 
 
 def _open_dataset(path: Path, version: int) -> lance.LanceDataset:
@@ -168,12 +179,15 @@ def _open_dataset(path: Path, version: int) -> lance.LanceDataset:
         raise FailedPreconditionError(f"{directory} cannot be opened: {error}", field=str(path)) from error
     if version in (0, dataset.version):
         return dataset
-    known = [int(entry["version"]) for entry in dataset.versions()]
-    if version not in known:
+    try:
+        return lance.dataset(str(directory), version=version)
+    except (ValueError, OSError) as error:
+        known = [int(entry["version"]) for entry in dataset.versions()]
+        if version in known:
+            raise DataLossError(f"{directory}: version {version} cannot be opened: {error}", field=str(path)) from error
         raise NotFoundError(
             f"{path} has no version {version}; it has {', '.join(map(str, known))}", field="knowledge_version"
-        )
-    return lance.dataset(str(directory), version=version)
+        ) from error
 
 
 def _check_schema(path: Path, found: pa.Schema) -> dict[bytes, bytes]:

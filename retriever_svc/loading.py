@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ragserve.checkpoint import Manifest, load_manifest, verify_files
-from ragserve.errors import FailedPreconditionError
+from ragserve.checkpoint import load_manifest, verify_files
+from ragserve.errors import FailedPreconditionError, NotFoundError
+from ragserve.serving.logs import fields
 from retriever_svc.device import Device
 from retriever_svc.encoder import TextEncoder
 from retriever_svc.index import FaissIndex, Index, IndexCache, IndexSpec
-from retriever_svc.knowledge import KnowledgeBase, passage_encoder_directory, passage_encoder_hash, reading
+from retriever_svc.knowledge import (
+    KnowledgeBase,
+    newest_version,
+    passage_encoder_directory,
+    passage_encoder_hash,
+    reading,
+)
+from retriever_svc.live.snapshot import Base, Snapshot
 from retriever_svc.rows import Rows
-from retriever_svc.searcher import Searcher, Snapshot
+from retriever_svc.searcher import Searcher
 
 DEFAULT_MEMORY_BYTES = 2 * 2**30
 CACHE_NAME = "indexes"
+# How many versions back a start looks for an index on disk that it can go on from.
+CACHED_VERSIONS_BACK = 64
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,31 +76,81 @@ def load_passage_encoder(model: Path, options: RetrievalOptions) -> tuple[TextEn
     return encoder, passage_encoder_hash(model, manifest)
 
 
+class KnowledgeSource:
+    """The versions of a knowledge base as a model can search them, each checked when it is opened."""
+
+    def __init__(self, path: Path, encoder: str, dimension: int, options: RetrievalOptions) -> None:
+        """`encoder`: hash of the passage encoder (`passage_encoder_hash`); `dimension`: of the query's vectors."""
+        self.path = path
+        self.encoder = encoder
+        self._dimension = dimension
+        self._options = options
+
+    @classmethod
+    def of_model(cls, model: Path, path: Path, dimension: int, options: RetrievalOptions) -> KnowledgeSource:
+        """What fits a model directory. Raises NotFoundError where its passage encoder is missing."""
+        return cls(path, passage_encoder_hash(model, load_manifest(model)), dimension, options)
+
+    def newest(self) -> int:
+        """The newest version committed; the one that the options name, where they name one."""
+        return self._options.knowledge_version or newest_version(self.path)
+
+    def open(self, version: int) -> KnowledgeBase:
+        """A version, open for reading.
+
+        Raises:
+            NotFoundError: no knowledge base there, or no such version.
+            FailedPreconditionError: its vectors are another encoder's, or of another width.
+        """
+        knowledge = KnowledgeBase.open(self.path, version)
+        knowledge.require_servable(self.encoder)
+        if knowledge.dimension != self._dimension:
+            raise FailedPreconditionError(
+                f"{self.path} has vectors of width {knowledge.dimension}, the query encoder makes {self._dimension}",
+                field=str(self.path),
+            )
+        return knowledge
+
+    def base(self, knowledge: KnowledgeBase) -> Base:
+        """A version with its index, read from the cache or built.
+
+        Raises:
+            DataLossError: its files are damaged.
+            InvalidInputError: the index settings do not fit it.
+        """
+        with reading(self.path):
+            rows = knowledge.rows(self._options.max_memory_bytes)
+            return Base(knowledge.version, rows, self._index(knowledge, rows))
+
+    def first_base(self, knowledge: KnowledgeBase) -> Base:
+        """The base to start from: that of the newest earlier version whose index is on disk, else of this one."""
+        cache = self._cache()
+        oldest = max(knowledge.version - CACHED_VERSIONS_BACK, 0)
+        for version in range(knowledge.version, oldest, -1) if cache else ():
+            try:
+                earlier = knowledge if version == knowledge.version else self.open(version)
+            except (NotFoundError, FailedPreconditionError):
+                break
+            if cache and cache.path_of(earlier.content, self._options.index).exists():
+                log.info("index of an earlier version found", extra=fields(version=version))
+                return self.base(earlier)
+        return self.base(knowledge)
+
+    def _index(self, knowledge: KnowledgeBase, rows: Rows) -> Index:
+        cache = self._cache()
+        if cache is None:
+            return FaissIndex.build(rows, self._options.index)
+        spec = self._options.index
+        return cache.load_or_build(knowledge.content, spec, lambda: FaissIndex.build(rows, spec))
+
+    def _cache(self) -> IndexCache | None:
+        """Where indexes are kept; nowhere for a Flat one, which is a copy of the vectors: built as fast as read."""
+        if self._options.index.factory == "Flat" or not self._options.index_cache:
+            return None
+        return IndexCache(self._options.index_cache_dir or self.path / CACHE_NAME)
+
+
 def load_snapshot(model: Path, knowledge_base: Path, options: RetrievalOptions, dimension: int) -> Snapshot:
-    """A version of the knowledge base with its index, read from the cache or built.
-
-    Raises:
-        NotFoundError: no knowledge base there, or no such version.
-        FailedPreconditionError: it is empty, or its vectors are another encoder's.
-        DataLossError: its files are damaged.
-        InvalidInputError: the index settings do not fit it.
-    """
-    manifest: Manifest = load_manifest(model)
-    knowledge = KnowledgeBase.open(knowledge_base, options.knowledge_version)
-    knowledge.require_servable(passage_encoder_hash(model, manifest))
-    if knowledge.dimension != dimension:
-        raise FailedPreconditionError(
-            f"{knowledge_base} has vectors of width {knowledge.dimension}, the query encoder makes {dimension}",
-            field=str(knowledge_base),
-        )
-    with reading(knowledge_base):
-        rows = knowledge.rows(options.max_memory_bytes)
-        return Snapshot(knowledge.version, rows, _load_index(knowledge, rows, options))
-
-
-def _load_index(knowledge: KnowledgeBase, rows: Rows, options: RetrievalOptions) -> Index:
-    """The index over the rows: from the cache, or built."""
-    if options.index.factory == "Flat" or not options.index_cache:
-        return FaissIndex.build(rows, options.index)  # a Flat index is a copy: built as fast as read
-    cache = IndexCache(options.index_cache_dir or knowledge.path / CACHE_NAME)
-    return cache.load_or_build(knowledge.content, options.index, lambda: FaissIndex.build(rows, options.index))
+    """A version of the knowledge base with its index. Raises as `KnowledgeSource.open` and `base`."""
+    source = KnowledgeSource.of_model(model, knowledge_base, dimension, options)
+    return Snapshot.of_base(source.base(source.open(source.newest())))

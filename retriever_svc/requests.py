@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ragserve.errors import InvalidInputError
-from retriever_svc.types import Query
+from retriever_svc.filters import check_filter
+from retriever_svc.index import Index, SearchOptions
+from retriever_svc.searcher import LookupOptions
+from retriever_svc.types import NewPassage, Passage, Query
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,9 @@ class RequestLimits:
     max_k: int = 100
     max_batch_queries: int = 64
     max_query_characters: int = 10_000
+    max_upsert_passages: int = 100_000
+    max_passage_characters: int = 100_000
+    max_stream_requests: int = 256
 
 
 def check_k(k: int, n_passages: int, limits: RequestLimits) -> None:
@@ -43,6 +50,66 @@ def check_queries(queries: Sequence[Query], dimension: int, limits: RequestLimit
             _check_text(f"queries[{number}].text", query.text, limits.max_query_characters)
         else:
             _check_vector(f"queries[{number}].vector", query.vector, dimension)
+
+
+def check_options(options: LookupOptions, index: Index) -> None:
+    """Raises InvalidInputError for a filter that says nothing, or a parameter that the index does not have."""
+    check_filter(options.filter)
+    index.check_options(SearchOptions(None, options.nprobe, options.ef_search))
+
+
+def check_new_passages(
+    passages: Sequence[NewPassage], first: int, seen: set[str], dimension: int, limits: RequestLimits
+) -> None:
+    """Raises InvalidInputError for the first passage that cannot be stored.
+
+    They are counted from `first`, and `seen` holds the ids of those before them; these ids are added to it.
+    """
+    if first + len(passages) > limits.max_upsert_passages:
+        raise InvalidInputError(
+            "passages", f"passages has more than {limits.max_upsert_passages} entries, the most that go into one commit"
+        )
+    for number, new in enumerate(passages, start=first):
+        field = f"passages[{number}]"
+        _check_passage(f"{field}.passage", new.passage, limits)
+        if new.passage.id in seen:
+            raise InvalidInputError(
+                f"{field}.passage.id", f"{field}.passage.id is {new.passage.id!r} for a second time"
+            )
+        seen.add(new.passage.id)
+        if new.vector is not None:
+            _check_vector(f"{field}.vector", new.vector, dimension)
+
+
+def check_ids(ids: Sequence[str], limits: RequestLimits) -> None:
+    """Raises InvalidInputError unless there are ids, not too many, and none is empty."""
+    if not ids:
+        raise InvalidInputError("ids", "ids is empty: give at least one id")
+    if len(ids) > limits.max_upsert_passages:
+        raise InvalidInputError("ids", f"ids has {len(ids)} entries; at most {limits.max_upsert_passages} are allowed")
+    for number, identifier in enumerate(ids):
+        if not identifier:
+            raise InvalidInputError(f"ids[{number}]", f"ids[{number}] is empty")
+
+
+def _check_passage(field: str, passage: Passage, limits: RequestLimits) -> None:
+    for name in ("id", "text"):
+        if not getattr(passage, name).strip():
+            raise InvalidInputError(f"{field}.{name}", f"{field}.{name} is empty")
+    for name in ("id", "title", "text", "metadata_json"):
+        length = len(getattr(passage, name))
+        if length > limits.max_passage_characters:
+            raise InvalidInputError(
+                f"{field}.{name}",
+                f"{field}.{name} has {length} characters, more than {limits.max_passage_characters}: split the passage",
+            )
+    if passage.metadata_json:
+        try:
+            parsed = json.loads(passage.metadata_json)
+        except ValueError as error:
+            raise InvalidInputError(f"{field}.metadata_json", f"{field}.metadata_json is not JSON: {error}") from error
+        if not isinstance(parsed, dict):
+            raise InvalidInputError(f"{field}.metadata_json", f"{field}.metadata_json must be a JSON object")
 
 
 def _check_text(field: str, text: str, max_characters: int) -> None:

@@ -1,9 +1,14 @@
-"""The rows of one version of a knowledge base, read by position: held in memory, or taken from disk each time."""
+"""The rows of one version of a knowledge base, read by position: held in memory, or taken from disk each time.
+
+A row has a stable id of Lance, which it keeps when its passage is replaced, and a stamp, the version that wrote it
+last. Id and stamp together name a content: they say what two versions share.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from functools import cached_property
+from typing import Any, Protocol, Self
 
 import lance
 import numpy as np
@@ -15,31 +20,79 @@ from retriever_svc.types import Float32, Int64, Passage
 
 TEXT_COLUMNS = ["id", "title", "text", "metadata"]
 VECTOR_COLUMN = "embedding"
+ROW_ID, STAMP = "_rowid", "_row_last_updated_at_version"
 BLOCK_ROWS = 16_384  # rows of one block of vectors: 64 MB at 1,024 float32 values
 
 
+class RowKeys:
+    """Ids and stamps of rows by position, and positions by id."""
+
+    def __init__(self, row_ids: Int64, stamps: Int64) -> None:
+        self.row_ids = row_ids
+        self.stamps = stamps
+
+    @classmethod
+    def read(cls, dataset: lance.LanceDataset) -> RowKeys:
+        """The keys of a version, in the order of its rows."""
+        return cls.of(dataset.scanner(columns=[ROW_ID, STAMP], scan_in_order=True).to_table())
+
+    @classmethod
+    def of(cls, table: pa.Table) -> RowKeys:
+        """The keys in a table with both columns."""
+        columns = (table.column(name).to_numpy().astype(np.int64) for name in (ROW_ID, STAMP))
+        return cls(*columns)
+
+    def find(self, row_ids: Int64) -> Int64:
+        """The position of each row id; -1 where it is not there."""
+        if not len(self.row_ids):
+            return np.full(len(row_ids), -1, np.int64)
+        ordered, order = self._sorted
+        places = np.minimum(np.searchsorted(ordered, row_ids), len(ordered) - 1)
+        positions = places if order is None else order[places]
+        return np.where(ordered[places] == row_ids, positions, -1)
+
+    @cached_property
+    def _sorted(self) -> tuple[Int64, Int64 | None]:
+        """Ids in order, and the position of each; no positions where the rows are in order of id already."""
+        if np.all(self.row_ids[1:] > self.row_ids[:-1]):
+            return self.row_ids, None
+        order = np.argsort(self.row_ids)
+        return self.row_ids[order], order
+
+
 class Rows(VectorSource, Protocol):
-    """Passages and their vectors by position."""
+    """Passages, vectors and keys by position."""
+
+    @property
+    def keys(self) -> RowKeys:
+        """Ids and stamps."""
 
     def passages(self, positions: Int64) -> list[Passage]:
         """The passages at these positions, in this order."""
 
+    def texts(self, columns: list[str]) -> pa.Table:
+        """All rows' columns (of TEXT_COLUMNS), in order of position."""
+
+    def at(self, dataset: lance.LanceDataset) -> Self:
+        """The same rows as a later version has them; rows that it has no more may not be asked for."""
+
 
 class DiskRows:
-    """Rows taken from the Lance dataset, in one random-access read for each call."""
+    """Rows taken from the Lance dataset by id, in one random-access read for each call."""
 
-    def __init__(self, dataset: lance.LanceDataset) -> None:
+    def __init__(self, dataset: lance.LanceDataset, keys: RowKeys | None = None) -> None:
         self._dataset = dataset
-        self.size: int = dataset.count_rows()
+        self.keys = keys or RowKeys.read(dataset)
+        self.size: int = len(self.keys.row_ids)
         self.dimension: int = dataset.schema.field(VECTOR_COLUMN).type.list_size
 
     def passages(self, positions: Int64) -> list[Passage]:
         """The passages at these positions, in this order."""
-        return _to_passages(self._dataset.take(positions.tolist(), columns=TEXT_COLUMNS))
+        return _to_passages(self._take(positions, TEXT_COLUMNS))
 
     def vectors(self, positions: Int64) -> Float32:
         """The vectors at these positions, [n_positions, dim], in this order."""
-        table = self._dataset.take(positions.tolist(), columns=[VECTOR_COLUMN])
+        table = self._take(positions, [VECTOR_COLUMN])
         return _to_vectors(table.column(VECTOR_COLUMN), self.dimension).astype(np.float32)
 
     def vector_blocks(self) -> Iterator[Float32]:
@@ -47,16 +100,51 @@ class DiskRows:
         for batch in self._dataset.to_batches(columns=[VECTOR_COLUMN], batch_size=BLOCK_ROWS, scan_in_order=True):
             yield _to_vectors(batch.column(VECTOR_COLUMN), self.dimension).astype(np.float32)
 
+    def texts(self, columns: list[str]) -> pa.Table:
+        """All rows' columns, in order of position; null for rows that this version has no more."""
+        table = self._dataset.scanner(columns=[*columns, ROW_ID], scan_in_order=True).to_table()
+        places = np.full(self.size, -1, np.int64)
+        positions = self.keys.find(table.column(ROW_ID).to_numpy().astype(np.int64))
+        places[positions[positions >= 0]] = np.flatnonzero(positions >= 0)
+        return table.select(columns).take(pa.array(places, mask=places < 0))
+
+    def at(self, dataset: lance.LanceDataset) -> DiskRows:
+        """The same rows, read through a later version: files of the earlier one may be removed then."""
+        return DiskRows(dataset, self.keys)
+
+    def _take(self, positions: Int64, columns: list[str]) -> pa.Table:
+        row_ids: list[int] = self.keys.row_ids[positions].tolist()
+        return self._dataset._take_rows(row_ids, columns=columns)
+
 
 class MemoryRows:
     """Rows held in memory as they are stored: an Arrow table and an array [n_rows, dim]."""
 
-    def __init__(self, dataset: lance.LanceDataset) -> None:
-        table = dataset.to_table(columns=[*TEXT_COLUMNS, VECTOR_COLUMN], scan_in_order=True)
-        self.size: int = table.num_rows
-        self.dimension: int = dataset.schema.field(VECTOR_COLUMN).type.list_size
-        self._texts = table.select(TEXT_COLUMNS).combine_chunks()
-        self._vectors = _to_vectors(table.column(VECTOR_COLUMN), self.dimension)
+    def __init__(self, texts: pa.Table, vectors: NDArray[np.floating[Any]], keys: RowKeys) -> None:
+        self.keys = keys
+        self.size: int = len(keys.row_ids)
+        self.dimension: int = vectors.shape[1]
+        self._texts = texts
+        self._vectors = vectors
+
+    @classmethod
+    def read(cls, dataset: lance.LanceDataset) -> MemoryRows:
+        """All rows of a version."""
+        columns = [*TEXT_COLUMNS, VECTOR_COLUMN, ROW_ID, STAMP]
+        return cls.of(dataset.scanner(columns=columns, scan_in_order=True).to_table())
+
+    @classmethod
+    def take(cls, dataset: lance.LanceDataset, row_ids: Int64) -> MemoryRows:
+        """The rows of a version that have these ids."""
+        columns = [*TEXT_COLUMNS, VECTOR_COLUMN, ROW_ID, STAMP]
+        return cls.of(dataset._take_rows(row_ids.tolist(), columns=columns))
+
+    @classmethod
+    def of(cls, table: pa.Table) -> MemoryRows:
+        """The rows of a table that has the columns of the schema and the keys."""
+        dimension = table.schema.field(VECTOR_COLUMN).type.list_size
+        vectors = _to_vectors(table.column(VECTOR_COLUMN), dimension)
+        return cls(table.select(TEXT_COLUMNS).combine_chunks(), vectors, RowKeys.of(table))
 
     def passages(self, positions: Int64) -> list[Passage]:
         """The passages at these positions, in this order."""
@@ -71,6 +159,34 @@ class MemoryRows:
         for start in range(0, self.size, BLOCK_ROWS):
             yield self._vectors[start : start + BLOCK_ROWS].astype(np.float32)
 
+    def texts(self, columns: list[str]) -> pa.Table:
+        """All rows' columns, in order of position."""
+        return self._texts.select(columns)
+
+    @cached_property
+    def matrix(self) -> Float32:
+        """All vectors in float32, [n_rows, dim]."""
+        return np.ascontiguousarray(self._vectors, dtype=np.float32)
+
+    def at(self, dataset: lance.LanceDataset) -> MemoryRows:
+        """The same rows: what is in memory does not change."""
+        return self
+
+    def without(self, positions: Int64) -> MemoryRows:
+        """The rows but for those at these positions."""
+        kept = np.delete(np.arange(self.size), positions)
+        keys = RowKeys(self.keys.row_ids[kept], self.keys.stamps[kept])
+        return MemoryRows(self._texts.take(kept), self._vectors[kept], keys)
+
+    def followed_by(self, other: MemoryRows) -> MemoryRows:
+        """These rows and then the other's."""
+        keys = (
+            np.concatenate([self.keys.row_ids, other.keys.row_ids]),
+            np.concatenate([self.keys.stamps, other.keys.stamps]),
+        )
+        texts = pa.concat_tables([self._texts, other._texts]).combine_chunks()
+        return MemoryRows(texts, np.concatenate([self._vectors, other._vectors]), RowKeys(*keys))
+
 
 def _to_passages(table: pa.Table) -> list[Passage]:
     columns = (table.column(name).to_pylist() for name in TEXT_COLUMNS)
@@ -83,4 +199,6 @@ def _to_vectors(column: Any, dimension: int) -> NDArray[np.floating[Any]]:
     parts: list[NDArray[np.floating[Any]]] = [
         chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, dimension) for chunk in chunks
     ]
+    if not parts:
+        return np.empty((0, dimension), np.float32)
     return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -29,7 +29,7 @@ def search_offline(
     options = replace(options or RetrievalOptions(), index_cache=False)
     searcher = load_searcher(model, options)
     snapshot = load_snapshot(model, knowledge_base, options, searcher.encoder.config.dim)
-    if not 1 <= k <= snapshot.rows.size:
-        raise InvalidInputError("k", f"k is {k}; it must be between 1 and the {snapshot.rows.size} passages there")
+    if not 1 <= k <= snapshot.size:
+        raise InvalidInputError("k", f"k is {k}; it must be between 1 and the {snapshot.size} passages there")
     ((found,),) = searcher.run([Lookup((Query(text=query),), k, snapshot)], lambda _stage, _seconds: None)
     return found.hits

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
+from ragserve.errors import InvalidInputError, RagserveError
 from ragserve.v1 import retriever_pb2, retriever_pb2_grpc
-from retriever_svc.convert import info_to_proto, queries_from_proto, retrieval_to_proto
+from retriever_svc import convert
 from retriever_svc.engine import RetrieverEngine
+from retriever_svc.live.history import diff_versions, list_versions, read_passages
+from retriever_svc.live.writer import DEFAULT_KEEP_SECONDS, DEFAULT_KEEP_VERSIONS
+from retriever_svc.pipelining import pipelined
+from retriever_svc.requests import check_ids, check_new_passages
+from retriever_svc.types import NewPassage
 
 SERVICE_NAME = retriever_pb2.DESCRIPTOR.services_by_name["RetrieverService"].full_name
 
@@ -21,11 +29,94 @@ class RetrieverServicer(retriever_pb2_grpc.RetrieverServiceServicer):
         self, request: retriever_pb2.RetrieverServiceRetrieveRequest, context: Any
     ) -> retriever_pb2.RetrieverServiceRetrieveResponse:
         """The nearest passages of each query."""
-        queries = queries_from_proto(request.queries)
-        return retrieval_to_proto(await self._engine.retrieve(queries, request.k, request.knowledge_version))
+        queries = convert.queries_from_proto(request.queries)
+        options = convert.options_from_proto(request.options)
+        found = await self._engine.retrieve(queries, request.k, request.knowledge_version, options)
+        return convert.retrieval_to_proto(found)
+
+    async def RetrieveStream(  # noqa: N802
+        self, request_iterator: AsyncIterator[retriever_pb2.RetrieveStreamRequest], context: Any
+    ) -> AsyncIterator[retriever_pb2.RetrieveStreamResponse]:
+        """The nearest passages of each request, as they are found."""
+
+        async def answer(item: retriever_pb2.RetrieveStreamRequest) -> retriever_pb2.RetrieveStreamResponse:
+            try:
+                response = await self.Retrieve(item.request, context)
+            except RagserveError as error:
+                return convert.stream_error_to_proto(item.id, error)
+            return retriever_pb2.RetrieveStreamResponse(id=item.id, response=response)
+
+        async for response in pipelined(request_iterator, answer, self._engine.limits.max_stream_requests):
+            yield response
 
     async def GetInfo(  # noqa: N802
         self, request: retriever_pb2.RetrieverServiceGetInfoRequest, context: Any
     ) -> retriever_pb2.RetrieverServiceGetInfoResponse:
         """What is loaded."""
-        return info_to_proto(self._engine.info())
+        return convert.info_to_proto(self._engine.info())
+
+    async def UpsertPassages(  # noqa: N802
+        self, request_iterator: AsyncIterator[retriever_pb2.UpsertPassagesRequest], context: Any
+    ) -> retriever_pb2.UpsertPassagesResponse:
+        """Adds or replaces passages: each part is checked as it comes, all of them are one commit."""
+        editor, seen = self._engine.editor, set[str]()
+        passages: list[NewPassage] = []
+        async for part in request_iterator:
+            new = convert.new_passages_from_proto(part.passages, len(passages))
+            check_new_passages(new, len(passages), seen, self._engine.dimension, self._engine.limits)
+            passages += new
+        if not passages:
+            raise InvalidInputError("passages", "passages is empty: give at least one passage")
+        clock = self._engine.clock()
+        return convert.upsert_to_proto(await editor.upsert(passages, clock), clock.timings())
+
+    async def DeletePassages(  # noqa: N802
+        self, request: retriever_pb2.DeletePassagesRequest, context: Any
+    ) -> retriever_pb2.DeletePassagesResponse:
+        """Deletes passages in one commit."""
+        check_ids(request.ids, self._engine.limits)
+        return convert.deletion_to_proto(await self._engine.editor.delete(request.ids, self._engine.clock()))
+
+    async def GetPassages(  # noqa: N802
+        self, request: retriever_pb2.GetPassagesRequest, context: Any
+    ) -> retriever_pb2.GetPassagesResponse:
+        """Reads passages by id."""
+        check_ids(request.ids, self._engine.limits)
+        version = request.knowledge_version or self._engine.info().knowledge_version
+        found = await asyncio.to_thread(read_passages, self._engine.knowledge, request.ids, version)
+        return convert.passages_to_proto(request.ids, *found)
+
+    async def ListVersions(  # noqa: N802
+        self, request: retriever_pb2.ListVersionsRequest, context: Any
+    ) -> retriever_pb2.ListVersionsResponse:
+        """The versions that can still be read."""
+        versions = await asyncio.to_thread(list_versions, self._engine.knowledge)
+        return convert.versions_to_proto(versions, self._engine.loaded_versions)
+
+    async def Rollback(  # noqa: N802
+        self, request: retriever_pb2.RollbackRequest, context: Any
+    ) -> retriever_pb2.RollbackResponse:
+        """Commits the content of an older version."""
+        version = await self._engine.editor.rollback(request.knowledge_version, self._engine.clock())
+        return retriever_pb2.RollbackResponse(knowledge_version=version)
+
+    async def DiffVersions(  # noqa: N802
+        self, request: retriever_pb2.DiffVersionsRequest, context: Any
+    ) -> retriever_pb2.DiffVersionsResponse:
+        """What differs between two versions."""
+        wanted = (request.from_version, request.to_version, request.limit)
+        return convert.diff_to_proto(await asyncio.to_thread(diff_versions, self._engine.knowledge, *wanted))
+
+    async def Refresh(  # noqa: N802
+        self, request: retriever_pb2.RefreshRequest, context: Any
+    ) -> retriever_pb2.RefreshResponse:
+        """Loads what was committed meanwhile."""
+        return retriever_pb2.RefreshResponse(knowledge_version=await self._engine.refresh())
+
+    async def Compact(  # noqa: N802
+        self, request: retriever_pb2.CompactRequest, context: Any
+    ) -> retriever_pb2.CompactResponse:
+        """Compacts the files and removes old versions."""
+        versions = request.keep_versions if request.HasField("keep_versions") else DEFAULT_KEEP_VERSIONS
+        seconds = request.keep_seconds if request.HasField("keep_seconds") else DEFAULT_KEEP_SECONDS
+        return convert.compaction_to_proto(await self._engine.editor.compact(versions, seconds, self._engine.clock()))

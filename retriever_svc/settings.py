@@ -9,8 +9,12 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ragserve.serving.settings import ServerSettings
 from retriever_svc.device import Device
+from retriever_svc.editing import EditOptions
+from retriever_svc.engine import DEFAULT_REFRESH_SECONDS, EngineOptions
 from retriever_svc.index import IndexSpec
+from retriever_svc.live.follower import FollowOptions
 from retriever_svc.loading import DEFAULT_MEMORY_BYTES, RetrievalOptions
+from retriever_svc.requests import RequestLimits
 
 
 class RetrieverSettings(BaseSettings):
@@ -23,7 +27,7 @@ class RetrieverSettings(BaseSettings):
     server: ServerSettings = ServerSettings(port=50061, metrics_port=9461)
     model: Path = Field(description="model directory, written by 'ragserve import-checkpoint'")
     knowledge: Path = Field(description="knowledge base, written by 'ragserve kb build'")
-    knowledge_version: int = Field(0, ge=0, description="version of the knowledge base to load; 0: the newest")
+    knowledge_version: int = Field(0, ge=0, description="the one version to serve, not followed; 0: the newest")
     device: Device = Field("auto", description="where the encoder runs; auto: CUDA where it can be used")
     threads: int = Field(
         0, ge=0, description="threads of the encoder and of index building; 0: OMP_NUM_THREADS, else every core allowed"
@@ -44,10 +48,39 @@ class RetrieverSettings(BaseSettings):
         ge=0,
         description="a knowledge base up to this size is held in memory, else read from disk",
     )
+    keep_versions: int = Field(2, ge=1, description="newest versions that stay loaded, so that a request may pin them")
+    refresh_seconds: float = Field(
+        DEFAULT_REFRESH_SECONDS, gt=0, description="a commit made elsewhere is found here within this time"
+    )
+    rebuild_min_rows: int = Field(
+        1_000, ge=1, description="changed passages from which on the index is built anew in the background, or"
+    )
+    rebuild_fraction: float = Field(0.1, gt=0, description="this part of the indexed passages, where that is more")
+    writable: bool = Field(True, description="take writes: UpsertPassages, DeletePassages, Rollback, Compact")
+    max_waiting_writes: int = Field(64, ge=1, description="most writes queued; more are refused")
+    max_upsert_passages: int = Field(100_000, ge=1, description="most passages, or ids, in one write")
+    max_passage_characters: int = Field(100_000, ge=1, description="longest text, title, id or metadata, in characters")
     max_k: int = Field(100, ge=1, description="most passages that a query may ask for")
     max_batch_queries: int = Field(64, ge=1, description="most queries in one request, and in one joined batch")
     max_query_characters: int = Field(10_000, ge=1, description="longest question, in characters")
     max_waiting: int = Field(256, ge=1, description="most requests queued; more are refused with RESOURCE_EXHAUSTED")
+
+    def engine_options(self) -> EngineOptions:
+        """How the engine loads, follows and writes."""
+        return EngineOptions(
+            retrieval=self.retrieval_options(),
+            limits=RequestLimits(
+                max_k=self.max_k,
+                max_batch_queries=self.max_batch_queries,
+                max_query_characters=self.max_query_characters,
+                max_upsert_passages=self.max_upsert_passages,
+                max_passage_characters=self.max_passage_characters,
+            ),
+            follow=FollowOptions(self.keep_versions, self.rebuild_min_rows, self.rebuild_fraction),
+            edit=EditOptions(self.writable and not self.knowledge_version, self.max_waiting_writes),
+            max_waiting=self.max_waiting,
+            refresh_seconds=self.refresh_seconds,
+        )
 
     def retrieval_options(self) -> RetrievalOptions:
         """What loading needs to know."""

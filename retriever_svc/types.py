@@ -30,6 +30,14 @@ class Query:
     vector: Float32 | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class NewPassage:
+    """A passage to add or replace, and its vector float32 [dim]; None: the passage encoder makes it."""
+
+    passage: Passage
+    vector: Float32 | None = None
+
+
 @dataclass(frozen=True)
 class Hit:
     """A retrieved passage: inner product with the query, and log p(z|x) among the passages retrieved with it."""

@@ -56,6 +56,7 @@ class RetrieverServiceRetrieveRequest(_message.Message):
     QUERIES_FIELD_NUMBER: _builtins.int
     K_FIELD_NUMBER: _builtins.int
     KNOWLEDGE_VERSION_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
     k: _builtins.int
     """Number of passages wanted for each query; between 1 and the number of passages in the index."""
     knowledge_version: _builtins.int
@@ -64,20 +65,123 @@ class RetrieverServiceRetrieveRequest(_message.Message):
     def queries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Query]:
         """At least one query, at most the service's limit."""
 
+    @_builtins.property
+    def options(self) -> _common_pb2.SearchOptions:
+        """Which passages may be found, and how an approximate index searches."""
+
     def __init__(
         self,
         *,
         queries: _abc.Iterable[Global___Query] | None = ...,
         k: _builtins.int = ...,
         knowledge_version: _builtins.int = ...,
+        options: _common_pb2.SearchOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["k", b"k", "knowledge_version", b"knowledge_version", "queries", b"queries"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["k", b"k", "knowledge_version", b"knowledge_version", "options", b"options", "queries", b"queries"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RetrieverServiceRetrieveRequest: _TypeAlias = RetrieverServiceRetrieveRequest  # noqa: Y015
+
+@_typing.final
+class RetrieveStreamRequest(_message.Message):
+    """One of the requests on a stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """Chosen by the caller; the response carries it. An id may not be used again before it is answered."""
+    @_builtins.property
+    def request(self) -> Global___RetrieverServiceRetrieveRequest:
+        """The request."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        request: Global___RetrieverServiceRetrieveRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetrieveStreamRequest: _TypeAlias = RetrieveStreamRequest  # noqa: Y015
+
+@_typing.final
+class RetrieveStreamResponse(_message.Message):
+    """The answer to one request of a stream, or why there is none. The stream goes on after an error."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """The request's id."""
+    @_builtins.property
+    def response(self) -> Global___RetrieverServiceRetrieveResponse:
+        """What was found."""
+
+    @_builtins.property
+    def error(self) -> Global___StreamError:
+        """Why nothing was."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        response: Global___RetrieverServiceRetrieveResponse | None = ...,
+        error: Global___StreamError | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "id", b"id", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["response", "error"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___RetrieveStreamResponse: _TypeAlias = RetrieveStreamResponse  # noqa: Y015
+
+@_typing.final
+class StreamError(_message.Message):
+    """An error of one request of a stream: what the status of a unary call would say."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    FIELD_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_SECONDS_FIELD_NUMBER: _builtins.int
+    code: _builtins.int
+    """gRPC status code."""
+    message: _builtins.str
+    """What is wrong and what to do."""
+    field: _builtins.str
+    """The request field at fault, if one is."""
+    retry_after_seconds: _builtins.float
+    """When to come back, in seconds; 0 where that is not said."""
+    def __init__(
+        self,
+        *,
+        code: _builtins.int = ...,
+        message: _builtins.str = ...,
+        field: _builtins.str = ...,
+        retry_after_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "field", b"field", "message", b"message", "retry_after_seconds", b"retry_after_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamError: _TypeAlias = StreamError  # noqa: Y015
 
 @_typing.final
 class QueryResult(_message.Message):
@@ -174,6 +278,10 @@ class RetrieverServiceGetInfoResponse(_message.Message):
     SCORE_SCALE_FIELD_NUMBER: _builtins.int
     MAX_K_FIELD_NUMBER: _builtins.int
     MAX_BATCH_QUERIES_FIELD_NUMBER: _builtins.int
+    LOADED_VERSIONS_FIELD_NUMBER: _builtins.int
+    WRITABLE_FIELD_NUMBER: _builtins.int
+    DELTA_PASSAGES_FIELD_NUMBER: _builtins.int
+    DEAD_ROWS_FIELD_NUMBER: _builtins.int
     knowledge_version: _builtins.int
     """Version of the knowledge base that new requests are answered from."""
     passages: _builtins.int
@@ -190,6 +298,16 @@ class RetrieverServiceGetInfoResponse(_message.Message):
     """Largest k that a request may ask for."""
     max_batch_queries: _builtins.int
     """Largest number of queries in one request."""
+    writable: _builtins.bool
+    """Whether this replica takes writes."""
+    delta_passages: _builtins.int
+    """Passages that changed since the base index was built: added or replaced ones are searched beside it."""
+    dead_rows: _builtins.int
+    """Rows of the base index that are deleted or replaced."""
+    @_builtins.property
+    def loaded_versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Every version that a request may pin, oldest first."""
+
     def __init__(
         self,
         *,
@@ -201,11 +319,528 @@ class RetrieverServiceGetInfoResponse(_message.Message):
         score_scale: _builtins.float = ...,
         max_k: _builtins.int = ...,
         max_batch_queries: _builtins.int = ...,
+        loaded_versions: _abc.Iterable[_builtins.int] | None = ...,
+        writable: _builtins.bool = ...,
+        delta_passages: _builtins.int = ...,
+        dead_rows: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "dimension", b"dimension", "index_factory", b"index_factory", "knowledge_version", b"knowledge_version", "max_batch_queries", b"max_batch_queries", "max_k", b"max_k", "passages", b"passages", "score_scale", b"score_scale"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dead_rows", b"dead_rows", "delta_passages", b"delta_passages", "device", b"device", "dimension", b"dimension", "index_factory", b"index_factory", "knowledge_version", b"knowledge_version", "loaded_versions", b"loaded_versions", "max_batch_queries", b"max_batch_queries", "max_k", b"max_k", "passages", b"passages", "score_scale", b"score_scale", "writable", b"writable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RetrieverServiceGetInfoResponse: _TypeAlias = RetrieverServiceGetInfoResponse  # noqa: Y015
+
+@_typing.final
+class NewPassage(_message.Message):
+    """A passage to add or to replace."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PASSAGE_FIELD_NUMBER: _builtins.int
+    VECTOR_FIELD_NUMBER: _builtins.int
+    vector: _builtins.bytes
+    """Its vector, float32 little-endian; when empty, the passage encoder makes it from title and text."""
+    @_builtins.property
+    def passage(self) -> _common_pb2.Passage:
+        """Id, title, text and metadata; id and text may not be empty."""
+
+    def __init__(
+        self,
+        *,
+        passage: _common_pb2.Passage | None = ...,
+        vector: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["passage", b"passage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["passage", b"passage", "vector", b"vector"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NewPassage: _TypeAlias = NewPassage  # noqa: Y015
+
+@_typing.final
+class UpsertPassagesRequest(_message.Message):
+    """A part of an upsert."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PASSAGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def passages(self) -> _containers.RepeatedCompositeFieldContainer[Global___NewPassage]:
+        """Any number of passages; an id may come only once in a stream."""
+
+    def __init__(
+        self,
+        *,
+        passages: _abc.Iterable[Global___NewPassage] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["passages", b"passages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpsertPassagesRequest: _TypeAlias = UpsertPassagesRequest  # noqa: Y015
+
+@_typing.final
+class UpsertPassagesResponse(_message.Message):
+    """What an upsert committed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KNOWLEDGE_VERSION_FIELD_NUMBER: _builtins.int
+    INSERTED_FIELD_NUMBER: _builtins.int
+    UPDATED_FIELD_NUMBER: _builtins.int
+    TIMINGS_FIELD_NUMBER: _builtins.int
+    knowledge_version: _builtins.int
+    """The version that holds the passages. Searches on this replica find them from now on."""
+    inserted: _builtins.int
+    """Passages that were not there."""
+    updated: _builtins.int
+    """Passages that replaced one of the same id."""
+    @_builtins.property
+    def timings(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.StageTiming]:
+        """Stages: encode, commit, apply."""
+
+    def __init__(
+        self,
+        *,
+        knowledge_version: _builtins.int = ...,
+        inserted: _builtins.int = ...,
+        updated: _builtins.int = ...,
+        timings: _abc.Iterable[_common_pb2.StageTiming] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inserted", b"inserted", "knowledge_version", b"knowledge_version", "timings", b"timings", "updated", b"updated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpsertPassagesResponse: _TypeAlias = UpsertPassagesResponse  # noqa: Y015
+
+@_typing.final
+class DeletePassagesRequest(_message.Message):
+    """Passages to delete."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """At least one id. Ids that are not there are counted, not refused."""
+
+    def __init__(
+        self,
+        *,
+        ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeletePassagesRequest: _TypeAlias = DeletePassagesRequest  # noqa: Y015
+
+@_typing.final
+class DeletePassagesResponse(_message.Message):
+    """What a deletion committed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KNOWLEDGE_VERSION_FIELD_NUMBER: _builtins.int
+    DELETED_FIELD_NUMBER: _builtins.int
+    MISSING_IDS_FIELD_NUMBER: _builtins.int
+    knowledge_version: _builtins.int
+    """The version without the passages; unchanged when none of them was there."""
+    deleted: _builtins.int
+    """Passages deleted."""
+    @_builtins.property
+    def missing_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids that were not there."""
+
+    def __init__(
+        self,
+        *,
+        knowledge_version: _builtins.int = ...,
+        deleted: _builtins.int = ...,
+        missing_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "knowledge_version", b"knowledge_version", "missing_ids", b"missing_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeletePassagesResponse: _TypeAlias = DeletePassagesResponse  # noqa: Y015
+
+@_typing.final
+class GetPassagesRequest(_message.Message):
+    """Passages to read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDS_FIELD_NUMBER: _builtins.int
+    KNOWLEDGE_VERSION_FIELD_NUMBER: _builtins.int
+    knowledge_version: _builtins.int
+    """Version to read from; any that ListVersions lists, loaded or not. 0 means the newest one loaded."""
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """At least one id."""
+
+    def __init__(
+        self,
+        *,
+        ids: _abc.Iterable[_builtins.str] | None = ...,
+        knowledge_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "knowledge_version", b"knowledge_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPassagesRequest: _TypeAlias = GetPassagesRequest  # noqa: Y015
+
+@_typing.final
+class GetPassagesResponse(_message.Message):
+    """Passages by id."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PASSAGES_FIELD_NUMBER: _builtins.int
+    MISSING_IDS_FIELD_NUMBER: _builtins.int
+    KNOWLEDGE_VERSION_FIELD_NUMBER: _builtins.int
+    knowledge_version: _builtins.int
+    """The version that was read."""
+    @_builtins.property
+    def passages(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Passage]:
+        """Those that are there, in the order of the request."""
+
+    @_builtins.property
+    def missing_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids that are not."""
+
+    def __init__(
+        self,
+        *,
+        passages: _abc.Iterable[_common_pb2.Passage] | None = ...,
+        missing_ids: _abc.Iterable[_builtins.str] | None = ...,
+        knowledge_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["knowledge_version", b"knowledge_version", "missing_ids", b"missing_ids", "passages", b"passages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPassagesResponse: _TypeAlias = GetPassagesResponse  # noqa: Y015
+
+@_typing.final
+class ListVersionsRequest(_message.Message):
+    """Asks for the versions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListVersionsRequest: _TypeAlias = ListVersionsRequest  # noqa: Y015
+
+@_typing.final
+class KnowledgeVersion(_message.Message):
+    """One version of the knowledge base."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    CREATED_UNIX_SECONDS_FIELD_NUMBER: _builtins.int
+    PASSAGES_FIELD_NUMBER: _builtins.int
+    OPERATION_FIELD_NUMBER: _builtins.int
+    LOADED_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """Its number."""
+    created_unix_seconds: _builtins.float
+    """When it was committed, in seconds since 1970."""
+    passages: _builtins.int
+    """Passages in it."""
+    operation: _builtins.str
+    """What made it: build, upsert, delete, rollback, compact or other."""
+    loaded: _builtins.bool
+    """Whether this replica has it loaded, so that a request may pin it."""
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        created_unix_seconds: _builtins.float = ...,
+        passages: _builtins.int = ...,
+        operation: _builtins.str = ...,
+        loaded: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_unix_seconds", b"created_unix_seconds", "loaded", b"loaded", "operation", b"operation", "passages", b"passages", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KnowledgeVersion: _TypeAlias = KnowledgeVersion  # noqa: Y015
+
+@_typing.final
+class ListVersionsResponse(_message.Message):
+    """The versions that can still be read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___KnowledgeVersion]:
+        """Oldest first."""
+
+    def __init__(
+        self,
+        *,
+        versions: _abc.Iterable[Global___KnowledgeVersion] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["versions", b"versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListVersionsResponse: _TypeAlias = ListVersionsResponse  # noqa: Y015
+
+@_typing.final
+class RollbackRequest(_message.Message):
+    """Asks for the content of an older version."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KNOWLEDGE_VERSION_FIELD_NUMBER: _builtins.int
+    knowledge_version: _builtins.int
+    """The version whose content is wanted."""
+    def __init__(
+        self,
+        *,
+        knowledge_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["knowledge_version", b"knowledge_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollbackRequest: _TypeAlias = RollbackRequest  # noqa: Y015
+
+@_typing.final
+class RollbackResponse(_message.Message):
+    """What a rollback committed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KNOWLEDGE_VERSION_FIELD_NUMBER: _builtins.int
+    knowledge_version: _builtins.int
+    """The new version."""
+    def __init__(
+        self,
+        *,
+        knowledge_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["knowledge_version", b"knowledge_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollbackResponse: _TypeAlias = RollbackResponse  # noqa: Y015
+
+@_typing.final
+class DiffVersionsRequest(_message.Message):
+    """Asks what differs between two versions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_VERSION_FIELD_NUMBER: _builtins.int
+    TO_VERSION_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    from_version: _builtins.int
+    """The older version."""
+    to_version: _builtins.int
+    """The newer version; 0 means the newest one."""
+    limit: _builtins.int
+    """Most ids in each list of the response; 0 means 1,000."""
+    def __init__(
+        self,
+        *,
+        from_version: _builtins.int = ...,
+        to_version: _builtins.int = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_version", b"from_version", "limit", b"limit", "to_version", b"to_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiffVersionsRequest: _TypeAlias = DiffVersionsRequest  # noqa: Y015
+
+@_typing.final
+class DiffVersionsResponse(_message.Message):
+    """What differs between two versions. The counts are complete, the lists stop at the limit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDED_IDS_FIELD_NUMBER: _builtins.int
+    CHANGED_IDS_FIELD_NUMBER: _builtins.int
+    REMOVED_IDS_FIELD_NUMBER: _builtins.int
+    ADDED_FIELD_NUMBER: _builtins.int
+    CHANGED_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    TO_VERSION_FIELD_NUMBER: _builtins.int
+    added: _builtins.int
+    """How many were added."""
+    changed: _builtins.int
+    """How many changed."""
+    removed: _builtins.int
+    """How many were removed."""
+    to_version: _builtins.int
+    """The newer version."""
+    @_builtins.property
+    def added_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids that only the newer version has."""
+
+    @_builtins.property
+    def changed_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids whose passage or vector differs."""
+
+    @_builtins.property
+    def removed_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids that only the older version has."""
+
+    def __init__(
+        self,
+        *,
+        added_ids: _abc.Iterable[_builtins.str] | None = ...,
+        changed_ids: _abc.Iterable[_builtins.str] | None = ...,
+        removed_ids: _abc.Iterable[_builtins.str] | None = ...,
+        added: _builtins.int = ...,
+        changed: _builtins.int = ...,
+        removed: _builtins.int = ...,
+        to_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "added_ids", b"added_ids", "changed", b"changed", "changed_ids", b"changed_ids", "removed", b"removed", "removed_ids", b"removed_ids", "to_version", b"to_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiffVersionsResponse: _TypeAlias = DiffVersionsResponse  # noqa: Y015
+
+@_typing.final
+class RefreshRequest(_message.Message):
+    """Asks to look for a newer version."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefreshRequest: _TypeAlias = RefreshRequest  # noqa: Y015
+
+@_typing.final
+class RefreshResponse(_message.Message):
+    """What is loaded after looking."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KNOWLEDGE_VERSION_FIELD_NUMBER: _builtins.int
+    knowledge_version: _builtins.int
+    """The newest version loaded."""
+    def __init__(
+        self,
+        *,
+        knowledge_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["knowledge_version", b"knowledge_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefreshResponse: _TypeAlias = RefreshResponse  # noqa: Y015
+
+@_typing.final
+class CompactRequest(_message.Message):
+    """Asks for compaction."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEEP_VERSIONS_FIELD_NUMBER: _builtins.int
+    KEEP_SECONDS_FIELD_NUMBER: _builtins.int
+    keep_versions: _builtins.int
+    """How many of the newest versions stay readable; at least 1. Default: 10."""
+    keep_seconds: _builtins.float
+    """Versions younger than this stay readable too, in seconds. Default: 3,600. Replicas may read them."""
+    def __init__(
+        self,
+        *,
+        keep_versions: _builtins.int | None = ...,
+        keep_seconds: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_keep_seconds", b"_keep_seconds", "_keep_versions", b"_keep_versions", "keep_seconds", b"keep_seconds", "keep_versions", b"keep_versions"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_seconds", b"_keep_seconds", "_keep_versions", b"_keep_versions", "keep_seconds", b"keep_seconds", "keep_versions", b"keep_versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__keep_seconds: _TypeAlias = _typing.Literal["keep_seconds"]  # noqa: Y015
+    _WhichOneofArgType__keep_seconds: _TypeAlias = _typing.Literal["_keep_seconds", b"_keep_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__keep_versions: _TypeAlias = _typing.Literal["keep_versions"]  # noqa: Y015
+    _WhichOneofArgType__keep_versions: _TypeAlias = _typing.Literal["_keep_versions", b"_keep_versions"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__keep_seconds) -> _WhichOneofReturnType__keep_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__keep_versions) -> _WhichOneofReturnType__keep_versions | None: ...
+
+Global___CompactRequest: _TypeAlias = CompactRequest  # noqa: Y015
+
+@_typing.final
+class CompactResponse(_message.Message):
+    """What compaction did."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KNOWLEDGE_VERSION_FIELD_NUMBER: _builtins.int
+    VERSIONS_REMOVED_FIELD_NUMBER: _builtins.int
+    BYTES_REMOVED_FIELD_NUMBER: _builtins.int
+    knowledge_version: _builtins.int
+    """The newest version, now compact."""
+    versions_removed: _builtins.int
+    """Old versions removed."""
+    bytes_removed: _builtins.int
+    """Bytes freed on disk."""
+    def __init__(
+        self,
+        *,
+        knowledge_version: _builtins.int = ...,
+        versions_removed: _builtins.int = ...,
+        bytes_removed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_removed", b"bytes_removed", "knowledge_version", b"knowledge_version", "versions_removed", b"versions_removed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompactResponse: _TypeAlias = CompactResponse  # noqa: Y015

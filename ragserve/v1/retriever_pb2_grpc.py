@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class RetrieverServiceStub:
-    """Finds the passages whose vectors have the largest inner product with a query's vector.
+    """Finds the passages whose vectors have the largest inner product with a query's vector, in a knowledge base that can
+    change at any time. A write is acknowledged when it is committed, and found by searches on this replica from then on.
     """
 
     def __init__(self, channel):
@@ -40,15 +41,61 @@ class RetrieverServiceStub:
                 request_serializer=ragserve_dot_v1_dot_retriever__pb2.RetrieverServiceRetrieveRequest.SerializeToString,
                 response_deserializer=ragserve_dot_v1_dot_retriever__pb2.RetrieverServiceRetrieveResponse.FromString,
                 _registered_method=True)
+        self.RetrieveStream = channel.stream_stream(
+                '/ragserve.v1.RetrieverService/RetrieveStream',
+                request_serializer=ragserve_dot_v1_dot_retriever__pb2.RetrieveStreamRequest.SerializeToString,
+                response_deserializer=ragserve_dot_v1_dot_retriever__pb2.RetrieveStreamResponse.FromString,
+                _registered_method=True)
         self.GetInfo = channel.unary_unary(
                 '/ragserve.v1.RetrieverService/GetInfo',
                 request_serializer=ragserve_dot_v1_dot_retriever__pb2.RetrieverServiceGetInfoRequest.SerializeToString,
                 response_deserializer=ragserve_dot_v1_dot_retriever__pb2.RetrieverServiceGetInfoResponse.FromString,
                 _registered_method=True)
+        self.UpsertPassages = channel.stream_unary(
+                '/ragserve.v1.RetrieverService/UpsertPassages',
+                request_serializer=ragserve_dot_v1_dot_retriever__pb2.UpsertPassagesRequest.SerializeToString,
+                response_deserializer=ragserve_dot_v1_dot_retriever__pb2.UpsertPassagesResponse.FromString,
+                _registered_method=True)
+        self.DeletePassages = channel.unary_unary(
+                '/ragserve.v1.RetrieverService/DeletePassages',
+                request_serializer=ragserve_dot_v1_dot_retriever__pb2.DeletePassagesRequest.SerializeToString,
+                response_deserializer=ragserve_dot_v1_dot_retriever__pb2.DeletePassagesResponse.FromString,
+                _registered_method=True)
+        self.GetPassages = channel.unary_unary(
+                '/ragserve.v1.RetrieverService/GetPassages',
+                request_serializer=ragserve_dot_v1_dot_retriever__pb2.GetPassagesRequest.SerializeToString,
+                response_deserializer=ragserve_dot_v1_dot_retriever__pb2.GetPassagesResponse.FromString,
+                _registered_method=True)
+        self.ListVersions = channel.unary_unary(
+                '/ragserve.v1.RetrieverService/ListVersions',
+                request_serializer=ragserve_dot_v1_dot_retriever__pb2.ListVersionsRequest.SerializeToString,
+                response_deserializer=ragserve_dot_v1_dot_retriever__pb2.ListVersionsResponse.FromString,
+                _registered_method=True)
+        self.Rollback = channel.unary_unary(
+                '/ragserve.v1.RetrieverService/Rollback',
+                request_serializer=ragserve_dot_v1_dot_retriever__pb2.RollbackRequest.SerializeToString,
+                response_deserializer=ragserve_dot_v1_dot_retriever__pb2.RollbackResponse.FromString,
+                _registered_method=True)
+        self.DiffVersions = channel.unary_unary(
+                '/ragserve.v1.RetrieverService/DiffVersions',
+                request_serializer=ragserve_dot_v1_dot_retriever__pb2.DiffVersionsRequest.SerializeToString,
+                response_deserializer=ragserve_dot_v1_dot_retriever__pb2.DiffVersionsResponse.FromString,
+                _registered_method=True)
+        self.Refresh = channel.unary_unary(
+                '/ragserve.v1.RetrieverService/Refresh',
+                request_serializer=ragserve_dot_v1_dot_retriever__pb2.RefreshRequest.SerializeToString,
+                response_deserializer=ragserve_dot_v1_dot_retriever__pb2.RefreshResponse.FromString,
+                _registered_method=True)
+        self.Compact = channel.unary_unary(
+                '/ragserve.v1.RetrieverService/Compact',
+                request_serializer=ragserve_dot_v1_dot_retriever__pb2.CompactRequest.SerializeToString,
+                response_deserializer=ragserve_dot_v1_dot_retriever__pb2.CompactResponse.FromString,
+                _registered_method=True)
 
 
 class RetrieverServiceServicer:
-    """Finds the passages whose vectors have the largest inner product with a query's vector.
+    """Finds the passages whose vectors have the largest inner product with a query's vector, in a knowledge base that can
+    change at any time. A write is acknowledged when it is committed, and found by searches on this replica from then on.
     """
 
     def Retrieve(self, request, context):
@@ -58,8 +105,71 @@ class RetrieverServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RetrieveStream(self, request_iterator, context):
+        """The same for requests that come one after another on one stream: answered as they finish, in any order, by id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetInfo(self, request, context):
-        """Says which encoder, index and knowledge-base version are loaded.
+        """Says which encoder, index and knowledge-base versions are loaded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpsertPassages(self, request_iterator, context):
+        """Adds passages, and replaces those whose ids are there already: all of the stream in one commit, or none of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeletePassages(self, request, context):
+        """Deletes passages by id in one commit.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetPassages(self, request, context):
+        """Reads passages by id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListVersions(self, request, context):
+        """Lists the versions of the knowledge base that can still be read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rollback(self, request, context):
+        """Commits a new version with the content of an older one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DiffVersions(self, request, context):
+        """Says which passages differ between two versions.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Refresh(self, request, context):
+        """Looks for a newer version now and loads it, instead of at the next refresh interval.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Compact(self, request, context):
+        """Rewrites small files and deleted rows, and removes old versions that are neither among the newest nor young.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -73,10 +183,55 @@ def add_RetrieverServiceServicer_to_server(servicer, server):
                     request_deserializer=ragserve_dot_v1_dot_retriever__pb2.RetrieverServiceRetrieveRequest.FromString,
                     response_serializer=ragserve_dot_v1_dot_retriever__pb2.RetrieverServiceRetrieveResponse.SerializeToString,
             ),
+            'RetrieveStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.RetrieveStream,
+                    request_deserializer=ragserve_dot_v1_dot_retriever__pb2.RetrieveStreamRequest.FromString,
+                    response_serializer=ragserve_dot_v1_dot_retriever__pb2.RetrieveStreamResponse.SerializeToString,
+            ),
             'GetInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetInfo,
                     request_deserializer=ragserve_dot_v1_dot_retriever__pb2.RetrieverServiceGetInfoRequest.FromString,
                     response_serializer=ragserve_dot_v1_dot_retriever__pb2.RetrieverServiceGetInfoResponse.SerializeToString,
+            ),
+            'UpsertPassages': grpc.stream_unary_rpc_method_handler(
+                    servicer.UpsertPassages,
+                    request_deserializer=ragserve_dot_v1_dot_retriever__pb2.UpsertPassagesRequest.FromString,
+                    response_serializer=ragserve_dot_v1_dot_retriever__pb2.UpsertPassagesResponse.SerializeToString,
+            ),
+            'DeletePassages': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeletePassages,
+                    request_deserializer=ragserve_dot_v1_dot_retriever__pb2.DeletePassagesRequest.FromString,
+                    response_serializer=ragserve_dot_v1_dot_retriever__pb2.DeletePassagesResponse.SerializeToString,
+            ),
+            'GetPassages': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPassages,
+                    request_deserializer=ragserve_dot_v1_dot_retriever__pb2.GetPassagesRequest.FromString,
+                    response_serializer=ragserve_dot_v1_dot_retriever__pb2.GetPassagesResponse.SerializeToString,
+            ),
+            'ListVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListVersions,
+                    request_deserializer=ragserve_dot_v1_dot_retriever__pb2.ListVersionsRequest.FromString,
+                    response_serializer=ragserve_dot_v1_dot_retriever__pb2.ListVersionsResponse.SerializeToString,
+            ),
+            'Rollback': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rollback,
+                    request_deserializer=ragserve_dot_v1_dot_retriever__pb2.RollbackRequest.FromString,
+                    response_serializer=ragserve_dot_v1_dot_retriever__pb2.RollbackResponse.SerializeToString,
+            ),
+            'DiffVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiffVersions,
+                    request_deserializer=ragserve_dot_v1_dot_retriever__pb2.DiffVersionsRequest.FromString,
+                    response_serializer=ragserve_dot_v1_dot_retriever__pb2.DiffVersionsResponse.SerializeToString,
+            ),
+            'Refresh': grpc.unary_unary_rpc_method_handler(
+                    servicer.Refresh,
+                    request_deserializer=ragserve_dot_v1_dot_retriever__pb2.RefreshRequest.FromString,
+                    response_serializer=ragserve_dot_v1_dot_retriever__pb2.RefreshResponse.SerializeToString,
+            ),
+            'Compact': grpc.unary_unary_rpc_method_handler(
+                    servicer.Compact,
+                    request_deserializer=ragserve_dot_v1_dot_retriever__pb2.CompactRequest.FromString,
+                    response_serializer=ragserve_dot_v1_dot_retriever__pb2.CompactResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -87,7 +242,8 @@ def add_RetrieverServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RetrieverService:
-    """Finds the passages whose vectors have the largest inner product with a query's vector.
+    """Finds the passages whose vectors have the largest inner product with a query's vector, in a knowledge base that can
+    change at any time. A write is acknowledged when it is committed, and found by searches on this replica from then on.
     """
 
     @staticmethod
@@ -118,6 +274,33 @@ class RetrieverService:
             _registered_method=True)
 
     @staticmethod
+    def RetrieveStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/ragserve.v1.RetrieverService/RetrieveStream',
+            ragserve_dot_v1_dot_retriever__pb2.RetrieveStreamRequest.SerializeToString,
+            ragserve_dot_v1_dot_retriever__pb2.RetrieveStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def GetInfo(request,
             target,
             options=(),
@@ -134,6 +317,222 @@ class RetrieverService:
             '/ragserve.v1.RetrieverService/GetInfo',
             ragserve_dot_v1_dot_retriever__pb2.RetrieverServiceGetInfoRequest.SerializeToString,
             ragserve_dot_v1_dot_retriever__pb2.RetrieverServiceGetInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpsertPassages(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/ragserve.v1.RetrieverService/UpsertPassages',
+            ragserve_dot_v1_dot_retriever__pb2.UpsertPassagesRequest.SerializeToString,
+            ragserve_dot_v1_dot_retriever__pb2.UpsertPassagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeletePassages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ragserve.v1.RetrieverService/DeletePassages',
+            ragserve_dot_v1_dot_retriever__pb2.DeletePassagesRequest.SerializeToString,
+            ragserve_dot_v1_dot_retriever__pb2.DeletePassagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPassages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ragserve.v1.RetrieverService/GetPassages',
+            ragserve_dot_v1_dot_retriever__pb2.GetPassagesRequest.SerializeToString,
+            ragserve_dot_v1_dot_retriever__pb2.GetPassagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ragserve.v1.RetrieverService/ListVersions',
+            ragserve_dot_v1_dot_retriever__pb2.ListVersionsRequest.SerializeToString,
+            ragserve_dot_v1_dot_retriever__pb2.ListVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rollback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ragserve.v1.RetrieverService/Rollback',
+            ragserve_dot_v1_dot_retriever__pb2.RollbackRequest.SerializeToString,
+            ragserve_dot_v1_dot_retriever__pb2.RollbackResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiffVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ragserve.v1.RetrieverService/DiffVersions',
+            ragserve_dot_v1_dot_retriever__pb2.DiffVersionsRequest.SerializeToString,
+            ragserve_dot_v1_dot_retriever__pb2.DiffVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Refresh(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ragserve.v1.RetrieverService/Refresh',
+            ragserve_dot_v1_dot_retriever__pb2.RefreshRequest.SerializeToString,
+            ragserve_dot_v1_dot_retriever__pb2.RefreshResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Compact(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ragserve.v1.RetrieverService/Compact',
+            ragserve_dot_v1_dot_retriever__pb2.CompactRequest.SerializeToString,
+            ragserve_dot_v1_dot_retriever__pb2.CompactResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RetrieverServiceStub:
-    """Finds the passages whose vectors have the largest inner product with a query's vector."""
+    """Finds the passages whose vectors have the largest inner product with a query's vector, in a knowledge base that can
+    change at any time. A write is acknowledged when it is committed, and found by searches on this replica from then on.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -35,21 +37,61 @@ class RetrieverServiceStub:
     def __new__(cls, channel: _aio.Channel) -> RetrieverServiceAsyncStub: ...
     Retrieve: _grpc.UnaryUnaryMultiCallable[_retriever_pb2.RetrieverServiceRetrieveRequest, _retriever_pb2.RetrieverServiceRetrieveResponse]
     """Retrieves the top k passages for each query of a batch, all from one version of the knowledge base."""
+    RetrieveStream: _grpc.StreamStreamMultiCallable[_retriever_pb2.RetrieveStreamRequest, _retriever_pb2.RetrieveStreamResponse]
+    """The same for requests that come one after another on one stream: answered as they finish, in any order, by id."""
     GetInfo: _grpc.UnaryUnaryMultiCallable[_retriever_pb2.RetrieverServiceGetInfoRequest, _retriever_pb2.RetrieverServiceGetInfoResponse]
-    """Says which encoder, index and knowledge-base version are loaded."""
+    """Says which encoder, index and knowledge-base versions are loaded."""
+    UpsertPassages: _grpc.StreamUnaryMultiCallable[_retriever_pb2.UpsertPassagesRequest, _retriever_pb2.UpsertPassagesResponse]
+    """Adds passages, and replaces those whose ids are there already: all of the stream in one commit, or none of it."""
+    DeletePassages: _grpc.UnaryUnaryMultiCallable[_retriever_pb2.DeletePassagesRequest, _retriever_pb2.DeletePassagesResponse]
+    """Deletes passages by id in one commit."""
+    GetPassages: _grpc.UnaryUnaryMultiCallable[_retriever_pb2.GetPassagesRequest, _retriever_pb2.GetPassagesResponse]
+    """Reads passages by id."""
+    ListVersions: _grpc.UnaryUnaryMultiCallable[_retriever_pb2.ListVersionsRequest, _retriever_pb2.ListVersionsResponse]
+    """Lists the versions of the knowledge base that can still be read."""
+    Rollback: _grpc.UnaryUnaryMultiCallable[_retriever_pb2.RollbackRequest, _retriever_pb2.RollbackResponse]
+    """Commits a new version with the content of an older one."""
+    DiffVersions: _grpc.UnaryUnaryMultiCallable[_retriever_pb2.DiffVersionsRequest, _retriever_pb2.DiffVersionsResponse]
+    """Says which passages differ between two versions."""
+    Refresh: _grpc.UnaryUnaryMultiCallable[_retriever_pb2.RefreshRequest, _retriever_pb2.RefreshResponse]
+    """Looks for a newer version now and loads it, instead of at the next refresh interval."""
+    Compact: _grpc.UnaryUnaryMultiCallable[_retriever_pb2.CompactRequest, _retriever_pb2.CompactResponse]
+    """Rewrites small files and deleted rows, and removes old versions that are neither among the newest nor young."""
 
 @_typing.type_check_only
 class RetrieverServiceAsyncStub(RetrieverServiceStub):
-    """Finds the passages whose vectors have the largest inner product with a query's vector."""
+    """Finds the passages whose vectors have the largest inner product with a query's vector, in a knowledge base that can
+    change at any time. A write is acknowledged when it is committed, and found by searches on this replica from then on.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Retrieve: _aio.UnaryUnaryMultiCallable[_retriever_pb2.RetrieverServiceRetrieveRequest, _retriever_pb2.RetrieverServiceRetrieveResponse]  # type: ignore[assignment]
     """Retrieves the top k passages for each query of a batch, all from one version of the knowledge base."""
+    RetrieveStream: _aio.StreamStreamMultiCallable[_retriever_pb2.RetrieveStreamRequest, _retriever_pb2.RetrieveStreamResponse]  # type: ignore[assignment]
+    """The same for requests that come one after another on one stream: answered as they finish, in any order, by id."""
     GetInfo: _aio.UnaryUnaryMultiCallable[_retriever_pb2.RetrieverServiceGetInfoRequest, _retriever_pb2.RetrieverServiceGetInfoResponse]  # type: ignore[assignment]
-    """Says which encoder, index and knowledge-base version are loaded."""
+    """Says which encoder, index and knowledge-base versions are loaded."""
+    UpsertPassages: _aio.StreamUnaryMultiCallable[_retriever_pb2.UpsertPassagesRequest, _retriever_pb2.UpsertPassagesResponse]  # type: ignore[assignment]
+    """Adds passages, and replaces those whose ids are there already: all of the stream in one commit, or none of it."""
+    DeletePassages: _aio.UnaryUnaryMultiCallable[_retriever_pb2.DeletePassagesRequest, _retriever_pb2.DeletePassagesResponse]  # type: ignore[assignment]
+    """Deletes passages by id in one commit."""
+    GetPassages: _aio.UnaryUnaryMultiCallable[_retriever_pb2.GetPassagesRequest, _retriever_pb2.GetPassagesResponse]  # type: ignore[assignment]
+    """Reads passages by id."""
+    ListVersions: _aio.UnaryUnaryMultiCallable[_retriever_pb2.ListVersionsRequest, _retriever_pb2.ListVersionsResponse]  # type: ignore[assignment]
+    """Lists the versions of the knowledge base that can still be read."""
+    Rollback: _aio.UnaryUnaryMultiCallable[_retriever_pb2.RollbackRequest, _retriever_pb2.RollbackResponse]  # type: ignore[assignment]
+    """Commits a new version with the content of an older one."""
+    DiffVersions: _aio.UnaryUnaryMultiCallable[_retriever_pb2.DiffVersionsRequest, _retriever_pb2.DiffVersionsResponse]  # type: ignore[assignment]
+    """Says which passages differ between two versions."""
+    Refresh: _aio.UnaryUnaryMultiCallable[_retriever_pb2.RefreshRequest, _retriever_pb2.RefreshResponse]  # type: ignore[assignment]
+    """Looks for a newer version now and loads it, instead of at the next refresh interval."""
+    Compact: _aio.UnaryUnaryMultiCallable[_retriever_pb2.CompactRequest, _retriever_pb2.CompactResponse]  # type: ignore[assignment]
+    """Rewrites small files and deleted rows, and removes old versions that are neither among the newest nor young."""
 
 class RetrieverServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Finds the passages whose vectors have the largest inner product with a query's vector."""
+    """Finds the passages whose vectors have the largest inner product with a query's vector, in a knowledge base that can
+    change at any time. A write is acknowledged when it is committed, and found by searches on this replica from then on.
+    """
 
     @_abc_1.abstractmethod
     def Retrieve(
@@ -60,11 +102,83 @@ class RetrieverServiceServicer(metaclass=_abc_1.ABCMeta):
         """Retrieves the top k passages for each query of a batch, all from one version of the knowledge base."""
 
     @_abc_1.abstractmethod
+    def RetrieveStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_retriever_pb2.RetrieveStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_retriever_pb2.RetrieveStreamResponse], _abc.AsyncIterator[_retriever_pb2.RetrieveStreamResponse]]:
+        """The same for requests that come one after another on one stream: answered as they finish, in any order, by id."""
+
+    @_abc_1.abstractmethod
     def GetInfo(
         self,
         request: _retriever_pb2.RetrieverServiceGetInfoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_retriever_pb2.RetrieverServiceGetInfoResponse, _abc.Awaitable[_retriever_pb2.RetrieverServiceGetInfoResponse]]:
-        """Says which encoder, index and knowledge-base version are loaded."""
+        """Says which encoder, index and knowledge-base versions are loaded."""
+
+    @_abc_1.abstractmethod
+    def UpsertPassages(
+        self,
+        request_iterator: _MaybeAsyncIterator[_retriever_pb2.UpsertPassagesRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_retriever_pb2.UpsertPassagesResponse, _abc.Awaitable[_retriever_pb2.UpsertPassagesResponse]]:
+        """Adds passages, and replaces those whose ids are there already: all of the stream in one commit, or none of it."""
+
+    @_abc_1.abstractmethod
+    def DeletePassages(
+        self,
+        request: _retriever_pb2.DeletePassagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_retriever_pb2.DeletePassagesResponse, _abc.Awaitable[_retriever_pb2.DeletePassagesResponse]]:
+        """Deletes passages by id in one commit."""
+
+    @_abc_1.abstractmethod
+    def GetPassages(
+        self,
+        request: _retriever_pb2.GetPassagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_retriever_pb2.GetPassagesResponse, _abc.Awaitable[_retriever_pb2.GetPassagesResponse]]:
+        """Reads passages by id."""
+
+    @_abc_1.abstractmethod
+    def ListVersions(
+        self,
+        request: _retriever_pb2.ListVersionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_retriever_pb2.ListVersionsResponse, _abc.Awaitable[_retriever_pb2.ListVersionsResponse]]:
+        """Lists the versions of the knowledge base that can still be read."""
+
+    @_abc_1.abstractmethod
+    def Rollback(
+        self,
+        request: _retriever_pb2.RollbackRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_retriever_pb2.RollbackResponse, _abc.Awaitable[_retriever_pb2.RollbackResponse]]:
+        """Commits a new version with the content of an older one."""
+
+    @_abc_1.abstractmethod
+    def DiffVersions(
+        self,
+        request: _retriever_pb2.DiffVersionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_retriever_pb2.DiffVersionsResponse, _abc.Awaitable[_retriever_pb2.DiffVersionsResponse]]:
+        """Says which passages differ between two versions."""
+
+    @_abc_1.abstractmethod
+    def Refresh(
+        self,
+        request: _retriever_pb2.RefreshRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_retriever_pb2.RefreshResponse, _abc.Awaitable[_retriever_pb2.RefreshResponse]]:
+        """Looks for a newer version now and loads it, instead of at the next refresh interval."""
+
+    @_abc_1.abstractmethod
+    def Compact(
+        self,
+        request: _retriever_pb2.CompactRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_retriever_pb2.CompactResponse, _abc.Awaitable[_retriever_pb2.CompactResponse]]:
+        """Rewrites small files and deleted rows, and removes old versions that are neither among the newest nor young."""
 
 def add_RetrieverServiceServicer_to_server(servicer: RetrieverServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -47,4 +47,4 @@ def encoder(model: Path) -> TextEncoder:
 
 @pytest.fixture(scope="session")
 def rows(knowledge_base: Path) -> MemoryRows:
-    return MemoryRows(KnowledgeBase.open(knowledge_base).dataset)
+    return MemoryRows.read(KnowledgeBase.open(knowledge_base).dataset)

@@ -60,7 +60,7 @@ def test_every_format_gives_the_same_passages(
     out = tmp_path / "kb"
     info = build_knowledge_base(write_source(tmp_path, name), out, model, options=options)
     assert (info.passages, info.version, info.path) == (3, 1, out)
-    found = MemoryRows(KnowledgeBase.open(out).dataset).passages(np.arange(3))
+    found = MemoryRows.read(KnowledgeBase.open(out).dataset).passages(np.arange(3))
     assert found == [Passage(row["id"], row["title"], row["text"], "") for row in ROWS]
     assert not list(tmp_path.glob(".*"))
 
@@ -77,7 +77,7 @@ def test_float16_halves_the_vectors(model: Path, options: RetrievalOptions, tmp_
     build_knowledge_base(source, tmp_path / "full", model, options=options)
     assert build_knowledge_base(source, tmp_path / "half", model, precision="float16", options=options)
     assert describe(tmp_path / "half").precision == "float16"
-    full, half = (MemoryRows(KnowledgeBase.open(tmp_path / name).dataset) for name in ("full", "half"))
+    full, half = (MemoryRows.read(KnowledgeBase.open(tmp_path / name).dataset) for name in ("full", "half"))
     np.testing.assert_allclose(half.vectors(np.arange(3)), full.vectors(np.arange(3)), rtol=1e-3, atol=1e-4)
 
 
@@ -88,7 +88,7 @@ def test_long_texts_are_split_and_keep_their_title(model: Path, options: Retriev
     source.write_text(json.dumps(long) + "\n" + json.dumps(short) + "\n")
     seen: list[Progress] = []
     build_knowledge_base(source, tmp_path / "kb", model, split_words=100, progress=seen.append, options=options)
-    found = MemoryRows(KnowledgeBase.open(tmp_path / "kb").dataset).passages(np.arange(4))
+    found = MemoryRows.read(KnowledgeBase.open(tmp_path / "kb").dataset).passages(np.arange(4))
     assert [passage.id for passage in found] == ["long#0", "long#1", "long#2", "short"]
     assert [passage.title for passage in found] == ["T", "T", "T", ""]
     assert [word for passage in found[:3] for word in passage.text.split(" ")] == words
@@ -226,5 +226,5 @@ def test_a_killed_replacement_leaves_the_old_version(model: Path, options: Retri
     source = write_jsonl(tmp_path / "more.jsonl", tiny_passages(100))
     kill_while_building(source, out, model)
     assert (describe(out).version, describe(out).passages) == (1, 3)
-    assert len(MemoryRows(KnowledgeBase.open(out).dataset).passages(np.arange(3))) == 3
+    assert len(MemoryRows.read(KnowledgeBase.open(out).dataset).passages(np.arange(3))) == 3
     assert build_knowledge_base(source, out, model, replace=True, options=options).passages == 100

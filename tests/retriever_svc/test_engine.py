@@ -20,7 +20,7 @@ from ragserve.errors import (
 )
 from ragserve.serving.metrics import Metrics
 from retriever_svc.encoder import TextEncoder
-from retriever_svc.engine import Retrieval, RetrieverEngine
+from retriever_svc.engine import EngineOptions, Retrieval, RetrieverEngine
 from retriever_svc.index import IndexSpec
 from retriever_svc.loading import RetrievalOptions
 from retriever_svc.requests import RequestLimits
@@ -33,9 +33,8 @@ LIMITS = RequestLimits(max_k=50, max_batch_queries=8, max_query_characters=200)
 
 
 def make_engine(model: Path, knowledge_base: Path, options: RetrievalOptions, max_waiting: int = 64) -> RetrieverEngine:
-    return RetrieverEngine(
-        model, knowledge_base, options=options, limits=LIMITS, max_waiting=max_waiting, metrics=Metrics()
-    )
+    chosen = EngineOptions(retrieval=options, limits=LIMITS, max_waiting=max_waiting)
+    return RetrieverEngine(model, knowledge_base, options=chosen, metrics=Metrics())
 
 
 @pytest_asyncio.fixture
@@ -121,8 +120,8 @@ async def test_bad_requests_name_the_field(
 async def test_k_above_the_number_of_passages_is_refused(
     model: Path, knowledge_base: Path, options: RetrievalOptions
 ) -> None:
-    limits = RequestLimits(max_k=1000)
-    engine = RetrieverEngine(model, knowledge_base, options=options, limits=limits, max_waiting=4, metrics=Metrics())
+    chosen = EngineOptions(retrieval=options, limits=RequestLimits(max_k=1000))
+    engine = RetrieverEngine(model, knowledge_base, options=chosen, metrics=Metrics())
     await engine.start()
     assert len((await engine.retrieve([Query("a")], k=120)).results[0].hits) == 120
     with pytest.raises(InvalidInputError, match="at most 120, passages in the index"):

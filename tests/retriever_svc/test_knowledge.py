@@ -47,7 +47,7 @@ def test_every_version_stays_readable(two_versions: Path, model: Path, options: 
     assert describe(two_versions).versions == (1, 2)
     assert [KnowledgeBase.open(two_versions, version).passages for version in (0, 1, 2)] == [30, 20, 30]
     pinned = load_snapshot(model, two_versions, replace(options, knowledge_version=1), DIMENSION)
-    assert (pinned.version, pinned.index.size) == (1, 20)
+    assert (pinned.version, pinned.size) == (1, 20)
     with pytest.raises(NotFoundError, match="no version 7; it has 1, 2"):
         KnowledgeBase.open(two_versions, 7)
 
@@ -55,7 +55,7 @@ def test_every_version_stays_readable(two_versions: Path, model: Path, options: 
 def test_rows_on_disk_and_in_memory_are_the_same_after_deletes(two_versions: Path) -> None:
     lance.dataset(str(two_versions / "passages.lance")).delete("id IN ('3', '4', '11')")
     dataset = KnowledgeBase.open(two_versions).dataset
-    disk, memory = DiskRows(dataset), MemoryRows(dataset)
+    disk, memory = DiskRows(dataset), MemoryRows.read(dataset)
     positions = np.array([26, 0, 3, 3, 10])
     assert disk.size == memory.size == 27
     assert disk.passages(positions) == memory.passages(positions)
@@ -79,7 +79,7 @@ def test_a_knowledge_base_that_takes_no_files_is_served_without_cache(
 ) -> None:
     (two_versions / "indexes").write_text("in the way")
     hnsw = replace(options, index=IndexSpec("HNSW16", device="cpu", build_threads=1))
-    assert load_snapshot(model, two_versions, hnsw, DIMENSION).index.size == 30
+    assert load_snapshot(model, two_versions, hnsw, DIMENSION).size == 30
 
 
 def test_the_cache_lies_in_the_knowledge_base_and_knows_its_versions(
@@ -88,7 +88,7 @@ def test_the_cache_lies_in_the_knowledge_base_and_knows_its_versions(
     hnsw = replace(options, index=IndexSpec("HNSW16", device="cpu", build_threads=1))
     for version, size in ((1, 20), (2, 30), (1, 20)):
         chosen = replace(hnsw, knowledge_version=version)
-        assert load_snapshot(model, two_versions, chosen, DIMENSION).index.size == size
+        assert load_snapshot(model, two_versions, chosen, DIMENSION).size == size
     assert len(list((two_versions / "indexes").glob("*.faiss"))) == 2
 
 
@@ -107,7 +107,7 @@ def test_other_rows_under_the_same_version_have_another_key(
 
 
 def write_dataset(directory: Path, table_schema: pa.Schema) -> Path:
-    lance.write_dataset(table_schema.empty_table(), str(directory / "passages.lance"), schema=table_schema)
+    lance.write_dataset(table_schema.empty_table(), str(directory / "passages.lance"), enable_stable_row_ids=True)
     return directory
 
 
@@ -124,8 +124,10 @@ def test_what_is_no_knowledge_base_is_refused(model: Path, options: RetrievalOpt
         describe(write_dataset(tmp_path / "newer", newer))
     empty = write_dataset(tmp_path / "empty", schema(DIMENSION, "float16", encoder))
     assert (describe(empty).passages, describe(empty).precision) == (0, "float16")
-    with pytest.raises(FailedPreconditionError, match="holds no passages"):
-        load_snapshot(model, empty, options, DIMENSION)
+    assert load_snapshot(model, empty, options, DIMENSION).size == 0  # passages may be added while it serves
+    lance.write_dataset(schema(DIMENSION, "float32", encoder).empty_table(), str(tmp_path / "old" / "passages.lance"))
+    with pytest.raises(FailedPreconditionError, match="without stable row ids: build it again"):
+        load_snapshot(model, tmp_path / "old", options, DIMENSION)
 
 
 def test_a_damaged_dataset_is_named(two_versions: Path) -> None:
@@ -154,7 +156,7 @@ def test_vectors_that_are_not_finite_are_refused(model: Path, options: Retrieval
     table_schema = schema(2, "float32", passage_encoder_hash(model, load_manifest(model)))
     row = {"id": "1", "title": "", "text": "a", "embedding": [1.0, float("nan")], "metadata": ""}
     table = pa.Table.from_pylist([row], schema=table_schema)
-    lance.write_dataset(table, str(tmp_path / "passages.lance"))
+    lance.write_dataset(table, str(tmp_path / "passages.lance"), enable_stable_row_ids=True)
     with pytest.raises(FailedPreconditionError, match="not finite"):
         load_snapshot(model, tmp_path, options, 2)
     with pytest.raises(FailedPreconditionError, match="vectors of width 2, the query encoder makes 32"):

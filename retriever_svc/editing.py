@@ -1,0 +1,130 @@
+"""Writes to the knowledge base, for the service: checked, embedded, committed, and searchable when they return."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from ragserve.errors import FailedPreconditionError, RagserveError, ResourceExhaustedError
+from ragserve.serving.logs import fields
+from ragserve.serving.metrics import StageClock
+from retriever_svc.encoder import TextEncoder
+from retriever_svc.live.follower import Follower, be_nice
+from retriever_svc.live.writer import Compaction, Deletion, KnowledgeWriter, Upsert
+from retriever_svc.types import Float32, NewPassage
+
+CHUNK_PASSAGES = 64  # embedded together, sorted by length
+RETRY_SECONDS = 1.0
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class EditOptions:
+    """Whether and how much may be written; each is documented in `RetrieverSettings`."""
+
+    writable: bool = True
+    max_waiting: int = 64
+
+
+class Editor:
+    """Runs writes one after another in a thread that lets searches go first."""
+
+    def __init__(
+        self,
+        writer: KnowledgeWriter,
+        follower: Follower,
+        load_encoder: Callable[[], TextEncoder],
+        options: EditOptions,
+        changed: Callable[[str], None],
+    ) -> None:
+        """`load_encoder` gives the passage encoder when first needed; `changed` is told each commit's operation."""
+        self._writer = writer
+        self._follower = follower
+        self._load_encoder = load_encoder
+        self._options = options
+        self._changed = changed
+        self._encoder: TextEncoder | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="editor", initializer=be_nice)
+        self._waiting = 0
+
+    async def upsert(self, passages: Sequence[NewPassage], clock: StageClock) -> Upsert:
+        """Add or replace passages in one commit; the clock gets the stages encode, commit and apply.
+
+        Raises what `KnowledgeWriter.upsert` raises, and see `_run`.
+        """
+
+        def work() -> Upsert:
+            with clock.measure("encode"):
+                vectors = self._vectors(passages)
+            with clock.measure("commit"):
+                return self._writer.upsert([new.passage for new in passages], vectors)
+
+        return await self._run("upsert", work, clock)
+
+    async def delete(self, ids: Sequence[str], clock: StageClock) -> Deletion:
+        """Delete passages in one commit. Raises what `KnowledgeWriter.delete` raises, and see `_run`."""
+        return await self._run("delete", lambda: self._writer.delete(ids), clock)
+
+    async def rollback(self, version: int, clock: StageClock) -> int:
+        """Commit the content of an older version. Raises what `KnowledgeWriter.rollback` raises, and see `_run`."""
+        return await self._run("rollback", lambda: self._writer.rollback(version), clock)
+
+    async def compact(self, keep_versions: int, keep_seconds: float, clock: StageClock) -> Compaction:
+        """Compact the files. Raises what `KnowledgeWriter.compact` raises, and see `_run`."""
+        return await self._run("compact", lambda: self._writer.compact(keep_versions, keep_seconds), clock)
+
+    def close(self) -> None:
+        """Finish what is queued."""
+        self._thread.shutdown()
+
+    async def _run(self, operation: str, work: Callable[[], T], clock: StageClock) -> T:
+        """Run one write and load what it committed.
+
+        Raises:
+            FailedPreconditionError: this replica takes no writes.
+            ResourceExhaustedError: too many writes wait.
+        """
+        if not self._options.writable:
+            raise FailedPreconditionError("this replica is read-only: write to one started with writable=true")
+        if self._waiting >= self._options.max_waiting:
+            raise ResourceExhaustedError(f"{self._waiting} writes wait already", retry_after_seconds=RETRY_SECONDS)
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._commit, operation, work, clock)
+        finally:
+            self._waiting -= 1
+
+    def _commit(self, operation: str, work: Callable[[], T], clock: StageClock) -> T:
+        result = work()
+        with clock.measure("apply"):
+            try:
+                self._follower.refresh()
+            except RagserveError as error:  # it is committed all the same; the next refresh tries again
+                log.exception("committed, but not loaded", extra=fields(operation=operation, reason=error.message))
+        self._changed(operation)
+        return result
+
+    def _vectors(self, passages: Sequence[NewPassage]) -> Float32:
+        """The vectors given, and those that the passage encoder makes for the others, [n_passages, dim]."""
+        vectors = np.empty((len(passages), self._follower.newest.dimension), np.float32)
+        rows = [row for row, new in enumerate(passages) if new.vector is None]
+        for row, new in enumerate(passages):
+            if new.vector is not None:
+                vectors[row] = new.vector
+        for start in range(0, len(rows), CHUNK_PASSAGES):
+            chunk = rows[start : start + CHUNK_PASSAGES]
+            vectors[chunk] = self._passage_encoder().encode_passages([passages[row].passage for row in chunk])
+        return vectors
+
+    def _passage_encoder(self) -> TextEncoder:
+        if self._encoder is None:
+            self._encoder = self._load_encoder()
+        return self._encoder

@@ -1,0 +1,1 @@
+"""The knowledge base while it serves: snapshots of its versions, followed as they are committed."""

@@ -1,0 +1,191 @@
+"""One version of the knowledge base, ready to be searched: an index over a base, and what changed since.
+
+The base is the index over the rows of one version. A later version is that base without the rows that it lost or
+replaced (not `alive`), and an overlay of rows that it added or replaced, compared with the query one by one. So a
+commit is searchable as soon as its few rows are read, and the index need not know removal or additions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import lance
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from retriever_svc.filters import Filter, MetadataColumns
+from retriever_svc.index import Index, SearchOptions
+from retriever_svc.live.changes import Changes, compare
+from retriever_svc.rows import MemoryRows, RowKeys, Rows
+from retriever_svc.types import Float32, Int64, Passage
+
+METADATA = ["metadata"]
+Mask = NDArray[np.bool_]
+
+
+class Base:
+    """An index over all rows of one version, and their metadata by column."""
+
+    def __init__(self, version: int, rows: Rows, index: Index) -> None:
+        self.version = version
+        self.rows = rows
+        self.index = index
+
+    @cached_property
+    def metadata(self) -> MetadataColumns:
+        """The metadata by column: read when the first filter asks for it."""
+        return _columns(self.rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """A version as base, living rows of the base [n_base] and overlay. Positions of the overlay follow the base's."""
+
+    version: int
+    base: Base
+    rows: Rows  # of the base, as this version reads them
+    alive: Mask | None  # None: all
+    overlay: MemoryRows
+
+    @classmethod
+    def of_base(cls, base: Base) -> Snapshot:
+        """The version that the base is an index of."""
+        return cls(base.version, base, base.rows, None, _no_rows(base.index.dimension))
+
+    @cached_property
+    def dead(self) -> int:
+        """Rows of the base that are not in this version."""
+        return 0 if self.alive is None else int(self.alive.size - np.count_nonzero(self.alive))
+
+    @property
+    def size(self) -> int:
+        """Number of passages."""
+        return self.base.index.size - self.dead + self.overlay.size
+
+    @property
+    def changed(self) -> int:
+        """Rows that the base does not have, or has in vain."""
+        return self.dead + self.overlay.size
+
+    @property
+    def dimension(self) -> int:
+        """Width of the vectors."""
+        return self.base.index.dimension
+
+    def vectors(self, positions: Int64) -> Float32:
+        """The vectors at these positions, [n_positions, dim], in this order."""
+        in_base = positions < self.base.index.size
+        vectors = np.empty((len(positions), self.dimension), np.float32)
+        if in_base.any():
+            vectors[in_base] = self.rows.vectors(positions[in_base])
+        if not in_base.all():
+            vectors[~in_base] = self.overlay.vectors(positions[~in_base] - self.base.index.size)
+        return vectors
+
+    def passages(self, positions: Int64) -> list[Passage]:
+        """The passages at these positions, in this order."""
+        in_base = positions < self.base.index.size
+        base = iter(self.rows.passages(positions[in_base]))
+        added = iter(self.overlay.passages(positions[~in_base] - self.base.index.size))
+        return [next(base if inside else added) for inside in in_base]
+
+    def row_ids(self, positions: Int64) -> Int64:
+        """The stable row ids at these positions: what settles ties, the same on every replica."""
+        in_base = positions < self.base.index.size
+        ids = np.empty(len(positions), np.int64)
+        ids[in_base] = self.base.rows.keys.row_ids[positions[in_base]]
+        ids[~in_base] = self.overlay.keys.row_ids[positions[~in_base] - self.base.index.size]
+        return ids
+
+    def masks(self, wanted: Filter) -> tuple[Mask | None, Mask | None]:
+        """Which rows of base and overlay a filter lets through; None: all."""
+        if not wanted.conditions:
+            return self.alive, None
+        matching = self.base.metadata.mask(wanted)
+        alive = matching if self.alive is None else matching & self.alive
+        return alive, self._overlay_metadata.mask(wanted)
+
+    @cached_property
+    def _overlay_metadata(self) -> MetadataColumns:
+        return _columns(self.overlay)
+
+    def advanced(self, dataset: lance.LanceDataset, changes: Changes) -> Snapshot:
+        """The version of `dataset`, which differs from this one by `changes`."""
+        in_base, in_overlay = self.base.rows.keys.find(changes.gone), self.overlay.keys.find(changes.gone)
+        alive = np.ones(self.base.index.size, np.bool_) if self.alive is None else self.alive.copy()
+        alive[in_base[in_base >= 0]] = False
+        kept = self.overlay.without(in_overlay[in_overlay >= 0]) if (in_overlay >= 0).any() else self.overlay
+        overlay = kept.followed_by(changes.rows) if kept.size else changes.rows
+        return self._replaced(dataset, alive, overlay if changes.rows.size else kept)
+
+    def derived(self, dataset: lance.LanceDataset, most_changed: int) -> Snapshot | None:
+        """Any version of the same knowledge base over the same base; None where more than that many rows differ."""
+        difference = compare(self.base.rows.keys, RowKeys.read(dataset))
+        dead = self.base.index.size - int(np.count_nonzero(difference.kept))
+        if dead + len(difference.others) > most_changed:
+            return None
+        return self._replaced(dataset, difference.kept, MemoryRows.take(dataset, difference.others))
+
+    def _replaced(self, dataset: lance.LanceDataset, alive: Mask, overlay: MemoryRows) -> Snapshot:
+        rows = self.base.rows.at(dataset)
+        return Snapshot(int(dataset.version), self.base, rows, None if alive.all() else alive, overlay)
+
+
+class View:
+    """A snapshot as one search may see it: what a filter lets through, searched with the request's parameters."""
+
+    def __init__(self, snapshot: Snapshot, wanted: Filter, nprobe: int = 0, ef_search: int = 0) -> None:
+        self.snapshot = snapshot
+        self._base, self._overlay = snapshot.masks(wanted)
+        self._options = SearchOptions(self._base, nprobe, ef_search)
+        n_base = snapshot.base.index.size if self._base is None else int(np.count_nonzero(self._base))
+        n_overlay = snapshot.overlay.size if self._overlay is None else int(np.count_nonzero(self._overlay))
+        self._n_base = n_base
+        self.size = n_base + n_overlay
+
+    def positions(self) -> Int64:
+        """Every position that this search may return."""
+        first = self.snapshot.base.index.size
+        base = np.arange(first) if self._base is None else np.flatnonzero(self._base)
+        overlay = np.arange(self.snapshot.overlay.size) if self._overlay is None else np.flatnonzero(self._overlay)
+        return np.concatenate([base, overlay + first])
+
+    def vectors(self, positions: Int64) -> Float32:
+        """The vectors at these positions, [n_positions, dim], in this order."""
+        return self.snapshot.vectors(positions)
+
+    def search(self, queries: Float32, n_candidates: int) -> tuple[Float32, Int64]:
+        """Scores and positions, both [n_queries, n_candidates], best first; position -1 where nothing was found."""
+        parts = []
+        if self._n_base:
+            wanted = min(n_candidates, self._n_base)
+            parts.append(self.snapshot.base.index.search(queries, wanted, self._options))
+        if self.size > self._n_base:
+            parts.append(self._search_overlay(queries, n_candidates))
+        scores, positions = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
+        scores = np.where(positions >= 0, scores, -np.inf)
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :n_candidates]
+        return np.take_along_axis(scores, order, axis=1), np.take_along_axis(positions, order, axis=1)
+
+    def _search_overlay(self, queries: Float32, n_candidates: int) -> tuple[Float32, Int64]:
+        """The best of the overlay: compared with every row of it that may be returned."""
+        overlay, first = self.snapshot.overlay, self.snapshot.base.index.size
+        rows = np.arange(overlay.size) if self._overlay is None else np.flatnonzero(self._overlay)
+        scores = queries @ (overlay.matrix if self._overlay is None else overlay.matrix[rows]).T
+        if len(rows) > n_candidates:
+            best = np.argpartition(-scores, n_candidates - 1, axis=1)[:, :n_candidates]
+            return np.take_along_axis(scores, best, axis=1), rows[best] + first
+        return scores, np.broadcast_to(rows + first, scores.shape)
+
+
+def _columns(rows: Rows) -> MetadataColumns:
+    return MetadataColumns(pc.fill_null(rows.texts(METADATA).column(0), ""))
+
+
+def _no_rows(dimension: int) -> MemoryRows:
+    texts = pa.table({name: pa.array([], pa.string()) for name in ("id", "title", "text", "metadata")})
+    nothing = np.empty(0, np.int64)
+    return MemoryRows(texts, np.empty((0, dimension), np.float32), RowKeys(nothing, nothing))

@@ -1,0 +1,197 @@
+"""Commits to a knowledge base: upserts, deletions, rollbacks, compaction. What returns is durable in Lance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import lance
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ragserve.errors import (
+    AbortedError,
+    DataLossError,
+    FailedPreconditionError,
+    InvalidInputError,
+    NotFoundError,
+    ResourceExhaustedError,
+)
+from retriever_svc.knowledge import PRIMARY_KEY, KnowledgeBase, newest_version
+from retriever_svc.rows import VECTOR_COLUMN
+from retriever_svc.types import Float32, Passage
+
+RETRY_SECONDS = 0.05  # after a lost race: a commit of a few passages takes about this long
+DEFAULT_KEEP_VERSIONS = 10
+DEFAULT_KEEP_SECONDS = 3_600.0
+
+
+@dataclass(frozen=True)
+class Upsert:
+    """What an upsert committed."""
+
+    version: int
+    inserted: int
+    updated: int
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """What a deletion committed; `missing` ids were not there."""
+
+    version: int
+    deleted: int
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Compaction:
+    """What a compaction did."""
+
+    version: int
+    versions_removed: int
+    bytes_removed: int
+
+
+class KnowledgeWriter:
+    """Writes one knowledge base. Several may do so at once: of two that touch the same passages, one is refused.
+
+    All methods raise AbortedError when another commit came first (nothing is written: try again),
+    ResourceExhaustedError when the disk is full, and FailedPreconditionError when the files may not be written.
+    """
+
+    def __init__(self, path: Path, encoder: str) -> None:
+        """`encoder`: hash of the passage encoder, which the knowledge base must carry (`passage_encoder_hash`)."""
+        self._path = path
+        self._encoder = encoder
+
+    def upsert(self, passages: Sequence[Passage], vectors: Float32) -> Upsert:
+        """Add passages with their vectors [n_passages, dim], or replace those whose ids are there, in one commit.
+
+        Raises:
+            InvalidInputError: a vector has another width than those of the knowledge base, or does not fit float16.
+        """
+        dataset = self._open()
+        table = _to_table(passages, vectors, dataset.schema)
+        with self._committing():
+            self._name_key(dataset)
+            merge = dataset.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+            counts = merge.conflict_retries(0).execute(table)
+        return Upsert(int(dataset.version), counts["num_inserted_rows"], counts["num_updated_rows"])
+
+    def delete(self, ids: Sequence[str]) -> Deletion:
+        """Delete passages by id in one commit; none is made when none of them is there."""
+        dataset = self._open()
+        known = set(find_ids(dataset, ids))
+        missing = tuple(identifier for identifier in dict.fromkeys(ids) if identifier not in known)
+        if not known:
+            return Deletion(int(dataset.version), 0, missing)
+        keys = pa.table(
+            {"id": pa.array(sorted(known))}, schema=pa.schema([pa.field("id", pa.string(), nullable=False)])
+        )
+        with self._committing():
+            self._name_key(dataset)
+            counts = dataset.merge_insert("id").when_matched_delete().conflict_retries(0).execute(keys)
+        return Deletion(int(dataset.version), counts["num_deleted_rows"], missing)
+
+    def rollback(self, version: int) -> int:
+        """Commit a new version with the content of an older one; its number. The newest one is left as it is.
+
+        Raises:
+            NotFoundError: there is no such version.
+        """
+        if version < 1:
+            raise NotFoundError(f"version {version} is none: versions count from 1", field="knowledge_version")
+        if version == newest_version(self._path):
+            return version
+        dataset = self._open(version)
+        with self._committing():
+            dataset.restore()  # type: ignore[no-untyped-call]
+        return int(dataset.version)
+
+    def compact(self, keep_versions: int, keep_seconds: float) -> Compaction:
+        """Rewrite small files and deleted rows, and remove versions beyond the newest ones that are also old.
+
+        Replicas read files of the versions that they have loaded: keep as many as they keep, for as long as they
+        need to follow.
+
+        Raises:
+            InvalidInputError: keep_versions is below 1, or keep_seconds below 0.
+        """
+        if keep_versions < 1:
+            raise InvalidInputError("keep_versions", f"keep_versions is {keep_versions}; it must be at least 1")
+        if not 0 <= keep_seconds < timedelta.max.total_seconds():
+            raise InvalidInputError("keep_seconds", f"keep_seconds is {keep_seconds}; it must be at least 0")
+        dataset = self._open()
+        with self._committing():
+            dataset.optimize.compact_files()
+            before = len(dataset.versions())
+            removed = dataset.cleanup_old_versions(timedelta(seconds=keep_seconds), retain_versions=keep_versions)
+        return Compaction(int(dataset.version), before - len(dataset.versions()), removed.bytes_removed)
+
+    def _open(self, version: int = 0) -> lance.LanceDataset:
+        """A version, open for writing."""
+        knowledge = KnowledgeBase.open(self._path, version)
+        knowledge.require_servable(self._encoder)
+        return knowledge.dataset
+
+    @staticmethod
+    def _name_key(dataset: lance.LanceDataset) -> None:
+        """Tell Lance which column is the key, where an older build did not: it compares inserted keys only then."""
+        found = dataset.schema.field("id").metadata or {}
+        wanted = {key.encode(): value.encode() for key, value in PRIMARY_KEY.items()}
+        if not wanted.items() <= found.items():
+            dataset.update_field_metadata({"id": dict(PRIMARY_KEY)})
+
+    @contextmanager
+    def _committing(self) -> Iterator[None]:
+        """Errors of Lance as ours: lost races, a full disk, files that may not be written, and damaged ones."""
+        try:
+            yield
+        except (OSError, RuntimeError, ValueError) as error:
+            text = str(error)
+            if "concurrent" in text or "conflict" in text.lower():
+                raise AbortedError(
+                    f"another writer committed to {self._path} first: try again", retry_after_seconds=RETRY_SECONDS
+                ) from error
+            if "No space left" in text or "os error 28" in text or "Disk quota" in text:
+                raise ResourceExhaustedError(
+                    f"the disk of {self._path} is full: nothing was written; free space and try again"
+                ) from error
+            if "Permission denied" in text or "Read-only" in text:
+                raise FailedPreconditionError(f"{self._path} may not be written: {error}", field="knowledge") from error
+            raise DataLossError(f"{self._path} could not be written or read: {error}", field="knowledge") from error
+
+
+def find_ids(dataset: lance.LanceDataset, ids: Sequence[str]) -> list[str]:
+    """Those of the ids that a version has."""
+    if not ids:
+        return []
+    expression = pc.field("id").isin(pa.array(list(dict.fromkeys(ids)), pa.string()))
+    found: list[str] = dataset.to_table(columns=["id"], filter=expression).column("id").to_pylist()
+    return found
+
+
+def _to_table(passages: Sequence[Passage], vectors: Float32, schema: pa.Schema) -> pa.Table:
+    vector_type = schema.field(VECTOR_COLUMN).type
+    if vectors.shape != (len(passages), vector_type.list_size):
+        wanted = vector_type.list_size
+        raise InvalidInputError("passages", f"vectors have {vectors.shape[-1]} values; those stored have {wanted}")
+    with np.errstate(over="ignore"):
+        stored = vectors.astype(vector_type.value_type.to_pandas_dtype())
+    if not np.isfinite(stored).all():
+        row = int(np.flatnonzero(~np.isfinite(stored).all(axis=1))[0])
+        field = f"passages[{row}].vector"
+        raise InvalidInputError(field, f"{field} holds a value that is not finite, or too large for float16")
+    columns = {
+        "id": pa.array([passage.id for passage in passages], pa.string()),
+        "title": pa.array([passage.title for passage in passages], pa.string()),
+        "text": pa.array([passage.text for passage in passages], pa.string()),
+        "metadata": pa.array([passage.metadata_json for passage in passages], pa.string()),
+        VECTOR_COLUMN: pa.FixedSizeListArray.from_arrays(pa.array(stored.reshape(-1)), type=vector_type),
+    }
+    return pa.table([columns[name] for name in schema.names], schema=schema)

@@ -1,0 +1,45 @@
+"""Answers the requests of a stream as they finish. Knows no transport."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+async def pipelined(
+    requests: AsyncIterator[In], answer: Callable[[In], Awaitable[Out]], at_most: int
+) -> AsyncIterator[Out]:
+    """The answers to requests, as they finish, in any order; no more than `at_most` are at work at a time.
+
+    Beyond that no request is read, which holds the sender up. What is at work is cancelled when the caller stops.
+    """
+    free = asyncio.Semaphore(at_most)
+    answers: asyncio.Queue[Out | None] = asyncio.Queue()
+
+    async def work(request: In) -> None:
+        try:
+            answers.put_nowait(await answer(request))
+        finally:
+            free.release()
+
+    async def read() -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                await free.acquire()
+                async for request in requests:
+                    group.create_task(work(request))
+                    await free.acquire()
+        finally:
+            answers.put_nowait(None)
+
+    reader = asyncio.create_task(read())
+    try:
+        while (response := await answers.get()) is not None:
+            yield response
+        await reader
+    finally:
+        reader.cancel()
