@@ -107,7 +107,9 @@ class Replica:
         assert self.process.stop() == 0, self.process.log_text()[-4000:]
 
 
-def new_passage(identifier: str, text: str, vector: Vector | None = None, **metadata: object) -> retriever_pb2.NewPassage:
+def new_passage(
+    identifier: str, text: str, vector: Vector | None = None, **metadata: object
+) -> retriever_pb2.NewPassage:
     """A passage to write."""
     import json
 
