@@ -110,6 +110,8 @@ class RetrieverEngine:
             max_cost=self.limits.max_batch_queries,
             cost=lambda job: len(job.lookup.queries),
         )
+        self._metrics.watch_queue(lambda: batcher.waiting)
+        searcher.observe_tokens = self._metrics.batch_tokens.observe
         following = asyncio.create_task(self._follow(follower))
         self._loaded = _Loaded(searcher, follower, editor, batcher, following)
         self._observe(follower)

@@ -50,6 +50,7 @@ class Searcher:
     def __init__(self, encoder: TextEncoder, score_scale: float) -> None:
         self.encoder = encoder
         self.score_scale = score_scale
+        self.observe_tokens: Callable[[int], None] = lambda _tokens: None  # told the tokens of each batch's texts
 
     def run(self, lookups: Sequence[Lookup], add_time: AddTime) -> list[tuple[QueryHits, ...]]:
         """The results of each lookup; `add_time` is told the seconds of the stages encode, search and fetch."""
@@ -77,6 +78,7 @@ class Searcher:
                 vectors[row] = query.vector
         if rows:
             token_ids = self.encoder.tokenize_queries([queries[row].text for row in rows])
+            self.observe_tokens(sum(map(len, token_ids)))
             vectors[rows] = self.encoder.encode_tokens(token_ids)
             for row, text in zip(rows, self.encoder.decode(token_ids), strict=True):
                 decoded[row] = text

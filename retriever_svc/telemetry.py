@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from prometheus_client import Histogram
 
 from ragserve.serving.metrics import Metrics
@@ -15,7 +17,7 @@ class RetrieverMetrics:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self.queue_depth = metrics.gauge("ragserve_queue_depth", "Requests that wait for a batch.")
+        self._queue_depth = metrics.gauge("ragserve_queue_depth", "Requests that wait for a batch.")
         self.batch_queries = self._histogram("ragserve_batch_queries", "Queries in one batch.")
         self.batch_tokens = self._histogram("ragserve_batch_tokens", "Tokens of the texts encoded in one batch.")
         self._version = metrics.gauge("ragserve_knowledge_version", "Version of the knowledge base that answers.")
@@ -28,6 +30,10 @@ class RetrieverMetrics:
             "ragserve_knowledge_load_failures_total", "Versions that could not be loaded, or not be indexed."
         )
         self.commits = metrics.counter("ragserve_commits_total", "Commits made here.", ("operation",))
+
+    def watch_queue(self, depth: Callable[[], int]) -> None:
+        """Ask how many requests wait whenever the metrics are read."""
+        self._queue_depth.set_function(depth)
 
     def swapped(self, seconds: float) -> None:
         """A rebuilt index took this long to put in place."""

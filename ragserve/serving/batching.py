@@ -66,6 +66,11 @@ class Batcher(Generic[In, Out]):
         self._closed = False
         self._batch_seconds: float | None = None
 
+    @property
+    def waiting(self) -> int:
+        """How many items are queued, those of callers that left included."""
+        return len(self._queue)
+
     async def submit(self, item: In, clock: StageClock | None = None) -> Out:
         """The item's result; the time spent queued goes to the clock's stage "queue".
 
