@@ -165,3 +165,31 @@ def test_images(name: str) -> None:
         for part in source.split():
             assert (DEPLOY.parent / part).exists(), f"{path.name} copies {part}, which is not there"
     subprocess.run(["hadolint", str(path)], check=True, env={"PATH": str(Path(sys.executable).parent)})
+
+
+def test_the_overlay_mounts_one_claim_where_the_retrievers_look_for_it() -> None:
+    overlay = DEPLOY / "kubernetes" / "overlays" / "live-knowledge"
+    kustomization = yaml.safe_load((overlay / "kustomization.yaml").read_text())
+    (generated,) = kustomization["configMapGenerator"]
+    settings = dict(line.split("=", 1) for line in generated["literals"])
+    assert set(settings) <= env_names(RetrieverSettings)
+    claim, patch = (yaml.safe_load((overlay / name).read_text()) for name in ("claim.yaml", "retriever-patch.yaml"))
+    kubernetes_validate.validate(claim, "1.32", strict=True)
+    pod = patch["spec"]["template"]["spec"]
+    (mount,), (volume,) = pod["containers"][0]["volumeMounts"], pod["volumes"]
+    assert mount["name"] == volume["name"]
+    assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    assert settings["RAGSERVE_RETRIEVER_KNOWLEDGE"].startswith(mount["mountPath"] + "/")
+
+
+def test_kubectl_renders_the_overlay() -> None:
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not installed")
+    overlay = DEPLOY / "kubernetes" / "overlays" / "live-knowledge"
+    done = subprocess.run(["kubectl", "kustomize", str(overlay)], capture_output=True, text=True, check=True)
+    rendered = [resource for resource in yaml.safe_load_all(done.stdout) if resource]
+    for resource in rendered:
+        kubernetes_validate.validate(resource, "1.32", strict=True)
+    volumes = pick(rendered, "Deployment", "retriever")["spec"]["template"]["spec"]["volumes"]
+    assert {volume["name"] for volume in volumes} == {"tmp", "knowledge"}
+    assert pick(rendered, "ConfigMap", "retriever")["data"]["RAGSERVE_RETRIEVER_KNOWLEDGE"] == "/knowledge/kb"
