@@ -10,7 +10,7 @@ import json
 import math
 import re
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -174,7 +174,8 @@ class _Column:
 
     def rows_where(self, condition: Condition, n_rows: int) -> Mask:
         """Which of n_rows rows have a value that passes."""
-        passing = self._passing(condition).to_numpy(zero_copy_only=False)[self._places]
+        # "clip" never applies; with it numpy takes small integers without making them large first
+        passing = self._passing(condition).to_numpy(zero_copy_only=False).take(self._places, mode="clip")
         if len(self._rows) == n_rows:
             return np.asarray(passing)
         mask = np.zeros(n_rows, dtype=np.bool_)
@@ -221,20 +222,15 @@ def _parse_blocks(metadata: pa.ChunkedArray) -> Iterator[dict[str, tuple[list[in
     for start in range(0, len(metadata), BLOCK_ROWS):
         texts = metadata.slice(start, BLOCK_ROWS).to_pylist()
         filled = [row for row, text in enumerate(texts) if text]
-        found: dict[str, tuple[list[int], list[str]]] = {}
+        found: defaultdict[str, tuple[list[int], list[str]]] = defaultdict(lambda: ([], []))
         for row, entries in zip(filled, _parse_objects(texts, filled, start), strict=True):
             for key, value in entries.items():
+                if isinstance(value, bool):
+                    value = "true" if value else "false"  # noqa: PLW2901
                 if isinstance(value, str):
-                    text = value
-                elif isinstance(value, bool):
-                    text = "true" if value else "false"
-                else:
-                    continue
-                if key not in found:
-                    found[key] = ([], [])
-                places, kept = found[key]
-                places.append(start + row)
-                kept.append(text)
+                    places, kept = found[key]
+                    places.append(start + row)
+                    kept.append(value)
         yield found
 
 
