@@ -14,12 +14,18 @@ from ragserve.serving.status import code_of
 from ragserve.v1 import common_pb2, retriever_pb2
 from retriever_svc.engine import Retrieval, RetrieverInfo
 from retriever_svc.filters import Condition, Filter
+from retriever_svc.kinds import LookupOptions, SearchKind
 from retriever_svc.live.history import Version, VersionDiff
 from retriever_svc.live.writer import Compaction, Deletion, Upsert
-from retriever_svc.searcher import LookupOptions
 from retriever_svc.types import Float32, Hit, NewPassage, Passage, Query, QueryHits
 
 FLOAT32_BYTES = 4
+KINDS = {
+    common_pb2.SEARCH_KIND_DENSE: SearchKind.DENSE,
+    common_pb2.SEARCH_KIND_BM25: SearchKind.BM25,
+    common_pb2.SEARCH_KIND_WEIGHTED: SearchKind.WEIGHTED,
+    common_pb2.SEARCH_KIND_RRF: SearchKind.RRF,
+}
 
 
 def queries_from_proto(messages: Iterable[retriever_pb2.Query]) -> list[Query]:
@@ -42,10 +48,17 @@ def _vector(field: str, message: bytes) -> Float32:
     return np.frombuffer(message, dtype="<f4").astype(np.float32)
 
 
-def options_from_proto(message: common_pb2.SearchOptions) -> LookupOptions:
-    """The options of a request."""
+def options_from_proto(message: common_pb2.SearchOptions, default: LookupOptions) -> LookupOptions:
+    """The options of a request. Raises InvalidInputError for a kind that there is not."""
+    kind = KINDS.get(message.kind, default.kind if message.kind == common_pb2.SEARCH_KIND_UNSPECIFIED else None)
+    if kind is None:
+        raise InvalidInputError("options.kind", f"options.kind is {message.kind}, which is no kind of search")
     return LookupOptions(
-        Filter(tuple(_condition(condition) for condition in message.filter)), message.nprobe, message.ef_search
+        Filter(tuple(_condition(condition) for condition in message.filter)),
+        message.nprobe,
+        message.ef_search,
+        kind,
+        message.lexical_weight if message.HasField("lexical_weight") else default.lexical_weight,
     )
 
 

@@ -15,12 +15,13 @@ from ragserve.serving.logs import fields
 from ragserve.serving.metrics import Metrics, StageClock, StageTiming
 from retriever_svc.editing import EditOptions, Editor
 from retriever_svc.encoder import TextEncoder
+from retriever_svc.kinds import DEFAULT_OPTIONS, Lookup, LookupOptions
 from retriever_svc.live.follower import Follower, FollowEvents, FollowOptions
 from retriever_svc.live.snapshot import Snapshot
 from retriever_svc.live.writer import KnowledgeWriter
 from retriever_svc.loading import KnowledgeSource, RetrievalOptions, load_passage_encoder, load_searcher
 from retriever_svc.requests import RequestLimits, check_k, check_options, check_queries
-from retriever_svc.searcher import DEFAULT_OPTIONS, Lookup, LookupOptions, Searcher
+from retriever_svc.searcher import Searcher
 from retriever_svc.telemetry import RetrieverMetrics
 from retriever_svc.types import Query, QueryHits
 
@@ -63,6 +64,7 @@ class EngineOptions:
     limits: RequestLimits = field(default_factory=RequestLimits)
     follow: FollowOptions = field(default_factory=FollowOptions)
     edit: EditOptions = field(default_factory=EditOptions)
+    lookup: LookupOptions = DEFAULT_OPTIONS  # where a request does not say
     max_waiting: int = 256
     refresh_seconds: float = DEFAULT_REFRESH_SECONDS
 
@@ -130,7 +132,7 @@ class RetrieverEngine:
         queries: Sequence[Query],
         k: int,
         knowledge_version: int = 0,
-        options: LookupOptions = DEFAULT_OPTIONS,
+        options: LookupOptions | None = None,
     ) -> Retrieval:
         """The k passages nearest to each query, from one version (0: the newest loaded).
 
@@ -149,7 +151,8 @@ class RetrieverEngine:
             raise FailedPreconditionError(f"version {snapshot.version} holds no passages: add some", field="knowledge")
         check_k(k, snapshot.size, self.limits)
         check_queries(queries, snapshot.dimension, self.limits)
-        check_options(options, snapshot.base.index)
+        options = options or self._options.lookup
+        check_options(options, snapshot, queries)
         clock = self._clocks.clock()
         results = await loaded.batcher.submit(_Job(Lookup(tuple(queries), k, snapshot, options), clock))
         return Retrieval(results, snapshot.version, clock.timings())
@@ -160,6 +163,11 @@ class RetrieverEngine:
         newest = await asyncio.to_thread(follower.refresh)
         self._observe(follower)
         return newest.version
+
+    @property
+    def default_lookup(self) -> LookupOptions:
+        """What is searched, and how, where a request does not say."""
+        return self._options.lookup
 
     @property
     def editor(self) -> Editor:
@@ -190,7 +198,7 @@ class RetrieverEngine:
             dimension=newest.dimension,
             index_factory=self._options.retrieval.index.factory,
             device=loaded.searcher.encoder.device,
-            score_scale=loaded.searcher.score_scale,
+            score_scale=loaded.searcher.scales.dense,
             max_k=self.limits.max_k,
             max_batch_queries=self.limits.max_batch_queries,
             loaded_versions=self.loaded_versions,

@@ -12,6 +12,7 @@ from ragserve.serving.logs import fields
 from retriever_svc.device import Device
 from retriever_svc.encoder import TextEncoder
 from retriever_svc.index import FaissIndex, Index, IndexCache, IndexSpec
+from retriever_svc.kinds import Scales
 from retriever_svc.knowledge import (
     KnowledgeBase,
     newest_version,
@@ -19,12 +20,15 @@ from retriever_svc.knowledge import (
     passage_encoder_hash,
     reading,
 )
-from retriever_svc.live.snapshot import Base, Snapshot
+from retriever_svc.live.snapshot import Base, Snapshot, index_words
 from retriever_svc.rows import Rows
 from retriever_svc.searcher import Searcher
 
 DEFAULT_MEMORY_BYTES = 2 * 2**30
 CACHE_NAME = "indexes"
+# Fitted on development questions, as the demo's dense scale is: see bench/LOG.md.
+DEFAULT_BM25_SCALE = 0.25
+DEFAULT_RRF_SCALE = 100.0
 # How many versions back a start looks for an index on disk that it can go on from.
 CACHED_VERSIONS_BACK = 64
 
@@ -40,6 +44,9 @@ class RetrievalOptions:
     threads: int = 0
     max_batch_tokens: int = 0
     score_scale: float | None = None
+    lexical: bool = False
+    bm25_score_scale: float = DEFAULT_BM25_SCALE
+    rrf_score_scale: float = DEFAULT_RRF_SCALE
     max_memory_bytes: int = DEFAULT_MEMORY_BYTES
     index_cache: bool = True
     index_cache_dir: Path | None = None
@@ -62,7 +69,8 @@ def load_searcher(model: Path, options: RetrievalOptions) -> Searcher:
         threads=options.threads,
         max_batch_tokens=options.max_batch_tokens,
     )
-    return Searcher(encoder, manifest.score_scale if options.score_scale is None else options.score_scale)
+    dense = manifest.score_scale if options.score_scale is None else options.score_scale
+    return Searcher(encoder, Scales(dense, options.bm25_score_scale, options.rrf_score_scale))
 
 
 def load_passage_encoder(model: Path, options: RetrievalOptions) -> tuple[TextEncoder, str]:
@@ -120,7 +128,8 @@ class KnowledgeSource:
         """
         with reading(self.path):
             rows = knowledge.rows(self._options.max_memory_bytes)
-            return Base(knowledge.version, rows, self._index(knowledge, rows))
+            words = index_words(rows) if self._options.lexical else None
+            return Base(knowledge.version, rows, self._index(knowledge, rows), words)
 
     def first_base(self, knowledge: KnowledgeBase) -> Base:
         """The base to start from: that of the newest earlier version whose index is on disk, else of this one."""

@@ -10,8 +10,9 @@ import numpy as np
 
 from ragserve.errors import InvalidInputError
 from retriever_svc.filters import check_filter
-from retriever_svc.index import Index, SearchOptions
-from retriever_svc.searcher import LookupOptions
+from retriever_svc.index import SearchOptions
+from retriever_svc.kinds import LookupOptions, SearchKind, require_words
+from retriever_svc.live.snapshot import Snapshot
 from retriever_svc.types import NewPassage, Passage, Query
 
 
@@ -52,10 +53,27 @@ def check_queries(queries: Sequence[Query], dimension: int, limits: RequestLimit
             _check_vector(f"queries[{number}].vector", query.vector, dimension)
 
 
-def check_options(options: LookupOptions, index: Index) -> None:
-    """Raises InvalidInputError for a filter that says nothing, or a parameter that the index does not have."""
+def check_options(options: LookupOptions, snapshot: Snapshot, queries: Sequence[Query]) -> None:
+    """Checks the options of a request against what is loaded.
+
+    Raises:
+        InvalidInputError: a filter says nothing, the index does not have a parameter, a weight is no part, or words are
+            wanted of a query that is a vector.
+        FailedPreconditionError: words are to be searched, and their index is not held.
+    """
     check_filter(options.filter)
-    index.check_options(SearchOptions(None, options.nprobe, options.ef_search))
+    snapshot.base.index.check_options(SearchOptions(None, options.nprobe, options.ef_search))
+    if not 0 <= options.lexical_weight <= 1:
+        raise InvalidInputError(
+            "options.lexical_weight", f"options.lexical_weight is {options.lexical_weight}; it must be between 0 and 1"
+        )
+    if options.kind is SearchKind.DENSE:
+        return
+    require_words(snapshot)
+    for number, query in enumerate(queries):
+        if query.vector is not None:
+            field = f"queries[{number}].vector"
+            raise InvalidInputError(field, f"{field} has no words, and options.kind {options.kind.value!r} needs them")
 
 
 def check_new_passages(

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ragserve.errors import InvalidInputError
+from retriever_svc.kinds import Lookup
 from retriever_svc.loading import RetrievalOptions, load_searcher, load_snapshot
-from retriever_svc.searcher import Lookup
 from retriever_svc.types import Hit, Query
 
 

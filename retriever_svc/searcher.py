@@ -4,52 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from retriever_svc.encoder import TextEncoder
-from retriever_svc.filters import Filter
-from retriever_svc.live.snapshot import Snapshot, View
-from retriever_svc.ranking import find_nearest, log_priors, scan_nearest
-from retriever_svc.types import Float32, Hit, Int64, Query, QueryHits
+from retriever_svc.kinds import Lookup, LookupOptions, Ranked, Scales, SearchKind, find
+from retriever_svc.ranking import log_priors
+from retriever_svc.types import Float32, Hit, Query, QueryHits
 
 AddTime = Callable[[str, float], None]
-# Up to this many passages, or this part of them, that a filter lets through, an approximate index is not asked:
-# comparing with each is as fast, and finds all.
-SCANNED_ROWS = 1_000
-SCANNED_PART = 0.01
-NO_FILTER = Filter()
-
-
-@dataclass(frozen=True)
-class LookupOptions:
-    """Which passages a lookup may find, and how an approximate index searches; 0: its own setting."""
-
-    filter: Filter = NO_FILTER
-    nprobe: int = 0
-    ef_search: int = 0
-
-
-DEFAULT_OPTIONS = LookupOptions()
-
-
-@dataclass(frozen=True)
-class Lookup:
-    """The queries of one request, its k, the version that answers it, and options."""
-
-    queries: tuple[Query, ...]
-    k: int
-    snapshot: Snapshot
-    options: LookupOptions = DEFAULT_OPTIONS
 
 
 class Searcher:
     """Runs the lookups of a batch together. Safe to call from one thread at a time."""
 
-    def __init__(self, encoder: TextEncoder, score_scale: float) -> None:
+    def __init__(self, encoder: TextEncoder, scales: Scales) -> None:
         self.encoder = encoder
-        self.score_scale = score_scale
+        self.scales = scales
         self.observe_tokens: Callable[[int], None] = lambda _tokens: None  # told the tokens of each batch's texts
 
     def run(self, lookups: Sequence[Lookup], add_time: AddTime) -> list[tuple[QueryHits, ...]]:
@@ -57,9 +28,9 @@ class Searcher:
         queries = [query for lookup in lookups for query in lookup.queries]
         owners = [lookup for lookup in lookups for _ in lookup.queries]
         started = time.monotonic()
-        vectors, decoded = self._encode(queries)
+        vectors, decoded = self._encode(queries, owners)
         encoded = time.monotonic()
-        nearest = self._search(vectors, owners)
+        nearest = self._search(queries, vectors, owners)
         searched = time.monotonic()
         hits = self._fetch(nearest, owners)
         add_time("encode", encoded - started)
@@ -68,34 +39,37 @@ class Searcher:
         results = iter(zip(hits, decoded, strict=True))
         return [tuple(QueryHits(*next(results)) for _ in lookup.queries) for lookup in lookups]
 
-    def _encode(self, queries: Sequence[Query]) -> tuple[Float32, list[str]]:
-        """Vectors [n_queries, dim] and decoded texts (empty for a query that came as a vector)."""
-        vectors = np.empty((len(queries), self.encoder.config.dim), dtype=np.float32)
-        decoded = [""] * len(queries)
+    def _encode(self, queries: Sequence[Query], owners: Sequence[Lookup]) -> tuple[Float32, list[str]]:
+        """Vectors [n_queries, dim] and decoded texts (empty for a query that came as a vector).
+
+        A query that only its words are searched for has no vector.
+        """
+        vectors = np.zeros((len(queries), self.encoder.config.dim), dtype=np.float32)
         rows = [row for row, query in enumerate(queries) if query.vector is None]
+        tokens = self.encoder.tokenize_queries([queries[row].text for row in rows])
+        token_ids = dict(zip(rows, tokens, strict=True))
         for row, query in enumerate(queries):
             if query.vector is not None:
                 vectors[row] = query.vector
-        if rows:
-            token_ids = self.encoder.tokenize_queries([queries[row].text for row in rows])
-            self.observe_tokens(sum(map(len, token_ids)))
-            vectors[rows] = self.encoder.encode_tokens(token_ids)
-            for row, text in zip(rows, self.encoder.decode(token_ids), strict=True):
-                decoded[row] = text
-        return vectors, decoded
+        encoded = [row for row in rows if owners[row].options.kind is not SearchKind.BM25]
+        if encoded:
+            self.observe_tokens(sum(len(token_ids[row]) for row in encoded))
+            vectors[encoded] = self.encoder.encode_tokens([token_ids[row] for row in encoded])
+        texts = dict(zip(rows, self.encoder.decode(tokens), strict=True))
+        return vectors, [texts.get(row, "") for row in range(len(queries))]
 
-    def _search(self, vectors: Float32, owners: Sequence[Lookup]) -> list[tuple[Int64, Float32]]:
+    def _search(self, queries: Sequence[Query], vectors: Float32, owners: Sequence[Lookup]) -> list[Ranked]:
         """Positions and scores for each query; one call of the index for each version, k and options."""
-        nearest: dict[int, tuple[Int64, Float32]] = {}
+        nearest: dict[int, Ranked] = {}
         groups: dict[tuple[int, int, LookupOptions], list[int]] = {}
         for row, owner in enumerate(owners):
             groups.setdefault((id(owner.snapshot), owner.k, owner.options), []).append(row)
         for rows in groups.values():
-            found = nearest_in(owners[rows[0]], vectors[rows])
+            found = find(owners[rows[0]], [queries[row] for row in rows], vectors[rows], self.scales)
             nearest.update(zip(rows, found, strict=True))
         return [nearest[row] for row in range(len(owners))]
 
-    def _fetch(self, nearest: Sequence[tuple[Int64, Float32]], owners: Sequence[Lookup]) -> list[tuple[Hit, ...]]:
+    def _fetch(self, nearest: Sequence[Ranked], owners: Sequence[Lookup]) -> list[tuple[Hit, ...]]:
         """The passages of each query with score and prior; one read for each version."""
         hits: dict[int, tuple[Hit, ...]] = {}
         for snapshot in {id(owner.snapshot): owner.snapshot for owner in owners}.values():
@@ -103,26 +77,7 @@ class Searcher:
             passages = iter(snapshot.passages(np.concatenate([nearest[row][0] for row in rows])))
             for row in rows:
                 scores = nearest[row][1]
-                priors = log_priors(scores, self.score_scale)
+                priors = log_priors(scores, self.scales.of(owners[row].options.kind))
                 pairs = zip(scores.tolist(), priors.tolist(), strict=True)
                 hits[row] = tuple(Hit(next(passages), score, prior) for score, prior in pairs)
         return [hits[row] for row in range(len(owners))]
-
-
-def nearest_in(lookup: Lookup, queries: Float32) -> list[tuple[Int64, Float32]]:
-    """Positions and scores of the k nearest passages of each query [n_queries, dim] that the options let through.
-
-    There are never fewer than k while that many are let through: where an approximate index finds too few, or few are
-    let through, each of those is compared with the query.
-    """
-    snapshot, options = lookup.snapshot, lookup.options
-    view = View(snapshot, options.filter, options.nprobe, options.ef_search)
-    wanted = min(lookup.k, view.size)
-    few = view.size < snapshot.size and view.size <= max(SCANNED_ROWS, SCANNED_PART * snapshot.size)
-    if few and not snapshot.base.index.exact:
-        return [scan_nearest(view, view.positions(), query, wanted, snapshot.row_ids) for query in queries]
-    found = find_nearest(view, view, queries, wanted, snapshot.row_ids)
-    for row, (positions, _) in enumerate(found):
-        if len(positions) < wanted:
-            found[row] = scan_nearest(view, view.positions(), queries[row], wanted, snapshot.row_ids)
-    return found

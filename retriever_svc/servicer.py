@@ -30,7 +30,7 @@ class RetrieverServicer(retriever_pb2_grpc.RetrieverServiceServicer):
     ) -> retriever_pb2.RetrieverServiceRetrieveResponse:
         """The nearest passages of each query."""
         queries = convert.queries_from_proto(request.queries)
-        options = convert.options_from_proto(request.options)
+        options = convert.options_from_proto(request.options, self._engine.default_lookup)
         found = await self._engine.retrieve(queries, request.k, request.knowledge_version, options)
         return convert.retrieval_to_proto(found)
 

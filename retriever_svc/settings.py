@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ragserve.serving.settings import ServerSettings
@@ -12,8 +13,9 @@ from retriever_svc.device import Device
 from retriever_svc.editing import EditOptions
 from retriever_svc.engine import DEFAULT_REFRESH_SECONDS, EngineOptions
 from retriever_svc.index import IndexSpec
+from retriever_svc.kinds import LookupOptions, SearchKind
 from retriever_svc.live.follower import FollowOptions
-from retriever_svc.loading import DEFAULT_MEMORY_BYTES, RetrievalOptions
+from retriever_svc.loading import DEFAULT_BM25_SCALE, DEFAULT_MEMORY_BYTES, DEFAULT_RRF_SCALE, RetrievalOptions
 from retriever_svc.requests import RequestLimits
 
 
@@ -36,6 +38,13 @@ class RetrieverSettings(BaseSettings):
     score_scale: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="factor on scores before the prior's softmax; unset: the model's"
     )
+    lexical: bool = Field(False, description="hold an index of words too, for the search kinds bm25, weighted and rrf")
+    search_kind: SearchKind = Field(SearchKind.DENSE, description="what is searched where a request does not say")
+    lexical_weight: float = Field(
+        0.5, ge=0, le=1, description="part of BM25 in a weighted search, where it is not said"
+    )
+    bm25_score_scale: float = Field(DEFAULT_BM25_SCALE, gt=0, description="as score_scale, for search kind bm25")
+    rrf_score_scale: float = Field(DEFAULT_RRF_SCALE, gt=0, description="as score_scale, for search kind rrf")
     index_factory: str = Field("Flat", min_length=1, description="FAISS index_factory string, as HNSW32 or IVF256,SQ8")
     index_search_parameters: str = Field("", description="FAISS search parameters, as nprobe=16 or efSearch=64")
     index_device: Device = Field("auto", description="where the index is searched; auto: as device, if FAISS can")
@@ -65,6 +74,12 @@ class RetrieverSettings(BaseSettings):
     max_query_characters: int = Field(10_000, ge=1, description="longest question, in characters")
     max_waiting: int = Field(256, ge=1, description="most requests queued; more are refused with RESOURCE_EXHAUSTED")
 
+    @model_validator(mode="after")
+    def _words_are_there(self) -> Self:
+        if self.search_kind is not SearchKind.DENSE and not self.lexical:
+            raise ValueError(f"search_kind {self.search_kind.value} needs lexical=true")
+        return self
+
     def engine_options(self) -> EngineOptions:
         """How the engine loads, follows and writes."""
         return EngineOptions(
@@ -78,6 +93,7 @@ class RetrieverSettings(BaseSettings):
             ),
             follow=FollowOptions(self.keep_versions, self.rebuild_min_rows, self.rebuild_fraction),
             edit=EditOptions(self.writable and not self.knowledge_version, self.max_waiting_writes),
+            lookup=LookupOptions(kind=self.search_kind, lexical_weight=self.lexical_weight),
             max_waiting=self.max_waiting,
             refresh_seconds=self.refresh_seconds,
         )
@@ -98,6 +114,9 @@ class RetrieverSettings(BaseSettings):
             threads=self.threads,
             max_batch_tokens=self.batch_tokens,
             score_scale=self.score_scale,
+            lexical=self.lexical,
+            bm25_score_scale=self.bm25_score_scale,
+            rrf_score_scale=self.rrf_score_scale,
             max_memory_bytes=self.passages_in_memory_bytes,
             index_cache=self.index_cache,
             index_cache_dir=self.index_cache_dir,

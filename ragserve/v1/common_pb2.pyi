@@ -43,6 +43,38 @@ MODE_SEQUENCE: Mode.ValueType  # 2
 """RAG-sequence: the marginal is taken over whole sequences; a hypothesis belongs to one document."""
 Global___Mode: _TypeAlias = Mode  # noqa: Y015
 
+class _SearchKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SearchKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SearchKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SEARCH_KIND_UNSPECIFIED: _SearchKind.ValueType  # 0
+    """Not said: the service's search_kind, which is SEARCH_KIND_DENSE unless set."""
+    SEARCH_KIND_DENSE: _SearchKind.ValueType  # 1
+    """Inner product of the query's and the passage's vector."""
+    SEARCH_KIND_BM25: _SearchKind.ValueType  # 2
+    """BM25: words of the question in title and text. Passages without any are not found."""
+    SEARCH_KIND_WEIGHTED: _SearchKind.ValueType  # 3
+    """Weighted sum of both scores as logits: the geometric mean of the two priors."""
+    SEARCH_KIND_RRF: _SearchKind.ValueType  # 4
+    """Reciprocal rank fusion of both."""
+
+class SearchKind(_SearchKind, metaclass=_SearchKindEnumTypeWrapper):
+    """What passages are found by. All but SEARCH_KIND_DENSE need a retriever started with lexical=true, and queries as text."""
+
+SEARCH_KIND_UNSPECIFIED: SearchKind.ValueType  # 0
+"""Not said: the service's search_kind, which is SEARCH_KIND_DENSE unless set."""
+SEARCH_KIND_DENSE: SearchKind.ValueType  # 1
+"""Inner product of the query's and the passage's vector."""
+SEARCH_KIND_BM25: SearchKind.ValueType  # 2
+"""BM25: words of the question in title and text. Passages without any are not found."""
+SEARCH_KIND_WEIGHTED: SearchKind.ValueType  # 3
+"""Weighted sum of both scores as logits: the geometric mean of the two priors."""
+SEARCH_KIND_RRF: SearchKind.ValueType  # 4
+"""Reciprocal rank fusion of both."""
+Global___SearchKind: _TypeAlias = SearchKind  # noqa: Y015
+
 @_typing.final
 class StageTiming(_message.Message):
     """One stage of the work done for a request, and how long it took."""
@@ -148,10 +180,16 @@ class SearchOptions(_message.Message):
     FILTER_FIELD_NUMBER: _builtins.int
     NPROBE_FIELD_NUMBER: _builtins.int
     EF_SEARCH_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    LEXICAL_WEIGHT_FIELD_NUMBER: _builtins.int
     nprobe: _builtins.int
     """Cells of an IVF index to visit; 0: the index's own setting. Refused for other kinds of index."""
     ef_search: _builtins.int
     """Candidates that an HNSW index keeps; 0: the index's own setting. Refused for other kinds of index."""
+    kind: Global___SearchKind.ValueType
+    """What passages are found by."""
+    lexical_weight: _builtins.float
+    """Part of BM25 in SEARCH_KIND_WEIGHTED, between 0 and 1. Default: the service's."""
     @_builtins.property
     def filter(self) -> _containers.RepeatedCompositeFieldContainer[Global___Condition]:
         """Only passages whose metadata fulfils all of these are found."""
@@ -162,12 +200,16 @@ class SearchOptions(_message.Message):
         filter: _abc.Iterable[Global___Condition] | None = ...,
         nprobe: _builtins.int = ...,
         ef_search: _builtins.int = ...,
+        kind: Global___SearchKind.ValueType = ...,
+        lexical_weight: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight", "lexical_weight", b"lexical_weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ef_search", b"ef_search", "filter", b"filter", "nprobe", b"nprobe"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight", "ef_search", b"ef_search", "filter", b"filter", "kind", b"kind", "lexical_weight", b"lexical_weight", "nprobe", b"nprobe"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__lexical_weight: _TypeAlias = _typing.Literal["lexical_weight"]  # noqa: Y015
+    _WhichOneofArgType__lexical_weight: _TypeAlias = _typing.Literal["_lexical_weight", b"_lexical_weight"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lexical_weight) -> _WhichOneofReturnType__lexical_weight | None: ...
 
 Global___SearchOptions: _TypeAlias = SearchOptions  # noqa: Y015
 

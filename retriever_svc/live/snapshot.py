@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from retriever_svc.filters import Filter, MetadataColumns
 from retriever_svc.index import Index, SearchOptions
+from retriever_svc.lexical import Bm25Index, indexed_text
 from retriever_svc.live.changes import Changes, compare
 from retriever_svc.rows import MemoryRows, RowKeys, Rows
 from retriever_svc.types import Float32, Int64, Passage
@@ -29,10 +30,11 @@ Mask = NDArray[np.bool_]
 class Base:
     """An index over all rows of one version, and their metadata by column."""
 
-    def __init__(self, version: int, rows: Rows, index: Index) -> None:
+    def __init__(self, version: int, rows: Rows, index: Index, words: Bm25Index | None = None) -> None:
         self.version = version
         self.rows = rows
         self.index = index
+        self.words = words
 
     @cached_property
     def metadata(self) -> MetadataColumns:
@@ -49,11 +51,12 @@ class Snapshot:
     rows: Rows  # of the base, as this version reads them
     alive: Mask | None  # None: all
     overlay: MemoryRows
+    words: Bm25Index | None = None  # of all passages, where search by words is wanted
 
     @classmethod
     def of_base(cls, base: Base) -> Snapshot:
         """The version that the base is an index of."""
-        return cls(base.version, base, base.rows, None, _no_rows(base.index.dimension))
+        return cls(base.version, base, base.rows, None, _no_rows(base.index.dimension), base.words)
 
     @cached_property
     def dead(self) -> int:
@@ -100,6 +103,11 @@ class Snapshot:
         ids[~in_base] = self.overlay.keys.row_ids[positions[~in_base] - self.base.index.size]
         return ids
 
+    def locate(self, row_ids: Int64) -> Int64:
+        """The positions of rows of this version, by stable row id."""
+        in_overlay = self.overlay.keys.find(row_ids)
+        return np.where(in_overlay >= 0, in_overlay + self.base.index.size, self.base.rows.keys.find(row_ids))
+
     def masks(self, wanted: Filter) -> tuple[Mask | None, Mask | None]:
         """Which rows of base and overlay a filter lets through; None: all."""
         if not wanted.conditions:
@@ -119,7 +127,8 @@ class Snapshot:
         alive[in_base[in_base >= 0]] = False
         kept = self.overlay.without(in_overlay[in_overlay >= 0]) if (in_overlay >= 0).any() else self.overlay
         overlay = kept.followed_by(changes.rows) if kept.size else changes.rows
-        return self._replaced(dataset, alive, overlay if changes.rows.size else kept)
+        words = self.words and _updated(self.words, changes.gone, changes.rows)
+        return self._replaced(dataset, alive, overlay if changes.rows.size else kept, words)
 
     def derived(self, dataset: lance.LanceDataset, most_changed: int) -> Snapshot | None:
         """Any version of the same knowledge base over the same base; None where more than that many rows differ."""
@@ -127,11 +136,16 @@ class Snapshot:
         dead = self.base.index.size - int(np.count_nonzero(difference.kept))
         if dead + len(difference.others) > most_changed:
             return None
-        return self._replaced(dataset, difference.kept, MemoryRows.take(dataset, difference.others))
+        others = MemoryRows.take(dataset, difference.others)
+        gone = self.base.rows.keys.row_ids[~difference.kept]
+        words = self.base.words and _updated(self.base.words, gone, others)
+        return self._replaced(dataset, difference.kept, others, words)
 
-    def _replaced(self, dataset: lance.LanceDataset, alive: Mask, overlay: MemoryRows) -> Snapshot:
+    def _replaced(
+        self, dataset: lance.LanceDataset, alive: Mask, overlay: MemoryRows, words: Bm25Index | None
+    ) -> Snapshot:
         rows = self.base.rows.at(dataset)
-        return Snapshot(int(dataset.version), self.base, rows, None if alive.all() else alive, overlay)
+        return Snapshot(int(dataset.version), self.base, rows, None if alive.all() else alive, overlay, words)
 
 
 class View:
@@ -152,6 +166,14 @@ class View:
         base = np.arange(first) if self._base is None else np.flatnonzero(self._base)
         overlay = np.arange(self.snapshot.overlay.size) if self._overlay is None else np.flatnonzero(self._overlay)
         return np.concatenate([base, overlay + first])
+
+    def lets_through(self, positions: Int64) -> Mask:
+        """Which of the positions this search may return, [n_positions]."""
+        first, allowed = self.snapshot.base.index.size, np.ones(len(positions), np.bool_)
+        for mask, here, start in ((self._base, positions < first, 0), (self._overlay, positions >= first, first)):
+            if mask is not None:
+                allowed[here] = mask[positions[here] - start]
+        return allowed
 
     def vectors(self, positions: Int64) -> Float32:
         """The vectors at these positions, [n_positions, dim], in this order."""
@@ -179,6 +201,21 @@ class View:
             best = np.argpartition(-scores, n_candidates - 1, axis=1)[:, :n_candidates]
             return np.take_along_axis(scores, best, axis=1), rows[best] + first
         return scores, np.broadcast_to(rows + first, scores.shape)
+
+
+def index_words(rows: Rows) -> Bm25Index:
+    """The index of words over all rows."""
+    return Bm25Index.build([(rows.keys.row_ids, _indexed(rows))])
+
+
+def _updated(words: Bm25Index, gone: Int64, rows: MemoryRows) -> Bm25Index:
+    return words.updated(gone, rows.keys.row_ids, _indexed(rows))
+
+
+def _indexed(rows: Rows) -> list[str]:
+    texts = rows.texts(["title", "text"])
+    pairs = zip(texts.column("title").to_pylist(), texts.column("text").to_pylist(), strict=True)
+    return [indexed_text(title, text) for title, text in pairs]
 
 
 def _columns(rows: Rows) -> MetadataColumns:
