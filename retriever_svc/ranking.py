@@ -97,6 +97,8 @@ def rank(
 
 def log_priors(scores: Float32, score_scale: float) -> Float32:
     """The prior log p(z|x) (arXiv 2005.11401, section 2.2): log-softmax over the retrieved of scale x score."""
+    if not len(scores):
+        return scores
     scaled = scores.astype(np.float64) * score_scale
     shifted: NDArray[np.float64] = scaled - scaled.max(initial=-np.inf)
     return np.asarray(shifted - np.log(np.exp(shifted).sum()), dtype=np.float32)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ragserve.serving.settings import ServerSettings
@@ -74,11 +73,12 @@ class RetrieverSettings(BaseSettings):
     max_query_characters: int = Field(10_000, ge=1, description="longest question, in characters")
     max_waiting: int = Field(256, ge=1, description="most requests queued; more are refused with RESOURCE_EXHAUSTED")
 
-    @model_validator(mode="after")
-    def _words_are_there(self) -> Self:
-        if self.search_kind is not SearchKind.DENSE and not self.lexical:
-            raise ValueError(f"search_kind {self.search_kind.value} needs lexical=true")
-        return self
+    @field_validator("search_kind")
+    @classmethod
+    def _words_are_there(cls, kind: SearchKind, info: ValidationInfo) -> SearchKind:
+        if kind is not SearchKind.DENSE and not info.data.get("lexical"):
+            raise ValueError("it needs lexical=true")
+        return kind
 
     def engine_options(self) -> EngineOptions:
         """How the engine loads, follows and writes."""
