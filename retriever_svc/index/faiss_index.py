@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,35 +11,39 @@ import numpy as np
 
 from ragserve.errors import FailedPreconditionError, InvalidInputError
 from ragserve.serving.cores import thread_count
-from retriever_svc.device import faiss_gpus, no_cuda
-from retriever_svc.index.parameters import Kind, check_options, selector
+from ragserve.serving.logs import fields
+from retriever_svc.index import gpu
+from retriever_svc.index.overfetch import search_allowed
+from retriever_svc.index.parameters import Kind, check_options, reason, set_parameters
 from retriever_svc.index.protocol import DEFAULT_OPTIONS, SearchOptions, VectorSource
 from retriever_svc.index.spec import IndexSpec
 from retriever_svc.types import Float32, Int64
 
+log = logging.getLogger(__name__)
+
 TRAINING_SEED = 0
-SOURCE_LOCATION = re.compile(r"^Error in .*?\.(?:cpp|h|cu|cuh):\d+: (?:Error: )?", re.DOTALL)
 
 
 class FaissIndex:
-    """A FAISS index that is built and then only searched."""
+    """A FAISS index that is built and then only searched, by one thread at a time.
+
+    On a GPU the index on the CPU is kept: it answers what the GPU cannot, which is more than 2,048 candidates, and
+    masks that leave less than enough among the 2,048 best.
+    """
 
     def __init__(self, index: Any, spec: IndexSpec) -> None:
-        """Take a built CPU index, set its search parameters and move it to the device.
+        """Take a built CPU index, set its search parameters and copy it to the device.
 
         Raises:
             InvalidInputError: the search parameters do not belong to this kind of index.
-            FailedPreconditionError: CUDA is asked for and FAISS or this kind of index cannot use it.
+            FailedPreconditionError: CUDA is asked for, FAISS or this kind of index cannot use it, and falling back to
+                the CPU is not allowed.
         """
         self._spec = spec
         self._kind = Kind.of(index)
-        self.device = "cpu"
-        self._on_cpu = index
         self._index = index
-        if spec.search_parameters:
-            _set_parameters(index, spec)
-        if spec.device != "cpu":
-            self._move_to_gpu(spec)
+        set_parameters(index, spec)
+        self._on_gpu = gpu.place(index, spec)
 
     @classmethod
     def build(cls, source: VectorSource, spec: IndexSpec) -> FaissIndex:
@@ -47,11 +51,12 @@ class FaissIndex:
 
         Raises:
             InvalidInputError: the factory string is wrong for FAISS, this width or this number of vectors.
-            FailedPreconditionError: see the constructor.
+            FailedPreconditionError: a vector is not finite; else see the constructor.
         """
+        # OpenMP keeps the number of threads per calling thread: a search in another thread does not see this.
         faiss.omp_set_num_threads(thread_count(spec.build_threads))
         try:
-            index = faiss.index_factory(source.dimension, spec.full_factory, faiss.METRIC_INNER_PRODUCT)
+            index = _new(source.dimension, spec)
             if not index.is_trained:
                 index.train(source.vectors(_sample(source.size, spec.training_vectors)))
             for block in source.vector_blocks():
@@ -60,19 +65,21 @@ class FaissIndex:
         except RuntimeError as error:
             raise InvalidInputError(
                 "index_factory",
-                f"index_factory {spec.factory!r} cannot index {source.size} vectors of width {source.dimension}: "
-                f"{_reason(error)}",
+                f"index_factory {spec.full_factory!r} cannot index {source.size} vectors of width {source.dimension}: "
+                f"{reason(error)}",
             ) from error
         return cls(index, spec)
 
     @classmethod
     def read(cls, path: Path, spec: IndexSpec) -> FaissIndex:
-        """Load an index file that has been found sound (see `IndexCache`)."""
-        return cls(faiss.read_index(str(path)), spec)
+        """Load an index file that has been found sound (see `IndexCache`). Raises RuntimeError if FAISS cannot."""
+        index = faiss.read_index(str(path))
+        Kind.of(index).reset(Kind.of(_new(index.d, spec)))
+        return cls(index, spec)
 
     def write(self, path: Path) -> None:
-        """Write the index to a file."""
-        faiss.write_index(self._on_cpu, str(path))
+        """Write the index to a file. Raises RuntimeError, as FAISS does, when that fails."""
+        faiss.write_index(self._index, str(path))
 
     @property
     def size(self) -> int:
@@ -85,44 +92,77 @@ class FaissIndex:
         return int(self._index.d)
 
     @property
+    def device(self) -> str:
+        """Where it is searched: cpu or cuda."""
+        return "cpu" if self._on_gpu is None else "cuda"
+
+    @property
     def exact(self) -> bool:
         """Whether a query is compared with every vector in float32."""
         return self._kind.is_exact
-
-    def search(
-        self, queries: Float32, n_candidates: int, options: SearchOptions = DEFAULT_OPTIONS
-    ) -> tuple[Float32, Int64]:
-        """Scores and positions, both [n_queries, n_candidates], best first; position -1 where nothing was found."""
-        # OpenMP keeps the number of threads per calling thread, so it is set where the search runs.
-        faiss.omp_set_num_threads(self._spec.threads)
-        allowed = None if options.allowed is None else selector(options.allowed)
-        parameters = self._kind.parameters(options.nprobe, options.ef_search, allowed)
-        scores, positions = self._index.search(np.ascontiguousarray(queries), n_candidates, params=parameters)
-        return scores, positions
 
     def check_options(self, options: SearchOptions) -> None:
         """Check the parameters of a search. Raises as `Index.check_options`."""
         check_options(options, self._spec, has_cells=self._kind.has_cells, has_graph=self._kind.has_graph)
 
-    def close(self) -> None:
-        """Nothing is held but memory."""
+    def search(
+        self, queries: Float32, n_candidates: int, options: SearchOptions = DEFAULT_OPTIONS
+    ) -> tuple[Float32, Int64]:
+        """Scores and positions, both [n_queries, n_candidates], best first; position -1 where nothing was found.
 
-    def _move_to_gpu(self, spec: IndexSpec) -> None:
-        if not faiss_gpus():
-            if spec.device == "cuda":
-                raise no_cuda("FAISS", "this build of faiss has no GPU support, or no GPU is visible")
-            return
-        try:
-            self._resources = faiss.StandardGpuResources()
-            self._index = faiss.index_cpu_to_gpu(self._resources, 0, self._on_cpu)
-        except RuntimeError as error:
-            if spec.device == "cuda":
-                raise FailedPreconditionError(
-                    f"index_factory {spec.factory!r} cannot be searched on a GPU: {_reason(error)}",
-                    field="index_factory",
-                ) from error
-            return
-        self.device = "cuda"
+        With `allowed` an exact index finds all it is asked for. IVF and HNSW indexes look further the fewer are
+        allowed, within `max_nprobe` and `max_ef_search`, and may still find fewer.
+        """
+        faiss.omp_set_num_threads(self._spec.threads)  # of this thread: see `build`
+        queries = np.ascontiguousarray(queries)
+        if self._on_gpu is not None and n_candidates <= gpu.MOST_CANDIDATES:
+            try:
+                return self._search_gpu(self._on_gpu, queries, n_candidates, options)
+            except RuntimeError as error:
+                if not self._spec.gpu_fallback:
+                    raise
+                log.exception("the GPU failed, index goes on on the CPU", extra=fields(reason=reason(error)))
+                self._on_gpu = None
+        return self._search_cpu(queries, n_candidates, options)
+
+    def close(self) -> None:
+        """Let go of the GPU's copy."""
+        self._on_gpu = None
+
+    def _search_cpu(self, queries: Float32, n_candidates: int, options: SearchOptions) -> tuple[Float32, Int64]:
+        if options.allowed is None or self._kind.takes_selector:
+            parameters = self._kind.parameters(n_candidates, options, self._spec)
+            found: tuple[Float32, Int64] = self._index.search(queries, n_candidates, params=parameters)
+            return found
+        scores, positions, _ = search_allowed(self._index.search, queries, n_candidates, options.allowed, self.size)
+        return scores, positions
+
+    def _search_gpu(
+        self, on_gpu: gpu.GpuIndex, queries: Float32, n_candidates: int, options: SearchOptions
+    ) -> tuple[Float32, Int64]:
+        nprobe = self._kind.nprobe(n_candidates, options, self._spec)
+
+        def search(some: Float32, n_wanted: int) -> tuple[Float32, Int64]:
+            return on_gpu.search(some, n_wanted, nprobe)
+
+        if options.allowed is None:
+            return search(queries, n_candidates)
+        scores, positions, undone = search_allowed(search, queries, n_candidates, options.allowed, gpu.MOST_CANDIDATES)
+        if len(undone):
+            scores[undone], positions[undone] = self._search_cpu(queries[undone], n_candidates, options)
+        return scores, positions
+
+
+def _new(dimension: int, spec: IndexSpec) -> Any:
+    """An empty index. Raises RuntimeError, as FAISS does, when the factory string is wrong."""
+    index = faiss.index_factory(dimension, spec.full_factory, faiss.METRIC_INNER_PRODUCT)
+    core = Kind.of(index).core
+    if core.metric_type != faiss.METRIC_INNER_PRODUCT:
+        raise RuntimeError("FAISS has no inner product for it.")
+    if hasattr(core, "do_polysemous_training"):
+        # Most of the time that training takes, for what is used only where a search parameter asks for it.
+        core.do_polysemous_training = "ht=" in spec.search_parameters
+    return index
 
 
 def _sample(size: int, n_wanted: int) -> Int64:
@@ -137,20 +177,3 @@ def _require_finite(block: Float32) -> None:
         raise FailedPreconditionError(
             "the knowledge base holds a vector that is not finite: build it again", field="knowledge"
         )
-
-
-def _set_parameters(index: Any, spec: IndexSpec) -> None:
-    try:
-        space: Any = faiss.ParameterSpace()  # its stub has the arguments' types wrong
-        space.set_index_parameters(index, spec.search_parameters)
-    except RuntimeError as error:
-        raise InvalidInputError(
-            "index_search_parameters",
-            f"index_search_parameters {spec.search_parameters!r} do not fit index_factory {spec.factory!r}: "
-            f"{_reason(error)}",
-        ) from error
-
-
-def _reason(error: RuntimeError) -> str:
-    """FAISS's own sentence, without the C++ location in front of it."""
-    return SOURCE_LOCATION.sub("", str(error)).strip()

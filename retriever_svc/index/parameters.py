@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import faiss
@@ -14,6 +16,8 @@ from retriever_svc.index.protocol import SearchOptions
 from retriever_svc.index.spec import IndexSpec
 
 native: Any = faiss  # its stub knows these classes' constructors without their arguments
+
+SOURCE_LOCATION = re.compile(r"^Error in .*?\.(?:cpp|h|cu|cuh):\d+: (?:Error: )?", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Kind:
 
     @property
     def takes_selector(self) -> bool:
-        """Whether a CPU search can be told which positions it may return."""
+        """Whether a CPU search can be told which positions it may return; PQ, fast scan and refined ones cannot."""
         return self.has_cells or self.has_graph or isinstance(self.core, faiss.IndexFlat | faiss.IndexScalarQuantizer)
 
     @property
@@ -51,25 +55,67 @@ class Kind:
         """Whether every vector is compared in float32."""
         return isinstance(self.core, faiss.IndexFlat) and not self.has_transform
 
-    def parameters(self, nprobe: int, ef_search: int, selector: Any) -> Any:
-        """FAISS's search parameters. What is 0 or None is as in the index; they keep what they refer to alive."""
+    def nprobe(self, n_candidates: int, options: SearchOptions, spec: IndexSpec) -> int:
+        """Cells to visit, 0 for other kinds: as asked, but so many that they should hold enough that are allowed."""
+        if not self.has_cells:
+            return 0
+        cells = int(options.nprobe or self.core.nprobe)
+        if options.allowed is not None:
+            needed = ceil(2 * self.core.nlist * n_candidates / _count(options.allowed))
+            cells = max(cells, min(needed, spec.max_nprobe))
+        return min(cells, int(self.core.nlist))
+
+    def ef_search(self, n_candidates: int, options: SearchOptions, spec: IndexSpec) -> int:
+        """Candidates of a graph search: as asked, and more in proportion where only some may be returned.
+
+        FAISS counts what is not allowed among them (HNSW.cpp, search_from_candidates).
+        """
+        wanted = int(options.ef_search or self.core.hnsw.efSearch)
+        if options.allowed is None:
+            return wanted
+        share = _count(options.allowed) / len(options.allowed)
+        return max(wanted, min(ceil(max(wanted, n_candidates) / share), spec.max_ef_search))
+
+    def parameters(self, n_candidates: int, options: SearchOptions, spec: IndexSpec) -> Any:
+        """FAISS's search parameters, which keep alive what they refer to; None for kinds that take none."""
+        if not self.takes_selector:
+            return None
+        allowed = None if options.allowed is None else _selector(options.allowed)
         parameters: Any
         if self.has_cells:
-            parameters = native.SearchParametersIVF(
-                sel=selector, nprobe=nprobe or self.core.nprobe, max_codes=self.core.max_codes
-            )
+            nprobe = self.nprobe(n_candidates, options, spec)
+            parameters = native.SearchParametersIVF(sel=allowed, nprobe=nprobe, max_codes=self.core.max_codes)
         elif self.has_graph:
-            parameters = native.SearchParametersHNSW(sel=selector, efSearch=ef_search or self.core.hnsw.efSearch)
+            ef_search = self.ef_search(n_candidates, options, spec)
+            parameters = native.SearchParametersHNSW(sel=allowed, efSearch=ef_search)
         else:
-            parameters = native.SearchParameters(sel=selector)
-        if self.has_transform:
-            return native.SearchParametersPreTransform(index_params=parameters)
-        return parameters
+            parameters = native.SearchParameters(sel=allowed)
+        return native.SearchParametersPreTransform(index_params=parameters) if self.has_transform else parameters
+
+    def reset(self, fresh: Kind) -> None:
+        """Take the search parameters of an index that was just made: a file has those that it was written with."""
+        if self.has_cells:
+            self.core.nprobe = fresh.core.nprobe
+        if self.has_graph:
+            self.core.hnsw.efSearch = fresh.core.hnsw.efSearch
 
 
-def selector(allowed: NDArray[np.bool_]) -> Any:
-    """FAISS's form of a mask [size]; it keeps the bits alive."""
-    return native.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+def set_parameters(index: Any, spec: IndexSpec) -> None:
+    """Give an index the search parameters of `spec`.
+
+    Raises:
+        InvalidInputError: they do not belong to this kind of index.
+    """
+    if not spec.search_parameters:
+        return
+    try:
+        native.ParameterSpace().set_index_parameters(index, spec.search_parameters)
+    except RuntimeError as error:
+        raise InvalidInputError(
+            "index_search_parameters",
+            f"index_search_parameters {spec.search_parameters!r} do not fit index_factory {spec.factory!r}: "
+            f"{reason(error)}",
+        ) from error
 
 
 def check_options(options: SearchOptions, spec: IndexSpec, *, has_cells: bool, has_graph: bool) -> None:
@@ -82,10 +128,25 @@ def check_options(options: SearchOptions, spec: IndexSpec, *, has_cells: bool, h
     _check("ef_search", options.ef_search, spec.max_ef_search, applies=has_graph, spec=spec)
 
 
+def reason(error: RuntimeError) -> str:
+    """FAISS's own sentence, without the C++ location in front of it."""
+    return SOURCE_LOCATION.sub("", str(error)).strip()
+
+
 def _check(name: str, value: int, largest: int, *, applies: bool, spec: IndexSpec) -> None:
     if not value:
         return
     if not applies:
-        raise InvalidInputError(name, f"{name} has no meaning for an index of factory {spec.factory!r}: leave it out")
+        raise InvalidInputError(name, f"{name} cannot be set for an index of factory {spec.factory!r}: leave it out")
     if not 0 < value <= largest:
         raise InvalidInputError(name, f"{name} must be 1 to {largest} here, or 0 for the index's own, not {value}")
+
+
+def _count(allowed: NDArray[np.bool_]) -> int:
+    """How many are allowed, to divide by."""
+    return max(int(np.count_nonzero(allowed)), 1)
+
+
+def _selector(allowed: NDArray[np.bool_]) -> Any:
+    """FAISS's form of a mask [size]."""
+    return native.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
