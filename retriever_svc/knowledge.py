@@ -21,6 +21,7 @@ FORMAT_VERSION = "1"
 FORMAT_KEY = b"ragserve.format_version"
 ENCODER_KEY = b"ragserve.encoder"
 DIMENSION_KEY = b"ragserve.dim"
+PRIMARY_KEY = {"lance-schema:unenforced-primary-key": "true"}  # Lance then sees concurrent inserts of one id
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,7 @@ def schema(dimension: int, precision: str, encoder: str) -> pa.Schema:
     """The Arrow schema of a knowledge base."""
     value_type = pa.float16() if precision == "float16" else pa.float32()
     texts = {name: pa.field(name, pa.string(), nullable=False) for name in TEXT_COLUMNS}
+    texts["id"] = texts["id"].with_metadata(PRIMARY_KEY)
     vector = pa.field(VECTOR_COLUMN, pa.list_(value_type, dimension), nullable=False)
     return pa.schema(
         [texts["id"], texts["title"], texts["text"], vector, texts["metadata"]],
