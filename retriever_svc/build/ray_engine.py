@@ -9,6 +9,9 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import secrets
+import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -79,6 +82,12 @@ def _for_actor(plan: ShardPlan) -> ShardPlan:
 
 
 def _import_ray() -> Any:
+    """Ray, set up before it reads its environment: one that starts here answers only who has this process's token."""
+    if "ray" not in sys.modules and not os.environ.get("RAY_ADDRESS"):
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anyone
+        # Ray listens on every interface, and runs what it is sent.
+        if os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
         importlib.import_module("ray.data")
         return importlib.import_module("ray")
@@ -93,12 +102,8 @@ def _import_ray() -> Any:
 def _connected(ray: Any, workers: int) -> Iterator[None]:
     """Ray for as long as it is needed; one that was there already stays."""
     ours = not ray.is_initialized()
-    if ours and os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    elif ours:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anyone
-        cpus = workers or None
-        ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    if ours:
+        _start(ray, workers)
     context = importlib.import_module("ray.data").DataContext.get_current()
     bars, context.enable_progress_bars = context.enable_progress_bars, False
     try:
@@ -107,6 +112,18 @@ def _connected(ray: Any, workers: int) -> Iterator[None]:
         context.enable_progress_bars = bars
         if ours:
             ray.shutdown()
+
+
+def _start(ray: Any, workers: int) -> None:
+    """Connect to RAY_ADDRESS, or start a Ray on this machine."""
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    with warnings.catch_warnings():
+        # Ray starts its processes by fork and exec: nothing of Lance runs between the two.
+        warnings.filterwarnings("ignore", message="lance is not fork-safe", category=UserWarning)
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(**quiet)
+            return
+        ray.init(num_cpus=workers or None, include_dashboard=False, **quiet)
 
 
 def _use_gpu(ray: Any, plan: ShardPlan) -> bool:

@@ -136,9 +136,7 @@ def test_another_source_or_option_starts_over(
         pass
     changed = write_jsonl(other, tiny_passages(N_PASSAGES, seed=8))
     told = Told()
-    build_knowledge_base(
-        changed, out, model, replace=True, progress=told.progress, options=options, build=told.build
-    )
+    build_knowledge_base(changed, out, model, replace=True, progress=told.progress, options=options, build=told.build)
     assert (told.messages, told.done[0]) == ([], 0)
     assert rows(out).column("text")[0].as_py() == tiny_passages(1, seed=8)[0].text
 
