@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ragserve_cli import console
+from ragserve_cli.building import ModelOption, build
 from ragserve_cli.plan import demo_directory
 from ragserve_cli.reach import reached
 from ragserve_cli.text import excerpt
@@ -22,59 +22,10 @@ kb = typer.Typer(
 )
 
 
-class Precision(StrEnum):
-    """Precision of stored vectors."""
-
-    FLOAT32 = "float32"
-    FLOAT16 = "float16"
-
-
-class Format(StrEnum):
-    """Formats of passage files."""
-
-    JSONL = "jsonl"
-    TSV = "tsv"
-    CSV = "csv"
-    PARQUET = "parquet"
-
-
-ModelOption = Annotated[
-    Path | None, typer.Option("--model", metavar="DIR", help="Model directory; unset: the embedded one.")
-]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
-@kb.command("build")
-def build(
-    source: Annotated[Path, typer.Argument(help="Passages: JSONL, TSV (psgs_w100.tsv), CSV or Parquet.")],
-    out: Annotated[Path, typer.Argument(help="Directory of the knowledge base to make.")],
-    model: ModelOption = None,
-    split_words: Annotated[
-        int | None, typer.Option("--split-words", metavar="N", help="Split texts to passages of N words (DPR: 100).")
-    ] = None,
-    source_format: Annotated[
-        Format | None, typer.Option("--format", help="Format of SOURCE; unset: by its name.")
-    ] = None,
-    precision: Annotated[Precision, typer.Option(help="Precision of the stored vectors.")] = Precision.FLOAT32,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Make a new version of OUT if it exists; old versions stay readable.")
-    ] = False,
-) -> None:
-    """Embed passages with the model's passage encoder and commit them as a versioned knowledge base."""
-    from retriever_svc.build import build_knowledge_base  # noqa: PLC0415  (slow to import)
-
-    with console.progress_bar("embedding", unit="passages") as bar:
-        info = build_knowledge_base(
-            source,
-            out,
-            model or demo_directory() / "model",
-            source_format=source_format.value if source_format else None,
-            split_words=split_words,
-            precision=precision.value,
-            replace=replace,
-            progress=lambda progress: bar.update(progress.done, progress.total),
-        )
-    console.note(f"{out}: version {info.version}, {info.passages} passages of {info.dimension} dimensions")
+kb.command("build")(build)
 
 
 @kb.command("info")

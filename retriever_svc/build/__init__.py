@@ -1,6 +1,7 @@
-"""Makes knowledge bases: readers of passage files, the 100-word split, embedding and the commit."""
+"""Makes knowledge bases: readers of passage sources, splits, shards that are embedded alone, and one commit."""
 
 from retriever_svc.build.builder import Progress, build_knowledge_base
+from retriever_svc.build.options import BuildOptions
 from retriever_svc.build.sources import FORMATS
 
-__all__ = ["FORMATS", "Progress", "build_knowledge_base"]
+__all__ = ["FORMATS", "BuildOptions", "Progress", "build_knowledge_base"]

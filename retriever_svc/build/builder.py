@@ -1,32 +1,39 @@
-"""Embeds passages and commits them as a knowledge base: all of it appears at once, or nothing does."""
+"""Builds knowledge bases: stages the source, embeds it shard by shard, and commits all of it at once or nothing."""
 
 from __future__ import annotations
 
-import fcntl
-import itertools
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import lance
-import numpy as np
-import pyarrow as pa
 
-from ragserve.errors import FailedPreconditionError, InvalidInputError
-from retriever_svc import knowledge
-from retriever_svc.build.sources import SourcePassage, bad_row, read_passages
-from retriever_svc.build.split import split_passages
-from retriever_svc.encoder import TextEncoder
-from retriever_svc.knowledge import DATASET_NAME, KnowledgeInfo, describe
-from retriever_svc.loading import RetrievalOptions, load_passage_encoder
-from retriever_svc.types import Passage
+from ragserve.checkpoint import load_manifest
+from ragserve.errors import FailedPreconditionError
+from retriever_svc.build.files import sync
+from retriever_svc.build.fingerprint import fingerprint
+from retriever_svc.build.journal import Journal, open_journal
+from retriever_svc.build.options import BuildOptions
+from retriever_svc.build.ray_engine import write_shards_with_ray
+from retriever_svc.build.shards import ShardPlan, write_shard
+from retriever_svc.build.sources import check_source, read_rows
+from retriever_svc.build.split import Cut, by_tokens, by_words
+from retriever_svc.build.staged import load_staged
+from retriever_svc.build.staging import Stager
+from retriever_svc.build.vectors import embedding_files
+from retriever_svc.encoder_config import load_encoder_config
+from retriever_svc.knowledge import (
+    DATASET_NAME,
+    KnowledgeInfo,
+    describe,
+    passage_encoder_directory,
+    passage_encoder_hash,
+)
+from retriever_svc.loading import RetrievalOptions
 
-CHUNK_PASSAGES = 64  # embedded together, sorted by length
 Precision = Literal["float32", "float16"]
 
 
@@ -49,35 +56,42 @@ def build_knowledge_base(  # noqa: PLR0913
     replace: bool = False,
     progress: Callable[[Progress], None] | None = None,
     options: RetrievalOptions | None = None,
+    build: BuildOptions | None = None,
 ) -> KnowledgeInfo:
-    """Embed the passages of a file with a model's passage encoder and write them to the directory `out`.
+    """Embed the passages of a source with a model's passage encoder and write them to the directory `out`.
 
     The whole source is checked before anything is embedded. A new knowledge base appears under its name only when it
-    is complete; with `replace`, an existing one gets a new version, and the old versions stay readable.
+    is complete; with `replace`, an existing one gets a new version, and the old versions stay readable. What a build
+    that was killed had finished is in `.NAME.building` beside `out`, and the same build goes on from there.
 
     Raises:
-        InvalidInputError: a bad row, a duplicate id, no rows, or `split_words` below 1.
+        InvalidInputError: a bad row or vector, a duplicate id, no rows, or options that do not go together.
         NotFoundError: source or model is not there.
-        FailedPreconditionError: `out` exists and may not be replaced, or is no knowledge base.
+        FailedPreconditionError: `out` exists and may not be replaced, is no knowledge base, or is being built.
     """
-    if split_words is not None and split_words < 1:
-        raise InvalidInputError("split_words", f"split_words is {split_words}; it must be at least 1")
+    build = build or BuildOptions()
+    build.check(split_words)
     exists = _check_target(out, replace)
-
-    def passages() -> Iterator[SourcePassage]:
-        found = read_passages(source, source_format)
-        return found if split_words is None else split_passages(found, split_words)
-
-    total = _check_passages(source, passages())
-    encoder, encoder_hash = load_passage_encoder(model, options or RetrievalOptions())
-    schema = knowledge.schema(encoder.config.dim, precision, encoder_hash)
+    source_format = check_source(source, source_format)
+    embeddings = embedding_files(build.embeddings, build.allow_pickle) if build.embeddings else ()
+    encoder = passage_encoder_hash(model, load_manifest(model))
+    cut = _cut(model, split_words, build)
+    dimension = load_encoder_config(passage_encoder_directory(model) / "encoder.json").dim
+    identity = fingerprint(source, source_format, embeddings, model, split_words, precision, build)
     report = progress or (lambda _progress: None)
-    batches = _embed(passages(), encoder, schema, lambda done: report(Progress(done, total)))
-    if exists:
-        _write(out / DATASET_NAME, schema, batches, mode="overwrite")
-    else:
-        with _directory_in_place(out) as temporary:
-            _write(temporary / DATASET_NAME, schema, batches, mode="create")
+    with open_journal(out, identity) as journal:
+        staged = load_staged(journal.staged)
+        if staged is None:
+            _renew(journal.staged)
+            rows = read_rows(source, source_format, build.max_text_bytes)
+            staged = Stager(journal.staged, source, cut, build.skip_bad_rows).stage(rows, embeddings, dimension)
+        if staged.skipped:
+            build.notify(staged.report())
+        size = build.shard_size(staged.stored)
+        found = options or RetrievalOptions()
+        plan = ShardPlan(journal, staged, model, found, dimension, precision, encoder, size)
+        _write_shards(plan, build, report)
+        _commit(plan, out, exists)
     return describe(out)
 
 
@@ -92,98 +106,80 @@ def _check_target(out: Path, replace: bool) -> bool:
     return True
 
 
-def _check_passages(source: Path, passages: Iterator[SourcePassage]) -> int:
-    """Read everything once; the number of passages."""
-    lines: dict[str, int] = {}
-    for passage in passages:
-        first = lines.setdefault(passage.id, passage.line)
-        if first != passage.line:
-            raise bad_row(source, passage.line, f"column 'id' is {passage.id!r}, as in line {first}")
-    if not lines:
-        raise InvalidInputError("source", f"{source} holds no passages")
-    return len(lines)
+def _cut(model: Path, split_words: int | None, build: BuildOptions) -> Cut | None:
+    """How texts are split."""
+    if split_words is not None:
+        return by_words(split_words)
+    if build.split_tokens is not None:
+        return by_tokens(passage_encoder_directory(model), build.split_tokens, build.overlap)
+    return None
 
 
-def _embed(
-    passages: Iterator[SourcePassage], encoder: TextEncoder, schema: pa.Schema, report: Callable[[int], None]
-) -> Iterator[pa.RecordBatch]:
-    """Record batches of the knowledge base, a chunk of passages each."""
-    vector_type = schema.field("embedding").type
-    dtype = vector_type.value_type.to_pandas_dtype()
-    done = 0
-    report(done)
-    while chunk := list(itertools.islice(passages, CHUNK_PASSAGES)):
-        vectors = encoder.encode_passages([Passage(row.id, row.title, row.text) for row in chunk]).astype(dtype)
-        if not np.isfinite(vectors).all():
-            raise InvalidInputError("precision", "a vector is too large for float16: store float32")
-        columns = {
-            "id": pa.array([row.id for row in chunk]),
-            "title": pa.array([row.title for row in chunk]),
-            "text": pa.array([row.text for row in chunk]),
-            "embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), type=vector_type),
-            "metadata": pa.array([row.metadata_json for row in chunk]),
-        }
-        yield pa.record_batch([columns[name] for name in schema.names], schema=schema)
-        done += len(chunk)
-        report(done)
+def _renew(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
 
 
-def _write(path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch], mode: str) -> None:
-    """Commit the batches as one version of the dataset. What goes wrong in `batches` is raised as it was."""
-    failures: list[BaseException] = []
+def _write_shards(plan: ShardPlan, build: BuildOptions, report: Callable[[Progress], None]) -> None:
+    """Make the shards that are not finished yet."""
+    counts = {shard: plan.journal.passages(shard) for shard in range(plan.shards)}
+    left = [shard for shard, passages in counts.items() if passages is None]
+    done, total = sum(passages or 0 for passages in counts.values()), plan.staged.passages
+    plan.journal.remove_unfinished(left)
+    if len(left) < plan.shards:
+        finished = f"{plan.shards - len(left)} of {plan.shards} shards"
+        build.notify(f"going on with an earlier build: {finished} are finished ({done} of {total} passages)")
+    report(Progress(done, total))
+    if build.engine == "ray" and left:
+        for passages in write_shards_with_ray(plan, left, build.workers):
+            done += passages
+            report(Progress(done, total))
+    elif left:
+        embedder = plan.embedder()
+        for shard in left:
+            done += write_shard(plan, shard, embedder, _adding_to(done, total, report))
 
-    def guarded() -> Iterator[pa.RecordBatch]:
-        try:
-            yield from batches
-        except BaseException as error:
-            failures.append(error)
-            raise
 
-    reader = pa.RecordBatchReader.from_batches(schema, guarded())
+def _adding_to(done: int, total: int, report: Callable[[Progress], None]) -> Callable[[int], None]:
+    """Reports what is done of one shard after all that was done before."""
+    return lambda now: report(Progress(done + now, total))
+
+
+def _commit(plan: ShardPlan, out: Path, exists: bool) -> None:
+    """Make the finished shards one version of the knowledge base, which a reader sees whole or not at all."""
+    journal = plan.journal
+    journal.remove_unfinished()
+    overwrite = lance.LanceOperation.Overwrite(plan.schema, journal.fragments(plan.shards))
+    target = out / DATASET_NAME if exists else journal.dataset
+    if exists:
+        _share(journal.dataset / "data", target / "data")
     try:
-        lance.write_dataset(reader, str(path), schema=schema, mode=mode, enable_stable_row_ids=True)
+        lance.LanceDataset.commit(str(target), overwrite, enable_stable_row_ids=True)
     except OSError as error:
-        if failures:
-            raise failures[0] from None
-        raise FailedPreconditionError(f"{path} could not be written: {error}", field=str(path)) from error
+        raise FailedPreconditionError(f"{target} could not be written: {error}", field=str(target)) from error
+    if not exists:
+        _rename(journal, out)
 
 
-@contextmanager
-def _directory_in_place(out: Path) -> Iterator[Path]:
-    """A new directory that becomes `out` when the block ends well; leftovers of builds that were killed are removed."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{out.name}.building-"
-    for leftover in out.parent.glob(f"{prefix}*"):
-        with _locked(leftover) as ours:
-            if ours:
-                shutil.rmtree(leftover, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=out.parent))
+def _share(source: Path, target: Path) -> None:
+    """Put data files, which have unique names, beside those of other versions; nothing reads them before the commit."""
+    target.mkdir(exist_ok=True)
+    for path in source.iterdir():
+        shared = target / path.name
+        if shared.exists() and shared.stat().st_size == path.stat().st_size:
+            continue  # by an earlier build that was killed here
+        shared.unlink(missing_ok=True)
+        try:
+            os.link(path, shared)
+        except OSError:  # other file system, or one without links
+            shutil.copyfile(path, shared)
+            sync(shared)
+    sync(target)
+
+
+def _rename(journal: Journal, out: Path) -> None:
     try:
-        with _locked(temporary):
-            yield temporary
-            temporary.chmod(0o755)
-            _rename(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _rename(directory: Path, out: Path) -> None:
-    try:
-        directory.rename(out)
+        journal.knowledge.rename(out)
     except OSError as error:
         raise FailedPreconditionError(f"{out} was made by someone else meanwhile: {error}", field="out") from error
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[bool]:
-    """Hold the directory's lock, which ends with the process; False when another process holds it."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            locked = True
-        except BlockingIOError:
-            locked = False
-        yield locked
-    finally:
-        os.close(handle)
+    sync(out.parent)

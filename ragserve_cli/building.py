@@ -1,0 +1,174 @@
+"""`ragserve kb build`: makes a knowledge base without any service."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ragserve_cli import console
+from ragserve_cli.plan import demo_directory
+
+SPLIT, INPUT, SCALE = "Splitting", "Input", "Scale"
+
+
+class Precision(StrEnum):
+    """Precision of stored vectors."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+
+
+class Format(StrEnum):
+    """Formats of sources of passages."""
+
+    JSONL = "jsonl"
+    TSV = "tsv"
+    CSV = "csv"
+    PARQUET = "parquet"
+    LANCE = "lance"
+    FOLDER = "folder"
+
+
+class Engine(StrEnum):
+    """Where texts are embedded."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
+SOURCE = (
+    "Passages: JSONL, TSV (psgs_w100.tsv), CSV, Parquet, Lance or a knowledge base, or a folder of .txt and .md files."
+)
+EMBEDDINGS = (
+    "Vectors made by the model's passage encoder, in the order of SOURCE: a .npy file [n, dim], or DPR pickles "
+    "(files, in order, or a directory of them)."
+)
+Source = Annotated[Path, typer.Argument(help=SOURCE)]
+Out = Annotated[Path, typer.Argument(help="Directory of the knowledge base to make.")]
+ModelOption = Annotated[
+    Path | None, typer.Option("--model", metavar="DIR", help="Model directory; unset: the embedded one.")
+]
+PrecisionOption = Annotated[Precision, typer.Option("--precision", help="Precision of the stored vectors.")]
+ReplaceOption = Annotated[
+    bool, typer.Option("--replace", help="Make a new version of OUT if it exists; old versions stay readable.")
+]
+FormatOption = Annotated[
+    Format | None, typer.Option("--format", help="Format of SOURCE; unset: by its name.", rich_help_panel=INPUT)
+]
+EmbeddingsOption = Annotated[
+    list[Path] | None, typer.Option("--embeddings", metavar="FILE", help=EMBEDDINGS, rich_help_panel=INPUT)
+]
+AllowPickleOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-pickle", help="Read pickles, which can run any code: only from whom you trust.", rich_help_panel=INPUT
+    ),
+]
+SkipOption = Annotated[
+    bool,
+    typer.Option(
+        "--skip-bad-rows", help="Leave bad rows out and count them, instead of refusing SOURCE.", rich_help_panel=INPUT
+    ),
+]
+MaxTextOption = Annotated[
+    int,
+    typer.Option(
+        "--max-text-bytes",
+        metavar="N",
+        help="The most UTF-8 bytes of one text, before it is split.",
+        rich_help_panel=INPUT,
+    ),
+]
+WordsOption = Annotated[
+    int | None,
+    typer.Option("--split-words", metavar="N", help="To passages of N words (DPR: 100).", rich_help_panel=SPLIT),
+]
+TokensOption = Annotated[
+    int | None,
+    typer.Option("--split-tokens", metavar="N", help="To passages of N encoder tokens.", rich_help_panel=SPLIT),
+]
+OverlapOption = Annotated[
+    int,
+    typer.Option(
+        "--overlap", metavar="M", help="Tokens that a passage shares with the one before.", rich_help_panel=SPLIT
+    ),
+]
+ShardOption = Annotated[
+    int,
+    typer.Option(
+        "--shard-passages",
+        metavar="N",
+        help="Passages finished together, which a build that goes on need not repeat; 0: 8192, or a thousandth of "
+        "SOURCE if more.",
+        rich_help_panel=SCALE,
+    ),
+]
+EngineOption = Annotated[
+    Engine,
+    typer.Option(
+        "--engine",
+        help="Embed in this process, or on Ray Data (on the cluster that RAY_ADDRESS names, else on this machine).",
+        rich_help_panel=SCALE,
+    ),
+]
+WorkersOption = Annotated[
+    int,
+    typer.Option(
+        "--workers", metavar="N", help="Ray actors that embed; 0: as many as there is room for.", rich_help_panel=SCALE
+    ),
+]
+
+
+def build(  # noqa: PLR0913
+    source: Source,
+    out: Out,
+    *,
+    model: ModelOption = None,
+    precision: PrecisionOption = Precision.FLOAT32,
+    replace: ReplaceOption = False,
+    source_format: FormatOption = None,
+    embeddings: EmbeddingsOption = None,
+    allow_pickle: AllowPickleOption = False,
+    skip_bad_rows: SkipOption = False,
+    max_text_bytes: MaxTextOption = 2**20,
+    split_words: WordsOption = None,
+    split_tokens: TokensOption = None,
+    overlap: OverlapOption = 0,
+    shard_passages: ShardOption = 0,
+    engine: EngineOption = Engine.LOCAL,
+    workers: WorkersOption = 0,
+) -> None:
+    """Embed passages with the model's passage encoder and commit them as a versioned knowledge base.
+
+    A build that was killed goes on where it was when the same command is given again.
+    """
+    from retriever_svc.build import BuildOptions, build_knowledge_base  # noqa: PLC0415  (slow to import)
+
+    options = BuildOptions(
+        split_tokens=split_tokens,
+        overlap=overlap,
+        embeddings=tuple(embeddings or ()),
+        allow_pickle=allow_pickle,
+        skip_bad_rows=skip_bad_rows,
+        max_text_bytes=max_text_bytes,
+        shard_passages=shard_passages,
+        engine=engine.value,
+        workers=workers,
+        notify=console.note,
+    )
+    with console.progress_bar("embedding", unit="passages") as bar:
+        made = build_knowledge_base(
+            source,
+            out,
+            model or demo_directory() / "model",
+            source_format=source_format.value if source_format else None,
+            split_words=split_words,
+            precision=precision.value,
+            replace=replace,
+            progress=lambda progress: bar.update(progress.done, progress.total),
+            build=options,
+        )
+    console.note(f"{out}: version {made.version}, {made.passages} passages of {made.dimension} dimensions")

@@ -1,0 +1,68 @@
+"""What may be asked of a build beyond its source, its model and the precision of its vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ragserve.errors import InvalidInputError
+from retriever_svc.build.sources import MAX_TEXT_BYTES
+
+Engine = Literal["local", "ray"]
+ENGINES = ("local", "ray")
+MAX_SHARD_PASSAGES = 2**20  # one Lance fragment each
+MIN_AUTO_SHARD = 8192  # passages; some minutes of BERT-base on two cores
+AUTO_SHARDS = 1000
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How to build.
+
+    split_tokens, overlap: split texts by the passage encoder's tokens instead of words.
+    embeddings: files of vectors computed by the model's passage encoder, one for each row of the source, in order.
+    allow_pickle: whether these may be pickles, which run code when they are read.
+    skip_bad_rows: leave bad rows out and report them, instead of refusing the source.
+    max_text_bytes: UTF-8 bytes that a text may have before it is split.
+    shard_passages: passages that are finished together; 0: 8,192, or a thousandth of the source where that is more.
+    engine, workers: where texts are embedded; 0 workers: as many as the Ray cluster has room for.
+    notify: is told, in one line, what was skipped or found finished.
+    """
+
+    split_tokens: int | None = None
+    overlap: int = 0
+    embeddings: tuple[Path, ...] = ()
+    allow_pickle: bool = False
+    skip_bad_rows: bool = False
+    max_text_bytes: int = MAX_TEXT_BYTES
+    shard_passages: int = 0
+    engine: Engine = "local"
+    workers: int = 0
+    notify: Callable[[str], None] = lambda _message: None
+
+    def check(self, split_words: int | None) -> None:
+        """Raises InvalidInputError for what cannot be, alone or together."""
+        if self.engine not in ENGINES:
+            raise InvalidInputError("engine", f"engine is {self.engine!r}; it must be one of {', '.join(ENGINES)}")
+        _between("max_text_bytes", self.max_text_bytes, 1, 2**30)
+        _between("shard_passages", self.shard_passages, 0, MAX_SHARD_PASSAGES)
+        _between("workers", self.workers, 0, 2**16)
+        if split_words is not None:
+            _between("split_words", split_words, 1, 2**30)
+        if split_words is not None and self.split_tokens is not None:
+            raise InvalidInputError("split_tokens", "split by words or by tokens, not both")
+        if self.overlap and self.split_tokens is None:
+            raise InvalidInputError("overlap", "overlap goes with split_tokens")
+        if self.embeddings and (split_words is not None or self.split_tokens is not None):
+            raise InvalidInputError("embeddings", "given vectors are those of whole rows: do not split the texts")
+
+    def shard_size(self, passages: int) -> int:
+        """Passages of one shard of a source with that many."""
+        return self.shard_passages or min(MAX_SHARD_PASSAGES, max(MIN_AUTO_SHARD, -(-passages // AUTO_SHARDS)))
+
+
+def _between(name: str, value: int, least: int, most: int) -> None:
+    if not least <= value <= most:
+        raise InvalidInputError(name, f"{name} is {value}; it must be at least {least} and at most {most}")

@@ -1,0 +1,135 @@
+"""Makes shards on Ray Data: actors that hold the encoder, read their part of the staged Lance dataset and write Lance.
+
+Only shard numbers go through Ray; passages and vectors go from Lance to Lance in the actor. On a cluster of several
+machines the directory of the knowledge base and the model must therefore be on storage that all of them share.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import secrets
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ragserve.errors import FailedPreconditionError, RagserveError
+from retriever_svc.build.shards import ShardPlan, write_shard
+from retriever_svc.device import CUDA_PROVIDER, onnx_providers
+
+
+class ShardWriter:
+    """The actor: one encoder, one shard after the other."""
+
+    def __init__(self, plan: ShardPlan) -> None:
+        self._plan, self._embedder = plan, plan.embedder()
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Write the shards whose numbers these are; their passages, or what went wrong."""
+        passages, errors = [], []
+        for shard in batch["shard"]:
+            try:
+                passages.append(write_shard(self._plan, int(shard), self._embedder, lambda _done: None))
+                errors.append("")
+            except RagserveError as error:
+                passages.append(0)
+                errors.append(error.message)
+        return {"passages": np.array(passages), "error": np.array(errors)}
+
+
+def write_shards_with_ray(plan: ShardPlan, shards: Sequence[int], workers: int) -> Iterator[int]:
+    """Write shards with `workers` actors (0: as many as the cluster has room for); yields the passages of each.
+
+    Uses the Ray that this process is connected to or RAY_ADDRESS names; else starts one on this machine.
+
+    Raises:
+        FailedPreconditionError: Ray is not installed, has too little room, or a shard could not be written.
+    """
+    ray = _import_ray()
+    with _connected(ray, workers):
+        gpu = _use_gpu(ray, plan)
+        room = int(ray.cluster_resources().get("GPU" if gpu else "CPU", 0))
+        size = min(workers or room, len(shards))
+        if not 0 < size <= room:
+            kind = "GPUs" if gpu else "CPUs"
+            raise FailedPreconditionError(f"{size} workers need as many {kind}; Ray has {room}", field="workers")
+        data = importlib.import_module("ray.data")
+        numbers = data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
+        written = numbers.map_batches(
+            ShardWriter,
+            fn_constructor_args=(_for_actor(plan),),
+            batch_size=1,
+            compute=data.ActorPoolStrategy(size=size),
+            num_cpus=0 if gpu else 1,
+            num_gpus=1 if gpu else 0,
+        )
+        for row in written.iter_rows():
+            if row["error"]:
+                raise FailedPreconditionError(str(row["error"]), field="source")
+            yield int(row["passages"])
+
+
+def _for_actor(plan: ShardPlan) -> ShardPlan:
+    """An actor is given one core, so it computes with one thread unless told otherwise; files by their full names."""
+    options = replace(plan.options, threads=plan.options.threads or 1)
+    return replace(plan, options=options)
+
+
+def _import_ray() -> Any:
+    """Ray, set up before it reads its environment: one that starts here answers only who has this process's token."""
+    if "ray" not in sys.modules and not os.environ.get("RAY_ADDRESS"):
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anyone
+        # Ray listens on every interface, and runs what it is sent.
+        if os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    try:
+        importlib.import_module("ray.data")
+        return importlib.import_module("ray")
+    except ImportError as error:
+        raise FailedPreconditionError(
+            f"engine 'ray' needs Ray Data, which is not installed: pip install 'ragserve[ray]' ({error})",
+            field="engine",
+        ) from error
+
+
+@contextmanager
+def _connected(ray: Any, workers: int) -> Iterator[None]:
+    """Ray for as long as it is needed; one that was there already stays."""
+    ours = not ray.is_initialized()
+    if ours:
+        _start(ray, workers)
+    context = importlib.import_module("ray.data").DataContext.get_current()
+    bars, context.enable_progress_bars = context.enable_progress_bars, False
+    try:
+        yield
+    finally:
+        context.enable_progress_bars = bars
+        if ours:
+            ray.shutdown()
+
+
+def _start(ray: Any, workers: int) -> None:
+    """Connect to RAY_ADDRESS, or start a Ray on this machine."""
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    with warnings.catch_warnings():
+        # Ray starts its processes by fork and exec: nothing of Lance runs between the two.
+        warnings.filterwarnings("ignore", message="lance is not fork-safe", category=UserWarning)
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(**quiet)
+            return
+        ray.init(num_cpus=workers or None, include_dashboard=False, **quiet)
+
+
+def _use_gpu(ray: Any, plan: ShardPlan) -> bool:
+    """Whether actors get a GPU each: when texts are encoded and the device is CUDA, or may be and is there."""
+    if plan.staged.vectors or plan.options.device == "cpu":
+        return False
+    if plan.options.device == "cuda":
+        return True
+    return CUDA_PROVIDER in onnx_providers("auto") and ray.cluster_resources().get("GPU", 0) >= 1

@@ -1,0 +1,83 @@
+"""A source that was read, checked and split, as a Lance dataset that shards are read from in any order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lance
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ragserve.errors import FailedPreconditionError
+from retriever_svc.build.files import write_atomically
+from retriever_svc.build.vectors import VectorFile
+from retriever_svc.types import Int64
+
+TEXTS, RECORD, DROPPED = "texts.lance", "staged.json", "dropped.npy"
+SCAN_ROWS = 8192
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A source in a directory. Its rows count from 0, bad ones included; each has one or more stored passages."""
+
+    directory: Path
+    rows: int  # of the source
+    stored: int  # passages in the dataset
+    passages: int  # those of them that are to be kept
+    skipped: int  # rows left out
+    examples: tuple[str, ...]  # what was wrong with the first of them
+    vectors: VectorFile | None  # by row
+
+    def batches(self, start: int, stop: int, size: int) -> Iterator[pa.RecordBatch]:
+        """The passages to keep among those stored at `start` to `stop`, in order, at most `size` at a time."""
+        dropped: Int64 = np.load(self.directory / DROPPED, mmap_mode="r")
+        dataset = lance.dataset(str(self.directory / TEXTS))
+        for batch in dataset.to_batches(offset=start, limit=stop - start, batch_size=size, scan_in_order=True):
+            kept = batch.filter(pa.array(~among(batch.column("row").to_numpy(), dropped)))
+            if kept.num_rows:
+                yield kept
+
+    def report(self) -> str:
+        """What was skipped, in one line; empty when nothing was."""
+        if not self.skipped:
+            return ""
+        return f"skipped {self.skipped} of {self.rows} rows, beginning with: {'; '.join(self.examples)}"
+
+    def save(self) -> None:
+        """Record that everything is here."""
+        write_atomically(self.directory / RECORD, json.dumps(asdict(self), default=str))
+
+
+def load_staged(directory: Path) -> Staged | None:
+    """What an earlier build staged here completely; None when none did."""
+    try:
+        body = json.loads((directory / RECORD).read_text(encoding="utf-8"))
+        vectors = body["vectors"] and VectorFile(**{**body["vectors"], "path": Path(body["vectors"]["path"])})
+        return Staged(**{**body, "directory": directory, "examples": tuple(body["examples"]), "vectors": vectors})
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise FailedPreconditionError(
+            f"{directory / RECORD} cannot be read: remove {directory} and build again: {error}", field=str(directory)
+        ) from error
+
+
+def scan(directory: Path, *columns: str) -> Iterator[dict[str, Any]]:
+    """Columns of all stored passages, in order, a batch at a time."""
+    dataset = lance.dataset(str(directory / TEXTS))
+    for batch in dataset.to_batches(columns=list(columns), batch_size=SCAN_ROWS, scan_in_order=True):
+        yield {name: batch.column(name) for name in columns}
+
+
+def among(rows: Int64, chosen: Int64) -> NDArray[np.bool_]:
+    """Which of the rows are among `chosen`, which is in ascending order; [n_rows]."""
+    if not len(chosen):
+        return np.zeros(len(rows), dtype=np.bool_)
+    places = np.minimum(np.searchsorted(chosen, rows), len(chosen) - 1)
+    return np.asarray(chosen[places] == rows)

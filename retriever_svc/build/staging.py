@@ -1,0 +1,158 @@
+"""The first half of a build: reads the source once, checks and splits it, and stores what shards are read from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import lance
+import numpy as np
+import pyarrow as pa
+
+from ragserve.errors import InvalidInputError
+from retriever_svc.build.duplicates import NameTable
+from retriever_svc.build.files import write_batches
+from retriever_svc.build.lines import bad_row
+from retriever_svc.build.sources import SourcePassage, SourceRow
+from retriever_svc.build.split import Cut, split_passage
+from retriever_svc.build.staged import DROPPED, TEXTS, Staged, among, scan
+from retriever_svc.build.vectors import VectorFile, open_npy, unpickle
+from retriever_svc.types import Int64
+
+COLUMNS = {"id": "id", "title": "title", "text": "text", "metadata": "metadata_json", "line": "line", "row": "row"}
+NUMBERS = ("line", "row")
+SCHEMA = pa.schema([pa.field(name, pa.int64() if name in NUMBERS else pa.string(), nullable=False) for name in COLUMNS])
+BATCH_ROWS, BATCH_CHARACTERS = 1024, 2**22
+NAMED = 5  # bad rows that are quoted in the report
+
+
+class Stager:
+    """Reads a source into a directory. A bad row is raised, or counted and left out where `skip` says so."""
+
+    def __init__(self, directory: Path, source: Path, cut: Cut | None, skip: bool) -> None:
+        self._directory, self._source, self._cut, self._skip = directory, source, cut, skip
+        self._rows = self._stored = self._unread = 0
+        self._examples: list[str] = []
+
+    def stage(self, rows: Iterable[SourceRow], embeddings: tuple[Path, ...], dimension: int) -> Staged:
+        """Read, check and store everything; the record that says so is written last.
+
+        Raises:
+            InvalidInputError: a bad row or vector, a repeated id, no passages, or other numbers of rows and vectors.
+        """
+        names = NameTable(self._directory / "names")
+        write_batches(self._directory / TEXTS, SCHEMA, self._batches(rows, names))
+        self._check_some(self._stored)
+        repeated = self._repeated(names.repeated())
+        vectors = self._vectors(embeddings, dimension) if embeddings else None
+        bad = self._not_finite(vectors, embeddings[0]) if vectors else repeated[:0]
+        dropped, passages = self._drop(np.union1d(repeated, bad))
+        self._check_some(passages)
+        skipped = self._unread + dropped
+        staged = Staged(
+            self._directory, self._rows, self._stored, passages, skipped, tuple(self._examples[:NAMED]), vectors
+        )
+        staged.save()
+        return staged
+
+    def _batches(self, rows: Iterable[SourceRow], names: NameTable) -> Iterator[pa.RecordBatch]:
+        waiting: list[SourcePassage] = []
+        characters = 0
+        for passage in self._passages(rows, names):
+            waiting.append(passage)
+            characters += len(passage.text)
+            if len(waiting) >= BATCH_ROWS or characters >= BATCH_CHARACTERS:
+                yield self._batch(waiting)
+                waiting, characters = [], 0
+        if waiting:
+            yield self._batch(waiting)
+
+    def _passages(self, rows: Iterable[SourceRow], names: NameTable) -> Iterator[SourcePassage]:
+        for row in rows:
+            self._rows += 1
+            if isinstance(row, InvalidInputError):
+                self._unread += 1
+                self._bad(row)
+                continue
+            names.add(row.id, row.row)
+            for passage in split_passage(row, self._cut):
+                if passage is not row:
+                    names.add(passage.id, row.row)
+                yield passage
+
+    def _batch(self, passages: list[SourcePassage]) -> pa.RecordBatch:
+        self._stored += len(passages)
+        columns = [pa.array([getattr(passage, name) for passage in passages]) for name in COLUMNS.values()]
+        return pa.record_batch(columns, schema=SCHEMA)
+
+    def _bad(self, error: InvalidInputError) -> None:
+        """Raise, or keep the words of the first few."""
+        if not self._skip:
+            raise error
+        if len(self._examples) < NAMED:
+            self._examples.append(error.message)
+
+    def _check_some(self, passages: int) -> None:
+        if not passages:
+            why = f": all {self._rows} rows are bad, beginning with {self._examples[0]}" if self._examples else ""
+            raise InvalidInputError("source", f"{self._source} holds no passages{why}")
+
+    def _repeated(self, pairs: Int64) -> Int64:
+        """The rows to leave out for a name that an earlier row has."""
+        for row, first in pairs[:NAMED].tolist():
+            later, earlier = self._stored_at(row), self._stored_at(first)
+            name = later[0]["id"] if len(later) == 1 else later[0]["id"].rpartition("#")[0]
+            message = f"column 'id' is {name!r}, as in line {earlier[0]['line']}"
+            self._bad(bad_row(self._source, later[0]["line"], message))
+        return np.unique(pairs[:, 0])
+
+    def _vectors(self, embeddings: tuple[Path, ...], dimension: int) -> VectorFile:
+        if embeddings[0].suffix == ".npy":
+            vectors = open_npy(embeddings[0])
+        else:
+            vectors = unpickle(embeddings, self._names(), self._directory / "vectors.raw", dimension)
+        named = f"{embeddings[0]}" + (f" and {len(embeddings) - 1} more" if len(embeddings) > 1 else "")
+        if vectors.dimension != dimension:
+            raise InvalidInputError(
+                "embeddings", f"{named}: vectors of width {vectors.dimension}; the model's encoder makes {dimension}"
+            )
+        if vectors.rows != self._rows:
+            raise InvalidInputError(
+                "embeddings", f"{named}: {vectors.rows} vectors for the {self._rows} rows of {self._source}"
+            )
+        return vectors
+
+    def _not_finite(self, vectors: VectorFile, embeddings: Path) -> Int64:
+        """The rows to leave out for their vectors."""
+        rows = np.fromiter(vectors.not_finite(), dtype=np.int64)
+        for row in islice(rows.tolist(), NAMED):
+            for passage in self._stored_at(row):
+                where = f"{embeddings}: row {row} (passage {passage['id']!r}, line {passage['line']})"
+                self._bad(InvalidInputError("embeddings", f"{where} holds NaN or infinity"))
+        return rows
+
+    def _drop(self, rows: Int64) -> tuple[int, int]:
+        """Store which rows are left out; the number of those that have passages, and of passages that are kept."""
+        np.save(self._directory / DROPPED, rows)
+        if not len(rows):
+            return 0, self._stored
+        dropped, kept, last = 0, 0, -1
+        for batch in scan(self._directory, "row"):
+            found = batch["row"].to_numpy()
+            out = np.unique(found[among(found, rows)])
+            kept += int((~among(found, rows)).sum())
+            dropped += int((out > last).sum())
+            last = int(found[-1])
+        return dropped, kept
+
+    def _stored_at(self, row: int) -> list[dict[str, Any]]:
+        dataset = lance.dataset(str(self._directory / TEXTS))
+        found: list[dict[str, Any]] = dataset.to_table(columns=["id", "line"], filter=f"row = {row}").to_pylist()
+        return found
+
+    def _names(self) -> Iterator[tuple[int, str]]:
+        """Row and id of every passage, in order."""
+        for batch in scan(self._directory, "row", "id"):
+            yield from zip(batch["row"].to_pylist(), batch["id"].to_pylist(), strict=True)

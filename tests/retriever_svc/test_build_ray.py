@@ -1,0 +1,62 @@
+"""Embedding on Ray Data: a real local Ray with two workers."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from ragserve.errors import FailedPreconditionError
+from retriever_svc.build import BuildOptions, Progress, build_knowledge_base
+from retriever_svc.knowledge import KnowledgeBase
+from retriever_svc.loading import RetrievalOptions
+from tests.retriever_svc.test_build_resume import building
+from tests.tiny import tiny_passages, write_jsonl
+
+N_PASSAGES = 400
+pytestmark = [
+    pytest.mark.timeout(300),
+    pytest.mark.filterwarnings("ignore:`use_push_based_shuffle` is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`use_polars` is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`use_arrow_tensor_v2` is deprecated:DeprecationWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_jsonl(tmp_path_factory.mktemp("source") / "passages.jsonl", tiny_passages(N_PASSAGES, seed=9))
+
+
+def test_without_ray_the_error_says_what_to_install(
+    source: Path, model: Path, options: RetrievalOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray.data", None)
+    with pytest.raises(FailedPreconditionError, match=r"pip install 'ragserve\[ray\]'"):
+        build_knowledge_base(source, tmp_path / "kb", model, options=options, build=BuildOptions(engine="ray"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.long
+def test_two_workers_make_the_same_rows_and_go_on_where_a_killed_build_was(
+    source: Path, model: Path, options: RetrievalOptions, tmp_path: Path
+) -> None:
+    build_knowledge_base(source, tmp_path / "local", model, options=options)
+    with building(source, tmp_path / "kb", model, 130):
+        pass  # in this process's stead: 2 of 8 shards are finished
+    messages: list[str] = []
+    done: list[int] = []
+
+    def progress(progress: Progress) -> None:
+        done.append(progress.done)
+
+    build = BuildOptions(engine="ray", workers=2, shard_passages=50, notify=messages.append)
+    info = build_knowledge_base(source, tmp_path / "kb", model, progress=progress, options=options, build=build)
+    assert messages == ["going on with an earlier build: 2 of 8 shards are finished (100 of 400 passages)"]
+    assert done == [100, 150, 200, 250, 300, 350, 400]
+    assert (info.version, info.passages) == (1, N_PASSAGES)
+    local, ray = (KnowledgeBase.open(tmp_path / name).dataset.to_table(scan_in_order=True) for name in ("local", "kb"))
+    for column in ("id", "title", "text", "metadata"):
+        assert ray.column(column).equals(local.column(column))
+    vectors = [table.column("embedding").combine_chunks().flatten().to_numpy() for table in (local, ray)]
+    assert abs(vectors[0] - vectors[1]).max() < 1e-6
