@@ -29,7 +29,7 @@ from orchestrator.requests import (
 )
 from orchestrator.search.beam import EarlyStopping
 from ragserve.errors import InvalidInputError
-from ragserve.serving.convert import timings_to_proto
+from ragserve.serving.convert import search_from_proto, timings_to_proto
 from ragserve.v1 import common_pb2, generator_pb2
 from ragserve.v1 import orchestrator_pb2 as pb
 
@@ -84,6 +84,7 @@ def sources_from_proto(
         question=request.question,
         n_docs=request.n_docs if request.HasField("n_docs") else None,
         knowledge_version=request.knowledge_version,
+        search=search_from_proto(request.search),
         documents=tuple(Document(one.title, one.text, one.log_prior) for one in given),
     )
 

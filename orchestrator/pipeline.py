@@ -60,8 +60,12 @@ class SessionSpec:
 class Retriever(Protocol):
     """The retriever service."""
 
-    async def retrieve(self, question: str, n_docs: int, version: int, deadline: Deadline, stages: Stages) -> Evidence:
-        """The passages of a question, by falling prior."""
+    async def retrieve(self, sources: Sources, n_docs: int, deadline: Deadline, stages: Stages) -> Evidence:
+        """The passages of a question, by falling prior: `n_docs`, or those there are where a filter lets fewer through.
+
+        Raises:
+            NotFoundError: the filter lets none through.
+        """
 
 
 class Generator(Protocol):
@@ -218,7 +222,7 @@ class Pipeline:
         deadline.remaining()
         if sources.documents:
             return given_documents(sources)
-        return await self._retriever.retrieve(sources.question, n_docs, sources.knowledge_version, deadline, stages)
+        return await self._retriever.retrieve(sources, n_docs, deadline, stages)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.search.beam import EarlyStopping
+from ragserve.filters import SearchOptions
 from ragserve.serving.metrics import StageTiming
 
 
@@ -105,6 +106,7 @@ class Sources:
     question: str
     n_docs: int | None = None
     knowledge_version: int = 0
+    search: SearchOptions = field(default_factory=SearchOptions)
     documents: tuple[Document, ...] = ()
 
 

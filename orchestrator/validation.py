@@ -7,6 +7,7 @@ import math
 from orchestrator.requests import ContextOptions, GeneratorInfo, QuestionForm, Sources
 from orchestrator.settings import OrchestratorSettings
 from ragserve.errors import InvalidInputError
+from ragserve.filters import SearchOptions
 
 
 def check_sources(sources: Sources, settings: OrchestratorSettings) -> None:
@@ -24,6 +25,8 @@ def check_sources(sources: Sources, settings: OrchestratorSettings) -> None:
         raise InvalidInputError("n_docs", "is not the number of documents given; leave it out")
     if sources.knowledge_version:
         raise InvalidInputError("knowledge_version", "has no meaning with documents given; leave it out")
+    if sources.search != SearchOptions():
+        raise InvalidInputError("search", "has no meaning with documents given; leave it out")
     for index, document in enumerate(sources.documents):
         if not math.isfinite(document.log_prior):
             raise InvalidInputError(f"documents[{index}].log_prior", "must be a finite number")

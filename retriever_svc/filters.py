@@ -24,6 +24,7 @@ from ragserve.errors import DataLossError, InvalidInputError
 
 Mask: TypeAlias = NDArray[np.bool_]
 
+FIELD = "options.filter"  # where a request has it
 MAX_CONDITIONS = 32
 MAX_VALUES = 1000  # of one any_of
 KEPT_MASKS = 32  # masks of the filters asked for last
@@ -59,13 +60,13 @@ class Filter:
 
 
 def check_filter(wanted: Filter) -> None:
-    """Raises InvalidInputError, naming `filter.conditions[i].key` and the like, for a filter that cannot be meant."""
+    """Raises InvalidInputError, naming `options.filter[i].key` and the like, for a filter that cannot be meant."""
     if len(wanted.conditions) > MAX_CONDITIONS:
         raise InvalidInputError(
-            "filter.conditions", f"filter has {len(wanted.conditions)} conditions; at most {MAX_CONDITIONS} are allowed"
+            FIELD, f"{FIELD} has {len(wanted.conditions)} conditions; at most {MAX_CONDITIONS} are allowed"
         )
     for number, condition in enumerate(wanted.conditions):
-        _check_condition(f"filter.conditions[{number}]", condition)
+        _check_condition(f"{FIELD}[{number}]", condition)
 
 
 def number_of(text: str) -> float | None:
@@ -87,9 +88,11 @@ def _check_condition(field: str, condition: Condition) -> None:
         raise InvalidInputError(f"{field}.any_of", f"{field}.any_of has {found} values; give 1 to {MAX_VALUES}")
     for one, other in (("at_least", "above"), ("at_most", "below")):
         if one in bounds and other in bounds:
-            raise InvalidInputError(f"{field}.{other}", f"{field} has both {one} and {other}; give one of them")
+            raise InvalidInputError(
+                f"{field}.range.{other}", f"{field}.range has both {one} and {other}; give one of them"
+            )
     if len(bounds) == 2:
-        _check_order(field, *((name, str(getattr(condition, name))) for name in bounds))
+        _check_order(f"{field}.range", *((name, str(getattr(condition, name))) for name in bounds))
 
 
 def _check_order(field: str, low: tuple[str, str], high: tuple[str, str]) -> None:

@@ -16,13 +16,13 @@ from orchestrator.deadline import Deadline
 from orchestrator.downstream import convert
 from orchestrator.downstream.prefixes import Prefixes
 from orchestrator.pipeline import SessionSpec
-from orchestrator.requests import Evidence, GeneratorInfo, Mode
+from orchestrator.requests import Evidence, GeneratorInfo, Mode, Sources
 from orchestrator.search.inference import Control, Extension, Rendered, Step, TargetScore
 from orchestrator.settings import OrchestratorSettings
 from orchestrator.stages import GENERATOR, RETRIEVE, Stages
 from ragserve.errors import InvalidInputError, RagserveError, UnavailableError
 from ragserve.serving.channel import channel
-from ragserve.serving.convert import timings_from_proto
+from ragserve.serving.convert import search_to_proto, timings_from_proto
 from ragserve.serving.metrics import Metrics
 from ragserve.serving.status import error_from_rpc
 from ragserve.v1 import generator_pb2, generator_pb2_grpc, retriever_pb2, retriever_pb2_grpc
@@ -30,15 +30,21 @@ from ragserve.v1 import generator_pb2, generator_pb2_grpc, retriever_pb2, retrie
 FIRST_BACKOFF_SECONDS = 0.1
 # How long a session that is over may take to say so before it is cancelled.
 CLOSING_SECONDS = 5.0
-# Beginnings of fields of the other services' requests, and what the caller knows them as.
+# Fields of the other services' requests, and what the caller knows them as, with all that is in them.
 CALLER_FIELDS = (
     ("k", "n_docs"),
-    ("quer", "question"),
+    ("queries", "question"),
     ("open.question", "question"),
     ("open.documents", "documents"),
     ("open.prefixes", "options.num_beams"),
     ("advance.hypotheses", "options.num_beams"),
     ("score.targets", "answer"),
+)
+# Fields that the caller's request has too, at another place.
+CALLER_PLACES = (
+    ("options.", "search."),
+    ("nprobe", "search.nprobe"),
+    ("ef_search", "search.ef_search"),
 )
 RETRIEVER_NAME = retriever_pb2.DESCRIPTOR.services_by_name["RetrieverService"].full_name
 GENERATOR_NAME = generator_pb2.DESCRIPTOR.services_by_name["GeneratorService"].full_name
@@ -62,10 +68,13 @@ class RetrieverClient:
         )
         self._stub = retriever_pb2_grpc.RetrieverServiceStub(self._channel)
 
-    async def retrieve(self, question: str, n_docs: int, version: int, deadline: Deadline, stages: Stages) -> Evidence:
+    async def retrieve(self, sources: Sources, n_docs: int, deadline: Deadline, stages: Stages) -> Evidence:
         """The passages of a question. Raises the retriever's errors, with the caller's names for the fields."""
         request = retriever_pb2.RetrieverServiceRetrieveRequest(
-            queries=[retriever_pb2.Query(text=question)], k=n_docs, knowledge_version=version
+            queries=[retriever_pb2.Query(text=sources.question)],
+            k=n_docs,
+            knowledge_version=sources.knowledge_version,
+            options=search_to_proto(sources.search),
         )
         started = time.monotonic()
         response = await _raising(self._stub.Retrieve(request, timeout=deadline.remaining()))
@@ -307,15 +316,22 @@ async def _next_response(call: DecodeCall, request: generator_pb2.DecodeRequest)
 
 def _for_caller(error: RagserveError) -> RagserveError:
     """With the caller's name of the field at fault."""
-    name = next((ours for theirs, ours in CALLER_FIELDS if error.field.startswith(theirs)), None)
-    if name is None or error.field == "knowledge_version":
+    name = _callers_name(error.field)
+    if name is None:
         return error
-    message = error.message
-    if message.startswith(f"{error.field} "):
-        message = name + message.removeprefix(error.field)
+    subject, *rest = error.message.split(" ", 1)
+    message = " ".join([_callers_name(subject) or subject, *rest])
     if isinstance(error, InvalidInputError):
         return InvalidInputError(name, message)
     return type(error)(message, field=name, retry_after_seconds=error.retry_after_seconds)
+
+
+def _callers_name(field: str) -> str | None:
+    """What the caller knows a field as; None for what has the same name, or is in no request."""
+    for theirs, ours in CALLER_FIELDS:
+        if field == theirs or field.startswith((f"{theirs}.", f"{theirs}[")):
+            return ours
+    return next((ours + field.removeprefix(theirs) for theirs, ours in CALLER_PLACES if field.startswith(theirs)), None)
 
 
 async def _farewell(call: DecodeCall) -> None:

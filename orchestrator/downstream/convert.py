@@ -11,7 +11,7 @@ from orchestrator.pipeline import SessionSpec
 from orchestrator.requests import Evidence, GenerationOptions, GeneratorInfo, Mode, Passage, Truncation
 from orchestrator.search.beam import EarlyStopping
 from orchestrator.search.inference import Control, Extension, Floats, Rendered, Step, TargetScore
-from ragserve.errors import FailedPreconditionError, InternalError
+from ragserve.errors import InternalError, NotFoundError
 from ragserve.v1 import common_pb2, retriever_pb2
 from ragserve.v1 import generator_pb2 as pb
 
@@ -30,12 +30,16 @@ DEFAULT_OPTIONS = (
 
 
 def evidence_from_proto(response: retriever_pb2.RetrieverServiceRetrieveResponse) -> Evidence:
-    """The passages of the one query that was asked."""
+    """The passages of the one query that was asked.
+
+    Raises:
+        NotFoundError: there are none, which only a filter can bring about.
+    """
     (result,) = response.results
     if not result.passages:
-        raise FailedPreconditionError(
-            "the retriever's index found no passage for the question: search more of it (a larger nprobe or efSearch)",
-            field="index_search_parameters",
+        raise NotFoundError(
+            f"search.filter lets none of the passages of version {response.knowledge_version} through: ask for less",
+            field="search.filter",
         )
     return Evidence(
         passages=tuple(

@@ -1,11 +1,14 @@
-"""Stage timings as protobuf messages and back."""
+"""Stage timings and search options as protobuf messages and back."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ragserve.filters import Condition, SearchOptions
 from ragserve.serving.metrics import StageTiming
 from ragserve.v1 import common_pb2
+
+BOUNDS = ("at_least", "above", "at_most", "below")
 
 
 def timings_to_proto(timings: Iterable[StageTiming]) -> list[common_pb2.StageTiming]:
@@ -16,3 +19,33 @@ def timings_to_proto(timings: Iterable[StageTiming]) -> list[common_pb2.StageTim
 def timings_from_proto(messages: Iterable[common_pb2.StageTiming]) -> tuple[StageTiming, ...]:
     """Timings in the order of the messages."""
     return tuple(StageTiming(m.stage, m.seconds, m.count) for m in messages)
+
+
+def search_to_proto(options: SearchOptions) -> common_pb2.SearchOptions:
+    """Options of a search as a message. Raises ValueError or TypeError for what protobuf cannot hold."""
+    conditions = [_condition_to_proto(condition) for condition in options.filter]
+    return common_pb2.SearchOptions(filter=conditions, nprobe=options.nprobe, ef_search=options.ef_search)
+
+
+def search_from_proto(message: common_pb2.SearchOptions) -> SearchOptions:
+    """The options that a message holds."""
+    conditions = tuple(_condition_from_proto(condition) for condition in message.filter)
+    return SearchOptions(conditions, message.nprobe, message.ef_search)
+
+
+def _condition_to_proto(condition: Condition) -> common_pb2.Condition:
+    if condition.equals is not None:
+        return common_pb2.Condition(key=condition.key, equals=condition.equals)
+    if condition.any_of is not None:
+        return common_pb2.Condition(key=condition.key, any_of=common_pb2.TextList(values=condition.any_of))
+    bounds = {name: value for name in BOUNDS if (value := getattr(condition, name)) is not None}
+    return common_pb2.Condition(key=condition.key, range=common_pb2.Range(**bounds))
+
+
+def _condition_from_proto(message: common_pb2.Condition) -> Condition:
+    test = message.WhichOneof("test")
+    if test == "equals":
+        return Condition(message.key, equals=message.equals)
+    if test == "any_of":
+        return Condition(message.key, any_of=tuple(message.any_of.values))
+    return Condition(message.key, **{bound.name: value for bound, value in message.range.ListFields()})

@@ -291,6 +291,7 @@ class GenerateRequest(_message.Message):
     OPTIONS_FIELD_NUMBER: _builtins.int
     TOKEN_POSTERIORS_FIELD_NUMBER: _builtins.int
     DOCUMENTS_FIELD_NUMBER: _builtins.int
+    SEARCH_FIELD_NUMBER: _builtins.int
     question: _builtins.str
     """The question."""
     n_docs: _builtins.int
@@ -307,6 +308,12 @@ class GenerateRequest(_message.Message):
     def documents(self) -> _containers.RepeatedCompositeFieldContainer[_generator_pb2.Document]:
         """Answer from these documents instead of retrieving. Their log_prior values are normalized."""
 
+    @_builtins.property
+    def search(self) -> _common_pb2.SearchOptions:
+        """Which passages may be retrieved, and how they are searched for. There are fewer than n_docs only where the filter
+        lets fewer through; the answer then comes from those. NOT_FOUND where it lets none through.
+        """
+
     def __init__(
         self,
         *,
@@ -316,10 +323,11 @@ class GenerateRequest(_message.Message):
         options: Global___GenerationOptions | None = ...,
         token_posteriors: _builtins.bool = ...,
         documents: _abc.Iterable[_generator_pb2.Document] | None = ...,
+        search: _common_pb2.SearchOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_n_docs", b"_n_docs", "n_docs", b"n_docs", "options", b"options"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_n_docs", b"_n_docs", "n_docs", b"n_docs", "options", b"options", "search", b"search"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_n_docs", b"_n_docs", "documents", b"documents", "knowledge_version", b"knowledge_version", "n_docs", b"n_docs", "options", b"options", "question", b"question", "token_posteriors", b"token_posteriors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_n_docs", b"_n_docs", "documents", b"documents", "knowledge_version", b"knowledge_version", "n_docs", b"n_docs", "options", b"options", "question", b"question", "search", b"search", "token_posteriors", b"token_posteriors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__n_docs: _TypeAlias = _typing.Literal["n_docs"]  # noqa: Y015
     _WhichOneofArgType__n_docs: _TypeAlias = _typing.Literal["_n_docs", b"_n_docs"]  # noqa: Y015
@@ -620,6 +628,7 @@ class RagServiceScoreRequest(_message.Message):
     QUESTION_FORM_FIELD_NUMBER: _builtins.int
     TRUNCATION_FIELD_NUMBER: _builtins.int
     MAX_CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
+    SEARCH_FIELD_NUMBER: _builtins.int
     question: _builtins.str
     """The question."""
     answer: _builtins.str
@@ -640,6 +649,10 @@ class RagServiceScoreRequest(_message.Message):
     def documents(self) -> _containers.RepeatedCompositeFieldContainer[_generator_pb2.Document]:
         """Score under these documents instead of retrieving."""
 
+    @_builtins.property
+    def search(self) -> _common_pb2.SearchOptions:
+        """As in GenerateRequest."""
+
     def __init__(
         self,
         *,
@@ -652,10 +665,11 @@ class RagServiceScoreRequest(_message.Message):
         question_form: Global___QuestionForm.ValueType = ...,
         truncation: _generator_pb2.Truncation.ValueType = ...,
         max_context_tokens: _builtins.int = ...,
+        search: _common_pb2.SearchOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_n_docs", b"_n_docs", "n_docs", b"n_docs"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_n_docs", b"_n_docs", "n_docs", b"n_docs", "search", b"search"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_n_docs", b"_n_docs", "answer", b"answer", "documents", b"documents", "knowledge_version", b"knowledge_version", "max_context_tokens", b"max_context_tokens", "mode", b"mode", "n_docs", b"n_docs", "question", b"question", "question_form", b"question_form", "truncation", b"truncation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_n_docs", b"_n_docs", "answer", b"answer", "documents", b"documents", "knowledge_version", b"knowledge_version", "max_context_tokens", b"max_context_tokens", "mode", b"mode", "n_docs", b"n_docs", "question", b"question", "question_form", b"question_form", "search", b"search", "truncation", b"truncation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__n_docs: _TypeAlias = _typing.Literal["n_docs"]  # noqa: Y015
     _WhichOneofArgType__n_docs: _TypeAlias = _typing.Literal["_n_docs", b"_n_docs"]  # noqa: Y015
@@ -728,22 +742,28 @@ class RagServiceRetrieveRequest(_message.Message):
     QUESTION_FIELD_NUMBER: _builtins.int
     N_DOCS_FIELD_NUMBER: _builtins.int
     KNOWLEDGE_VERSION_FIELD_NUMBER: _builtins.int
+    SEARCH_FIELD_NUMBER: _builtins.int
     question: _builtins.str
     """The question."""
     n_docs: _builtins.int
     """Documents to retrieve; when not set, the checkpoint's n_docs. 0 is refused."""
     knowledge_version: _builtins.int
     """Version of the knowledge base; 0 means the newest."""
+    @_builtins.property
+    def search(self) -> _common_pb2.SearchOptions:
+        """As in GenerateRequest."""
+
     def __init__(
         self,
         *,
         question: _builtins.str = ...,
         n_docs: _builtins.int | None = ...,
         knowledge_version: _builtins.int = ...,
+        search: _common_pb2.SearchOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_n_docs", b"_n_docs", "n_docs", b"n_docs"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_n_docs", b"_n_docs", "n_docs", b"n_docs", "search", b"search"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_n_docs", b"_n_docs", "knowledge_version", b"knowledge_version", "n_docs", b"n_docs", "question", b"question"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_n_docs", b"_n_docs", "knowledge_version", b"knowledge_version", "n_docs", b"n_docs", "question", b"question", "search", b"search"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__n_docs: _TypeAlias = _typing.Literal["n_docs"]  # noqa: Y015
     _WhichOneofArgType__n_docs: _TypeAlias = _typing.Literal["_n_docs", b"_n_docs"]  # noqa: Y015

@@ -107,6 +107,40 @@ async def test_retrieve_alone() -> None:
         assert len(default.passages) == 4
 
 
+def numbers(*values: int) -> common_pb2.SearchOptions:
+    texts = common_pb2.TextList(values=[str(value) for value in values])
+    return common_pb2.SearchOptions(filter=[common_pb2.Condition(key="number", any_of=texts)])
+
+
+@pytest.mark.parametrize("options", [None, BEAMS, THOROUGH, FAST], ids=["greedy", "beams", "thorough", "fast"])
+async def test_an_answer_from_the_passages_that_a_filter_leaves(options) -> None:
+    async with world(TOY) as running:
+        answer = await running.stub.Generate(asked(options, search=numbers(1, 5)))
+        assert [one.passage.id for one in answer.passages] == ["p1", "p5"]
+        assert sum(one.prior for one in answer.passages) == pytest.approx(1, abs=1e-6)
+        assert sum(one.posterior for one in answer.passages) == pytest.approx(1)
+        assert all(len(one.posterior) == 2 for one in answer.token_posteriors)
+        same = await running.stub.Generate(asked(options, search=numbers(1, 5), n_docs=2))
+        assert list(same.hypotheses) == list(answer.hypotheses)
+        assert list(same.passages) == list(answer.passages)
+
+
+async def test_score_and_retrieve_from_the_passages_that_a_filter_leaves() -> None:
+    async with world(TOY) as running:
+        found = await running.stub.Retrieve(pb.RagServiceRetrieveRequest(question="Who?", search=numbers(3, 0, 9)))
+        assert [one.passage.id for one in found.passages] == ["p0", "p3"]
+        scored = pb.RagServiceScoreRequest(question="Who?", answer="t5 t6", search=numbers(2))
+        assert [one.passage.id for one in (await running.stub.Score(scored)).passages] == ["p2"]
+        for method, request in (
+            ("Retrieve", pb.RagServiceRetrieveRequest(question="Who?", search=numbers(9))),
+            ("Score", pb.RagServiceScoreRequest(question="Who?", answer="t5 t6", search=numbers(9))),
+            ("Generate", asked(search=numbers(9))),
+        ):
+            error = await error_of(getattr(running.stub, method)(request))
+            assert (type(error).__name__, error.field) == ("NotFoundError", "search.filter")
+            assert f"version {VERSION}" in error.message
+
+
 async def test_a_seed_gives_the_same_answer_again() -> None:
     sampling = pb.GenerationOptions(sampling=pb.Sampling(temperature=1.3, seed=5), num_return_sequences=3)
     async with world(TOY) as running:
@@ -144,6 +178,9 @@ async def test_the_other_mode_warns() -> None:
         ("InvalidInputError", "options.mode", asked(pb.GenerationOptions(mode=9))),  # type: ignore[arg-type]
         ("InvalidInputError", "options.bad_words_set", asked(pb.GenerationOptions(bad_words=[{"token_ids": [3]}]))),
         ("NotFoundError", "knowledge_version", asked(knowledge_version=99)),
+        ("InvalidInputError", "search.nprobe", asked(search=common_pb2.SearchOptions(nprobe=3))),
+        ("InvalidInputError", "search.filter[0].key", asked(search={"filter": [{"key": "x", "equals": "y"}]})),
+        ("InvalidInputError", "search", asked(search={"nprobe": 3}, documents=[{"text": "x"}])),
     ],
     ids=str,
 )
@@ -151,6 +188,7 @@ async def test_refused(code, field, request_) -> None:
     async with world(TOY) as running:
         error = await error_of(running.stub.Generate(request_))
         assert (type(error).__name__, error.field) == (code, field)
+        assert "options.filter" not in error.message
         assert (await running.stub.Generate(asked())).hypotheses
 
 

@@ -57,12 +57,20 @@ class ToyRetriever(retriever_pb2_grpc.RetrieverServiceServicer):
             await refuse(context, InvalidInputError("k", f"k is {request.k}; it must be at most {PASSAGES}"))
         if request.knowledge_version not in (0, VERSION):
             await refuse(context, NotFoundError("no such version", field="knowledge_version"))
-        prior = np.log(np.arange(request.k, 0, -1) / np.arange(1, request.k + 1).sum())
+        if request.options.nprobe:
+            await refuse(context, InvalidInputError("nprobe", "nprobe has no meaning for an index of factory 'Flat'"))
+        for number, condition in enumerate(request.options.filter):
+            if condition.key != "number":
+                field = f"options.filter[{number}].key"
+                await refuse(context, InvalidInputError(field, f"{field} is {condition.key!r}; toys have a number"))
+        wanted = [condition.any_of.values for condition in request.options.filter]
+        found = [i for i in range(PASSAGES) if all(str(i) in values for values in wanted)][: request.k]
+        prior = np.log(np.arange(len(found), 0, -1) / np.arange(1, len(found) + 1).sum())
         passages = [
             common_pb2.ScoredPassage(
                 passage=common_pb2.Passage(id=f"p{i}", title=f"T{i}", text=f"text {i}"), score=-i, log_prior=log_prior
             )
-            for i, log_prior in enumerate(prior)
+            for i, log_prior in zip(found, prior, strict=True)
         ]
         result = retriever_pb2.QueryResult(passages=passages, decoded_query=request.queries[0].text.lower())
         timings = [common_pb2.StageTiming(stage="encode", seconds=1e-4, count=1)]

@@ -118,31 +118,31 @@ def test_many_threads_get_the_same() -> None:
 @pytest.mark.parametrize(
     ("condition", "field"),
     [
-        (Condition("", equals="a"), "filter.conditions[1].key"),
-        (Condition("a"), "filter.conditions[1]"),
-        (Condition("a", equals="b", any_of=("b",)), "filter.conditions[1]"),
-        (Condition("a", equals="b", below="c"), "filter.conditions[1]"),
-        (Condition("a", any_of=()), "filter.conditions[1].any_of"),
-        (Condition("a", any_of=("x",) * 1001), "filter.conditions[1].any_of"),
-        (Condition("a", at_least="1", above="2"), "filter.conditions[1].above"),
-        (Condition("a", at_most="1", below="2"), "filter.conditions[1].below"),
-        (Condition("a", at_least="10", at_most="9"), "filter.conditions[1].at_least"),
-        (Condition("a", above="b", below="a"), "filter.conditions[1].above"),
-        (Condition("a", at_least="1", below="b"), "filter.conditions[1].below"),
+        (Condition("", equals="a"), "options.filter[1].key"),
+        (Condition("a"), "options.filter[1]"),
+        (Condition("a", equals="b", any_of=("b",)), "options.filter[1]"),
+        (Condition("a", equals="b", below="c"), "options.filter[1]"),
+        (Condition("a", any_of=()), "options.filter[1].any_of"),
+        (Condition("a", any_of=("x",) * 1001), "options.filter[1].any_of"),
+        (Condition("a", at_least="1", above="2"), "options.filter[1].range.above"),
+        (Condition("a", at_most="1", below="2"), "options.filter[1].range.below"),
+        (Condition("a", at_least="10", at_most="9"), "options.filter[1].range.at_least"),
+        (Condition("a", above="b", below="a"), "options.filter[1].range.above"),
+        (Condition("a", at_least="1", below="b"), "options.filter[1].range.below"),
     ],
 )
 def test_a_filter_that_cannot_be_meant_is_refused(condition: Condition, field: str) -> None:
     with pytest.raises(InvalidInputError) as raised:
         check_filter(Filter((Condition("fine", equals=""), condition)))
     assert raised.value.field == field
-    assert raised.value.message.startswith("filter.conditions[1]")
+    assert raised.value.message.startswith("options.filter[1]")
 
 
 def test_too_many_conditions_are_refused() -> None:
     check_filter(Filter((Condition("a", equals="b"),) * 32))
     with pytest.raises(InvalidInputError) as raised:
         check_filter(Filter((Condition("a", equals="b"),) * 33))
-    assert raised.value.field == "filter.conditions"
+    assert raised.value.field == "options.filter"
 
 
 @pytest.mark.parametrize(
