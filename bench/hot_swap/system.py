@@ -11,7 +11,7 @@ from pathlib import Path
 
 import lance
 
-from bench.hot_swap.corpus import VERSIONS, passages_file
+from bench.hot_swap.corpus import DIRECTORY, VERSIONS, passages_file
 from bench.processes import ROOT, running, start
 from ragserve.client import Client
 from ragserve.results import Answer
@@ -31,15 +31,21 @@ class World:
     numbers: Mapping[str, int]
 
 
-def make_world(directory: Path) -> World:
-    """The demo's 10,033 Wikipedia summaries, with the offices of 2015 put in, then replaced by those of 2026."""
+def make_world(directory: Path, offices: Path = DIRECTORY, base: Path | None = BASE) -> World:
+    """The offices of 2015, then replaced by those of 2026; beside the demo's 10,033 Wikipedia summaries, or alone.
+
+    offices: where the passages' files are; base: the knowledge base to add them to, None for a new one.
+    """
     knowledge = directory / "kb"
-    shutil.copytree(BASE, knowledge)
-    return World(knowledge, {version: publish(knowledge, passages_file(version)) for version in VERSIONS})
+    if base is not None:
+        shutil.copytree(base, knowledge)
+    return World(knowledge, {version: publish(knowledge, passages_file(version, offices)) for version in VERSIONS})
 
 
 def publish(knowledge: Path, source: Path) -> int:
     """Embed passages and upsert them by id in one commit, which is the hot swap; the new version's number."""
+    if not knowledge.exists():
+        return build_knowledge_base(source, knowledge, MODEL, precision="float16").version
     with tempfile.TemporaryDirectory() as temporary:
         built = build_knowledge_base(source, Path(temporary) / "kb", MODEL, precision="float16").path
         rows = lance.dataset(str(built / DATASET_NAME)).to_table()
