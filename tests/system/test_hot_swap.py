@@ -12,6 +12,7 @@ from bench.hot_swap.experiment import MODES, Asked, ask_all, count
 from bench.hot_swap.system import World, make_world, serving
 
 QUESTIONS = {"token": 20, "sequence": 8}  # of each mode
+pytestmark = pytest.mark.timeout(400)  # the fixtures ask all questions within the first test
 MATCHED, MISMATCHED = 0.7, 0.15  # shares; the paper: 0.70 and 0.68 against 0.12 and 0.04
 
 
@@ -34,7 +35,7 @@ def world(questions: list[Question], tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="module")
 def asked(questions: list[Question], world: World, tmp_path_factory: pytest.TempPathFactory) -> list[Asked]:
-    with serving(world, tmp_path_factory.mktemp("logs")) as system:
+    with serving(world, tmp_path_factory.mktemp("logs"), threads=1) as system:
         return [one for mode, size in QUESTIONS.items() for one in ask_all(system, questions[:size], [mode])]
 
 
