@@ -108,7 +108,9 @@ def _hit_to_proto(hit: Hit) -> common_pb2.ScoredPassage:
 
 def passage_to_proto(passage: Passage) -> common_pb2.Passage:
     """A passage."""
-    return common_pb2.Passage(**asdict(passage))
+    return common_pb2.Passage(
+        id=passage.id, title=passage.title, text=passage.text, metadata_json=passage.metadata_json
+    )
 
 
 def upsert_to_proto(upsert: Upsert, timings: Sequence[StageTiming]) -> retriever_pb2.UpsertPassagesResponse:

@@ -17,6 +17,7 @@ from retriever_svc.editing import EditOptions, Editor
 from retriever_svc.encoder import TextEncoder
 from retriever_svc.kinds import DEFAULT_OPTIONS, Lookup, LookupOptions
 from retriever_svc.live.follower import Follower, FollowEvents, FollowOptions
+from retriever_svc.live.memory import keep_memory_low
 from retriever_svc.live.snapshot import Snapshot
 from retriever_svc.live.writer import KnowledgeWriter
 from retriever_svc.loading import KnowledgeSource, RetrievalOptions, load_passage_encoder, load_searcher
@@ -208,6 +209,7 @@ class RetrieverEngine:
         )
 
     def _load(self) -> tuple[Searcher, Follower, Editor]:
+        keep_memory_low()
         options = self._options.retrieval
         searcher = load_searcher(self._model, options)
         source = KnowledgeSource.of_model(self._model, self.knowledge, searcher.encoder.config.dim, options)

@@ -17,6 +17,7 @@ from retriever_svc.requests import check_ids, check_new_passages
 from retriever_svc.types import NewPassage
 
 SERVICE_NAME = retriever_pb2.DESCRIPTOR.services_by_name["RetrieverService"].full_name
+SLICE_PASSAGES = 16  # checked at a time, so that an upsert holds up no search for longer than a millisecond
 
 
 class RetrieverServicer(retriever_pb2_grpc.RetrieverServiceServicer):
@@ -62,9 +63,12 @@ class RetrieverServicer(retriever_pb2_grpc.RetrieverServiceServicer):
         editor, seen = self._engine.editor, set[str]()
         passages: list[NewPassage] = []
         async for part in request_iterator:
-            new = convert.new_passages_from_proto(part.passages, len(passages))
-            check_new_passages(new, len(passages), seen, self._engine.dimension, self._engine.limits)
-            passages += new
+            for start in range(0, len(part.passages), SLICE_PASSAGES):
+                messages = part.passages[start : start + SLICE_PASSAGES]
+                new = convert.new_passages_from_proto(messages, len(passages))
+                check_new_passages(new, len(passages), seen, self._engine.dimension, self._engine.limits)
+                passages += new
+                await asyncio.sleep(0)
         if not passages:
             raise InvalidInputError("passages", "passages is empty: give at least one passage")
         clock = self._engine.clock()

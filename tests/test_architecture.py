@@ -16,7 +16,12 @@ LEAVES = ("training", "bench", "checkpoint_import", "ragserve_cli")
 PACKAGES = ("ragserve", *SERVICES, *LEAVES)
 
 # A leaf may be used by the leaves named here: the command line and the training drive the import.
-LEAF_USERS = {"checkpoint_import": ("ragserve_cli", "training"), "training": (), "bench": (), "ragserve_cli": ()}
+LEAF_USERS = {
+    "checkpoint_import": ("ragserve_cli", "training"),
+    "training": ("bench",),
+    "bench": (),
+    "ragserve_cli": (),
+}
 # What a package never loads, not even through something it imports.
 FORBIDDEN = {
     "ragserve": ("torch", "faiss", "onnxruntime", "transformers", "tokenizers", "lance", *SERVICES, *LEAVES),

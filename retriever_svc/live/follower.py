@@ -6,7 +6,6 @@ since the last one has grown past a threshold.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import threading
@@ -20,6 +19,7 @@ from ragserve.errors import NotFoundError, RagserveError
 from ragserve.serving.logs import fields
 from retriever_svc.knowledge import reading
 from retriever_svc.live.changes import linear_changes
+from retriever_svc.live.memory import give_back_memory
 from retriever_svc.live.snapshot import Snapshot
 from retriever_svc.loading import KnowledgeSource
 
@@ -159,7 +159,7 @@ class Follower:
         swapped = time.monotonic() - built
         self._events.swapped(swapped)
         log.info("index rebuilt", extra=fields(version=version, build_seconds=built - started, swap_seconds=swapped))
-        _give_back_memory()
+        give_back_memory()
 
     def _moved(self, base: Snapshot) -> dict[int, Snapshot]:
         """The loaded versions over a new base; one that has too little in common with it keeps its own."""
@@ -183,9 +183,3 @@ def be_nice() -> None:
     """Let searches go first: Linux keeps a priority for each thread, and those that it starts inherit it."""
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND_NICENESS)
 
-
-def _give_back_memory() -> None:
-    """Return what the old index held to the system, where the allocator knows how (glibc)."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)

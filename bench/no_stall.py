@@ -1,0 +1,276 @@
+"""Does a retriever stall while its knowledge base changes? `python -m bench.no_stall`.
+
+Searches come at a fixed rate, whatever the answers take (open loop: each is timed from the moment when it was due). Meanwhile
+another process upserts passages, and the index is built anew and swapped again and again. Quiet and busy latencies are of
+the same processes in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import random
+import re
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import lance
+import numpy as np
+import psutil
+import pyarrow as pa
+
+from bench.processes import ROOT, ServiceProcess, start
+from ragserve.checkpoint import load_manifest
+from ragserve.v1 import common_pb2, retriever_pb2, retriever_pb2_grpc
+from retriever_svc.knowledge import DATASET_NAME, passage_encoder_hash, schema
+
+MODEL = ROOT / "demo" / "model"
+WORDS = (ROOT / "demo" / "questions.txt").read_text(encoding="utf-8").split()
+DIMENSION = 384
+PASSAGE_WORDS = 80
+TIMEOUT_SECONDS = 600.0
+SETTLE_SECONDS = 3.0
+K = 5
+
+
+@dataclass
+class Phase:
+    """Latencies in seconds of the calls that came back, the codes of those that failed, and how long it took."""
+
+    latencies: list[float] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def row(self, name: str) -> str:
+        """For the table, in milliseconds."""
+        cuts = [f"{np.percentile(self.latencies, share) * 1e3:.1f}" for share in (50, 90, 99, 99.9, 100)]
+        return f"| {' | '.join([name, str(len(self.latencies)), str(len(self.failures)), f'{self.seconds:.0f}', *cuts])} |"
+
+
+def some_text(rng: random.Random, n_words: int = PASSAGE_WORDS) -> str:
+    """Words of the demo's questions."""
+    return " ".join(rng.choices(WORDS, k=n_words))
+
+
+def build(path: Path, n_passages: int) -> None:
+    """A knowledge base of the demo's encoder with random vectors."""
+    table_schema = schema(DIMENSION, "float32", passage_encoder_hash(MODEL, load_manifest(MODEL)))
+    rng, vectors = random.Random(0), np.random.default_rng(0)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for first in range(0, n_passages, 1_000):
+            numbers = range(first, min(first + 1_000, n_passages))
+            values = vectors.normal(size=(len(numbers), DIMENSION)).astype(np.float32)
+            columns = {
+                "id": pa.array([f"p{number}" for number in numbers]),
+                "title": pa.array([f"title {number}" for number in numbers]),
+                "text": pa.array([some_text(rng) for _ in numbers]),
+                "embedding": pa.FixedSizeListArray.from_arrays(
+                    pa.array(values.reshape(-1)), type=table_schema.field("embedding").type
+                ),
+                "metadata": pa.array([json.dumps({"number": number}) for number in numbers]),
+            }
+            yield pa.record_batch([columns[name] for name in table_schema.names], schema=table_schema)
+
+    reader = pa.RecordBatchReader.from_batches(table_schema, batches())
+    path.mkdir(parents=True)
+    lance.write_dataset(reader, str(path / DATASET_NAME), schema=table_schema, enable_stable_row_ids=True)
+
+
+def new_passages(first: int, count: int, rng: random.Random, *, embed: bool) -> list[retriever_pb2.NewPassage]:
+    """Passages to write, with vectors unless the service shall make them."""
+    vectors = np.random.default_rng(first).normal(size=(count, DIMENSION)).astype("<f4")
+    return [
+        retriever_pb2.NewPassage(
+            passage=common_pb2.Passage(
+                id=f"p{number}", title=f"title {number}", text=some_text(rng), metadata_json=json.dumps({"number": number})
+            ),
+            vector=b"" if embed else vectors[number - first].tobytes(),
+        )
+        for number in range(first, first + count)
+    ]
+
+
+def write(target: str, first: int, upserts: int, batch: int, embed: bool, results: multiprocessing.Queue) -> None:
+    """In a process of its own: upsert passages, `batch` to a commit; every other commit replaces some that are there."""
+    try:
+        results.put(upsert(target, first, upserts, batch, embed=embed))
+    except grpc.RpcError as error:
+        results.put(f"a write failed: {error.code().name}: {error.details()}")
+
+
+def upsert(target: str, first: int, upserts: int, batch: int, *, embed: bool) -> list[float]:
+    """The seconds that each commit took."""
+    rng, seconds = random.Random(1), []
+    with grpc.insecure_channel(target) as channel:
+        stub = retriever_pb2_grpc.RetrieverServiceStub(channel)
+        for done in range(0, upserts, batch):
+            count = min(batch, upserts - done)
+            where = first + done // 2 - (0 if done // batch % 2 else first)
+            passages = new_passages(where, count, rng, embed=embed)
+            parts = [passages[at : at + 64] for at in range(0, count, 64)]
+            requests = [retriever_pb2.UpsertPassagesRequest(passages=part) for part in parts]
+            began = time.monotonic()
+            stub.UpsertPassages(iter(requests), timeout=TIMEOUT_SECONDS)
+            seconds.append(time.monotonic() - began)
+    return seconds
+
+
+class Load:
+    """Searches at a fixed rate."""
+
+    def __init__(self, target: str, rate: float, *, text: bool) -> None:
+        self._channel = grpc.aio.insecure_channel(target)
+        self._stub = retriever_pb2_grpc.RetrieverServiceStub(self._channel)
+        self._rate = rate
+        rng = random.Random(2)
+        vectors = np.random.default_rng(3).normal(size=(256, DIMENSION)).astype("<f4")
+        self._queries = [
+            retriever_pb2.Query(text=some_text(rng, 10)) if text else retriever_pb2.Query(vector=vector.tobytes())
+            for vector in vectors
+        ]
+
+    async def run(self, until: asyncio.Event) -> Phase:
+        """Search until told to stop."""
+        phase, calls, number = Phase(), set[asyncio.Task[None]](), 0
+        began = time.monotonic()
+        while not until.is_set():
+            due = began + number / self._rate
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            calls.add(asyncio.create_task(self._call(phase, number, due)))
+            calls = {call for call in calls if not call.done()}
+            number += 1
+        await asyncio.gather(*calls)
+        phase.seconds = time.monotonic() - began
+        return phase
+
+    async def _call(self, phase: Phase, number: int, due: float) -> None:
+        query = self._queries[number % len(self._queries)]
+        request = retriever_pb2.RetrieverServiceRetrieveRequest(queries=[query], k=K)
+        try:
+            await self._stub.Retrieve(request, timeout=30)
+        except grpc.aio.AioRpcError as error:
+            phase.failures.append(error.code().name)
+        else:
+            phase.latencies.append(time.monotonic() - due)
+
+    async def run_for(self, seconds: float) -> Phase:
+        """Search for so long."""
+        until = asyncio.Event()
+        asyncio.get_running_loop().call_later(seconds, until.set)
+        return await self.run(until)
+
+    async def close(self) -> None:
+        """Closes the channel."""
+        await self._channel.close()
+
+
+def metric(process: ServiceProcess, name: str) -> float:
+    """One value of the metrics port; 0 where it is not there yet."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{process.metrics_port}/metrics", timeout=30) as response:
+        found = re.search(rf"^{name} (\S+)$", response.read().decode(), re.MULTILINE)
+    return float(found.group(1)) if found else 0.0
+
+
+def resident_megabytes(process: ServiceProcess) -> float:
+    """Resident memory of the service."""
+    return float(psutil.Process(process.process.pid).memory_info().rss) / 2**20
+
+
+async def measure(process: ServiceProcess, chosen: argparse.Namespace) -> None:
+    """Quiet, busy, quiet again."""
+    load = Load(process.target, chosen.rate, text=chosen.text)
+    context, first = multiprocessing.get_context("spawn"), chosen.passages
+    await load.run_for(SETTLE_SECONDS)
+    # A first round of writes and rebuilds, so that what is compared is one busy time with another.
+    await busy(load, context, (process.target, first, chosen.upserts // 10, chosen.batch, chosen.embed))
+    first += chosen.upserts // 10
+    await asyncio.sleep(SETTLE_SECONDS)
+    before, swaps = resident_megabytes(process), metric(process, "ragserve_index_swap_seconds_count")
+    quiet = await load.run_for(chosen.seconds)
+    changed, commits = await busy(load, context, (process.target, first, chosen.upserts, chosen.batch, chosen.embed))
+    await asyncio.sleep(SETTLE_SECONDS)
+    after, swaps = resident_megabytes(process), metric(process, "ragserve_index_swap_seconds_count") - swaps
+    again = await load.run_for(chosen.seconds)
+    await load.close()
+    print("| load | calls | failed | seconds | p50, ms | p90 | p99 | p99.9 | max |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+    for name, phase in (("quiet", quiet), ("while written and rebuilt", changed), ("quiet again", again)):
+        print(phase.row(name))
+    ratio = np.percentile(changed.latencies, 99) / np.percentile([*quiet.latencies, *again.latencies], 99)
+    print(f"p99 while written: {ratio:.2f} of the quiet one; rebuilds swapped in: {swaps:.0f}")
+    print(f"resident memory: {before:.0f} MB before, {after:.0f} MB after ({after / before - 1:+.1%})")
+    print(f"commits of {chosen.batch}: {np.median(commits) * 1e3:.0f} ms in the median, {max(commits) * 1e3:.0f} ms at most")
+
+
+async def busy(load: Load, context: multiprocessing.context.SpawnContext, work: tuple) -> tuple[Phase, Sequence[float]]:
+    """The load while another process writes, and how long its commits took."""
+    results = context.Queue()
+    writer = context.Process(target=write, args=(*work, results))
+    writer.start()
+    until = asyncio.Event()
+
+    async def wait() -> Sequence[float]:
+        seconds: Sequence[float] | str = await asyncio.to_thread(results.get)
+        until.set()
+        if isinstance(seconds, str):
+            raise SystemExit(seconds)
+        return seconds
+
+    phase, seconds = await asyncio.gather(load.run(until), wait())
+    await asyncio.to_thread(writer.join)
+    return phase, seconds
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.no_stall", description=__doc__)
+    parser.add_argument("--passages", type=int, default=20_000, help="passages there at first (default 20,000)")
+    parser.add_argument("--upserts", type=int, default=10_000, help="passages upserted (default 10,000)")
+    parser.add_argument("--batch", type=int, default=100, help="passages in one commit (default 100)")
+    parser.add_argument("--rebuild-rows", type=int, default=400, help="changed rows that cause a rebuild (default 400)")
+    parser.add_argument("--rate", type=float, default=100, help="searches a second (default 100)")
+    parser.add_argument("--seconds", type=float, default=20, help="length of each quiet phase (default 20)")
+    parser.add_argument("--text", action="store_true", help="ask questions that the service encodes, not vectors")
+    parser.add_argument("--embed", action="store_true", help="let the service embed the passages")
+    parser.add_argument("--factory", default="Flat", help="FAISS index_factory (default Flat)")
+    parser.add_argument("--disk", action="store_true", help="read passages from disk, not memory")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Build, start, measure, print."""
+    chosen = arguments(argv)
+    with tempfile.TemporaryDirectory(prefix="ragserve-no-stall-") as directory:
+        home = Path(directory)
+        build(home / "kb", chosen.passages)
+        flags = {
+            "model": MODEL,
+            "knowledge": home / "kb",
+            "device": "cpu",
+            "threads": 1,
+            "index_factory": chosen.factory,
+            "rebuild_min_rows": chosen.rebuild_rows,
+            "rebuild_fraction": 1e-9,
+            "passages_in_memory_bytes": 0 if chosen.disk else 2 * 2**30,
+        }
+        process = start("retriever_svc", flags, home / "logs")
+        try:
+            process.wait_healthy()
+            asyncio.run(measure(process, chosen))
+        finally:
+            process.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
