@@ -1,117 +1,30 @@
-"""Measure this system and transformers in the same run, taking turns."""
+"""Measure this system and its peers: the generator, then the retriever, each in a process of its own."""
 
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
 
-from bench import report
-from bench.peers import HuggingFace
-from bench.report import CaseResult
-from bench.system import Ragserve
-from bench.workload import CACHE, SHAPES, Workload, model_directory
-
-PAUSE_SECONDS = 0.5  # lets the other side's worker threads fall asleep
-CASES = (("token", 1), ("token", 4), ("sequence", 4))
-
-
-@dataclass
-class Measured:
-    """What was collected for one case so far."""
-
-    mode: str
-    beams: int
-    seconds: dict[str, list[float]] = field(default_factory=dict)
-    answers: dict[str, list[int]] = field(default_factory=dict)
-    stages: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """For the table."""
-        search = "greedy" if self.beams == 1 else f"{self.beams} beams"
-        return f"RAG-{self.mode}, {'thorough, ' if self.mode == 'sequence' else ''}{search}"
-
-    def result(self) -> CaseResult:
-        """All repeats together."""
-        same = self.answers.get("ragserve") == self.answers.get("transformers")
-        return CaseResult(self.name, self.seconds, same, self.stages)
-
-
-def timed(measured: Measured, provider: str, call: Callable[[], list[int]], *, keep: bool = True) -> None:
-    """Run once; the first runs (`keep` false) only warm up."""
-    time.sleep(PAUSE_SECONDS)
-    begin = time.monotonic()
-    answer = call()
-    taken = time.monotonic() - begin
-    print(f"  {measured.name}: {provider} {taken:.2f} s{'' if keep else ' (warm-up)'}", flush=True)
-    if keep:
-        measured.seconds.setdefault(provider, []).append(taken)
-        measured.answers[provider] = answer
-
-
-def ours(system: Ragserve, measured: Measured) -> Callable[[], list[int]]:
-    """A call of this system that keeps its stages."""
-
-    def call() -> list[int]:
-        tokens, measured.stages = system.generate(measured.mode, measured.beams)
-        return tokens
-
-    return call
-
-
-def theirs(peer: HuggingFace, measured: Measured, *, padded: bool) -> Callable[[], list[int]]:
-    """A call of transformers."""
-    return lambda: peer.generate(measured.mode, measured.beams, padded=padded)
-
-
-def measure(system: Ragserve, peer: HuggingFace, repeats: int, *, padded: bool) -> list[CaseResult]:
-    """Take turns: each repeat asks every side for every case."""
-    cases = [Measured(mode, beams) for mode, beams in CASES]
-    timed(cases[0], "ragserve", ours(system, cases[0]), keep=False)
-    timed(cases[0], "transformers", theirs(peer, cases[0], padded=False), keep=False)
-    for _ in range(repeats):
-        for case in cases:
-            timed(case, "ragserve", ours(system, case))
-            timed(case, "transformers", theirs(peer, case, padded=False))
-            if padded:
-                timed(case, "transformers padded", theirs(peer, case, padded=True))
-    return [case.result() for case in cases]
-
-
-def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one repeat, and nothing padded")
-    parser.add_argument("--repeats", type=int, default=3, help="measured repeats of every case (default 3)")
-    parser.add_argument("--threads", type=int, default=2, help="threads of whichever side computes (default 2)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where both sides run (default cpu)")
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="bart-large", help="size of the random BART")
-    parser.add_argument("--no-save", action="store_true", help="print only; nothing goes to bench/results/")
-    return parser.parse_args(argv)
+PARTS = ("generator", "retrieval")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print and append."""
-    chosen = arguments(argv)
-    workload, about = Workload(), report.environment(chosen.threads)
-    about = {"shape": chosen.shape, "device": chosen.device, **vars(workload), **about}
-    print(f"building {chosen.shape} (kept in {CACHE})", flush=True)
-    model = model_directory(SHAPES[chosen.shape])
-    logs = Path(CACHE).resolve() / "logs"
-    system = Ragserve(model, workload, logs, threads=chosen.threads, device=chosen.device)
-    try:
-        peer = HuggingFace(model, workload, threads=chosen.threads, device=chosen.device)
-        system.wait_healthy()
-        results = measure(system, peer, 1 if chosen.quick else chosen.repeats, padded=not chosen.quick)
-    finally:
-        system.close()
-    print("\n" + report.table(results))
-    if not chosen.no_save:
-        print(f"appended to {report.append(results, about)}")
+    """Run the parts that are asked for; what the line says beyond `--only` goes to each. The first bad exit status."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__, add_help=False)
+    parser.add_argument("--only", choices=PARTS, help="one part (default: both); its own options may follow")
+    parser.add_argument("-h", "--help", action="store_true", help="this text; with --only, that part's")
+    chosen, rest = parser.parse_known_args(argv)
+    if chosen.help and not chosen.only:
+        parser.print_help()
+        print("\nBoth parts take --quick, --device and --no-save.")
+        return 0
+    rest += ["--help"] if chosen.help else []
+    for part in PARTS if chosen.only is None else (chosen.only,):
+        status = subprocess.run([sys.executable, "-m", f"bench.{part}", *rest], check=False).returncode
+        if status:
+            return status
     return 0
 
 

@@ -43,7 +43,13 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def environment(threads: int) -> dict[str, Any]:
+def installed(packages: Sequence[str]) -> list[str]:
+    """Those of these packages that are installed: FAISS and ONNX Runtime have other names where they use a GPU."""
+    names = {distribution.name for distribution in importlib.metadata.distributions()}
+    return [name for name in packages if name in names]
+
+
+def environment(threads: int, packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
     """Machine, versions and thread counts of a run."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
@@ -55,7 +61,7 @@ def environment(threads: int) -> dict[str, Any]:
         "threads": threads,
         "system": platform.platform(),
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        **{name: importlib.metadata.version(name) for name in packages},
     }
 
 
@@ -81,14 +87,19 @@ def table(results: Sequence[CaseResult]) -> str:
 
 def append(results: Sequence[CaseResult], about: Mapping[str, Any]) -> Path:
     """Add a run to the files of this day and processor; the Markdown file's path."""
+    return append_run(table(results), [asdict(result) for result in results], about)
+
+
+def append_run(text: str, results: Sequence[Any], about: Mapping[str, Any]) -> Path:
+    """Add tables and the raw figures behind them to the files of this day and processor; the Markdown file's path."""
     RESULTS.mkdir(exist_ok=True)
     name = re.sub(r"[^a-z0-9]+", "-", str(about["cpu"]).lower()).strip("-")
     markdown = RESULTS / f"{str(about['date'])[:10]}-{name}.md"
     facts = ", ".join(f"{key} {value}" for key, value in about.items())
     with markdown.open("a", encoding="utf-8") as file:
-        file.write(f"## {about['date']}\n\n{facts}\n\n{table(results)}\n")
+        file.write(f"## {about['date']}\n\n{facts}\n\n{text}\n")
     data = markdown.with_suffix(".json")
     runs = json.loads(data.read_text(encoding="utf-8")) if data.is_file() else []
-    runs.append({**about, "results": [asdict(result) for result in results]})
+    runs.append({**about, "results": results})
     data.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
     return markdown

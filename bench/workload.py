@@ -10,9 +10,9 @@ import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import BartConfig, BartForConditionalGeneration, BartTokenizer
 
+from bench import CACHE
 from ragserve.checkpoint import MANIFEST_NAME, Manifest, RagSettings, hash_files
 
-CACHE = Path(".cache/bench")
 QUESTION = "who painted the ceiling of the old chapel?"
 TITLE = "the old chapel"
 WEIGHTS = "calm"  # names the recipe below in the cache

@@ -6,70 +6,78 @@ nothing is computed here but the batching.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-import onnxruntime
 from tokenizers import Tokenizer
 
-from ragserve.errors import FailedPreconditionError, InternalError, NotFoundError
-from ragserve.serving.cores import thread_count
-from retriever_svc.device import CPU_PROVIDER, CUDA_PROVIDER, Device, no_cuda, onnx_providers
+from ragserve.errors import FailedPreconditionError, InternalError
+from retriever_svc.device import Device
 from retriever_svc.encoder_config import EncoderConfig, load_encoder_config
+from retriever_svc.encoder_session import EncoderSession, Precision, graph_path, read
 from retriever_svc.types import Float32, Int64, Passage
 
-T = TypeVar("T")
-
-OUTPUT_NAME = "query_vector"
 # Tokens of one forward pass, padding included. A CPU gains nothing from more than its caches hold: 64 passages of
 # MiniLM took 1.1 s in passes of 512 tokens and 1.5 s in passes of 4,096.
 BATCH_TOKENS = {"cpu": 512, "cuda": 16_384}
 
 
 class TextEncoder:
-    """Turns texts into vectors float32 [n_texts, dim]. A text's vector does not depend on the others in its batch."""
+    """Turns texts into vectors float32 [n_texts, dim]. A text's vector does not depend on the others in its batch.
+
+    In int8 a difference in a last bit can become one of a whole step of quantization. So a pass in int8 holds texts of
+    one length only: no sum runs over padding, and the vectors are the same to the last bit.
+    """
 
     def __init__(
         self,
         config: EncoderConfig,
         tokenizer: Tokenizer,
-        session: onnxruntime.InferenceSession,
+        session: EncoderSession,
         max_batch_tokens: int = 0,
+        precision: Precision = "float32",
     ) -> None:
         """Put an encoder together; `max_batch_tokens` 0 means what suits the device."""
         self.config = config
         self._tokenizer = tokenizer
         self._session = session
+        self.precision = precision
         self._max_batch_tokens = max_batch_tokens or BATCH_TOKENS[self.device]
 
     @classmethod
     def load(
-        cls, directory: Path, *, device: Device = "auto", threads: int = 0, max_batch_tokens: int = 0
+        cls,
+        directory: Path,
+        *,
+        device: Device = "auto",
+        threads: int = 0,
+        max_batch_tokens: int = 0,
+        precision: Precision = "float32",
     ) -> TextEncoder:
-        """Load `model.onnx`, `tokenizer.json` and `encoder.json`, and run the graph once.
+        """Load the graph, `tokenizer.json` and `encoder.json`, and run the graph once.
 
         Raises:
             NotFoundError: a file is missing.
-            FailedPreconditionError: a file cannot be read, does not fit the others, or CUDA is asked for and absent.
+            FailedPreconditionError: a file cannot be read, does not fit the others or has not been made (the graph of
+                another precision than float32), or CUDA is asked for and absent.
         """
         config = load_encoder_config(directory / "encoder.json")
         tokenizer = _load_tokenizer(directory / "tokenizer.json", config.max_length)
-        session = _load_session(directory / "model.onnx", device, threads)
-        encoder = cls(config, tokenizer, session, max_batch_tokens)
+        session = EncoderSession.load(directory, device, threads, precision)
+        encoder = cls(config, tokenizer, session, max_batch_tokens, precision)
         width = encoder._forward(encoder.tokenize_queries(["warm-up"])).shape[1]
         if width != config.dim:
+            path = graph_path(directory, precision)
             raise FailedPreconditionError(
-                f"{directory / 'model.onnx'} gives vectors of {width} values, encoder.json says {config.dim}",
-                field=str(directory / "model.onnx"),
+                f"{path} gives vectors of {width} values, encoder.json says {config.dim}", field=str(path)
             )
         return encoder
 
     @property
     def device(self) -> str:
         """The device in use: cpu or cuda."""
-        return "cuda" if CUDA_PROVIDER in self._session.get_providers() else "cpu"
+        return self._session.device
 
     def tokenize_queries(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each query, special tokens included, cut to the encoder's longest input."""
@@ -91,7 +99,8 @@ class TextEncoder:
     def encode_tokens(self, token_ids: Sequence[Sequence[int]]) -> Float32:
         """Vectors of token sequences, [n_texts, dim], in forward passes of sequences of like length."""
         vectors = np.empty((len(token_ids), self.config.dim), dtype=np.float32)
-        for rows in token_batches([len(ids) for ids in token_ids], self._max_batch_tokens):
+        lengths = [len(ids) for ids in token_ids]
+        for rows in token_batches(lengths, self._max_batch_tokens, pad=self.precision != "int8"):
             vectors[rows] = self._forward([token_ids[row] for row in rows])
         return vectors
 
@@ -103,19 +112,23 @@ class TextEncoder:
         for row, ids in enumerate(token_ids):
             input_ids[row, : len(ids)] = ids
             attention_mask[row, : len(ids)] = 1
-        (vectors,) = self._session.run([OUTPUT_NAME], {"input_ids": input_ids, "attention_mask": attention_mask})
+        vectors = self._session.run(input_ids, attention_mask)
         if not np.isfinite(vectors).all():
             raise InternalError("the encoder gave a vector that is not finite")
-        return np.asarray(vectors, dtype=np.float32)
+        return vectors
 
 
-def token_batches(lengths: Sequence[int], max_tokens: int) -> list[Int64]:
-    """Group rows of like length so that rows x longest row stays within `max_tokens` (a longer row goes alone)."""
+def token_batches(lengths: Sequence[int], max_tokens: int, *, pad: bool = True) -> list[Int64]:
+    """Group rows of like length so that rows x longest row stays within `max_tokens` (a longer row goes alone).
+
+    Without `pad`, a group has rows of one length only.
+    """
     batches: list[Int64] = []
     order = np.argsort(np.asarray(lengths, dtype=np.int64), kind="stable")
     start = 0
     for end in range(1, len(order) + 1):
-        if end == len(order) or (end - start + 1) * lengths[order[end]] > max_tokens:
+        full = end == len(order) or (end - start + 1) * lengths[order[end]] > max_tokens
+        if full or (not pad and lengths[order[end]] != lengths[order[start]]):
             batches.append(order[start:end])
             start = end
     return batches
@@ -123,45 +136,7 @@ def token_batches(lengths: Sequence[int], max_tokens: int) -> list[Int64]:
 
 def _load_tokenizer(path: Path, max_length: int) -> Tokenizer:
     """The tokenizer, cutting to `max_length` tokens and never padding."""
-    tokenizer = _read(path, lambda: Tokenizer.from_file(str(path)))
+    tokenizer = read(path, lambda: Tokenizer.from_file(str(path)))
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length, strategy="longest_first")
     return tokenizer
-
-
-def _load_session(path: Path, device: Device, threads: int) -> onnxruntime.InferenceSession:
-    """The ONNX graph on a device, with `threads` threads inside an operator and no spinning between calls."""
-    providers = onnx_providers(device)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = thread_count(threads)
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # Idle threads sleep: the generator next door wants the cores.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = _read(path, lambda: onnxruntime.InferenceSession(str(path), options, providers=providers))
-    if device == "cuda" and session.get_providers()[0] == CPU_PROVIDER:
-        raise no_cuda("ONNX Runtime", "its CUDA provider did not start (driver, CUDA or cuDNN libraries)")
-    _check_graph(path, session)
-    return session
-
-
-def _check_graph(path: Path, session: onnxruntime.InferenceSession) -> None:
-    """Refuse a graph with other inputs or outputs than the ones this encoder feeds and reads."""
-    inputs = {tensor.name for tensor in session.get_inputs()}
-    outputs = {tensor.name for tensor in session.get_outputs()}
-    if inputs != {"input_ids", "attention_mask"} or OUTPUT_NAME not in outputs:
-        raise FailedPreconditionError(
-            f"{path} takes {sorted(inputs)} and gives {sorted(outputs)}; expected input_ids, attention_mask and "
-            f"{OUTPUT_NAME}: import the checkpoint again",
-            field=str(path),
-        )
-
-
-def _read(path: Path, load: Callable[[], T]) -> T:
-    """Load a file, with its name in the error."""
-    if not path.is_file():
-        raise NotFoundError(f"{path} is missing: import the checkpoint again", field=str(path))
-    try:
-        return load()
-    except Exception as error:  # both libraries raise bare exceptions of their own kind
-        raise FailedPreconditionError(f"{path} cannot be loaded: {error}", field=str(path)) from error
