@@ -10,6 +10,7 @@ import pytest
 
 from ragserve.errors import InvalidInputError
 from retriever_svc.index import FaissIndex, Index, IndexSpec, SearchOptions
+from retriever_svc.index.milvus_index import MilvusIndex
 from tests.retriever_svc.index.sources import ArraySource, clustered
 
 SIZE, DIMENSION, K = 2000, 32, 10
@@ -26,11 +27,21 @@ class Kind:
     recall: float
     error: float
     parameter: str = ""
+    milvus: bool = False
 
 
-def kind(name: str, factory: str, recall: float, error: float, parameter: str = "", **changes: object) -> Kind:
+def kind(
+    name: str,
+    factory: str,
+    recall: float,
+    error: float,
+    parameter: str = "",
+    *,
+    milvus: bool = False,
+    **changes: object,
+) -> Kind:
     spec = IndexSpec(factory, device="cpu", build_threads=1, **changes)
-    return Kind(name, spec, recall, error, parameter)
+    return Kind(name, spec, recall, error, parameter, milvus)
 
 
 KINDS = [
@@ -43,13 +54,21 @@ KINDS = [
     kind("IVF-PQ", "IVF16,PQ16x4", 0.5, 0.5, "nprobe", search_parameters="nprobe=16"),
     kind("OPQ IVF-PQ", "OPQ4,IVF16,PQ16x4", 0.5, 0.5, "nprobe", search_parameters="nprobe=16", training_vectors=700),
     kind("PQ", "PQ16x4", 0.5, 0.5),
+    kind("Milvus Flat", "Flat", 1.0, 1e-5, milvus=True),
+    kind("Milvus HNSW", "HNSW16", 0.95, 1e-5, "ef_search", milvus=True, search_parameters="efSearch=128"),
+    kind("Milvus IVF", "IVF16,Flat", 0.9, 1e-5, "nprobe", milvus=True, search_parameters="nprobe=16"),
 ]
 
 
 @pytest.fixture(scope="module", params=KINDS, ids=lambda each: each.name)
 def built(request: pytest.FixtureRequest) -> Iterator[tuple[Kind, Index]]:
     each: Kind = request.param
-    index = FaissIndex.build(ArraySource(VECTORS), each.spec)
+    index: Index
+    if each.milvus:
+        uri = request.getfixturevalue("milvus").uri
+        index = MilvusIndex.build(ArraySource(VECTORS), each.spec, uri=uri, content="kinds")
+    else:
+        index = FaissIndex.build(ArraySource(VECTORS), each.spec)
     yield each, index
     index.close()
 
@@ -78,7 +97,7 @@ MASKS = {
 def test_says_what_it_is(built: tuple[Kind, Index]) -> None:
     each, index = built
     assert (index.size, index.dimension) == (SIZE, DIMENSION)
-    assert index.exact == (each.name == "Flat")
+    assert index.exact == each.name.endswith("Flat")
 
 
 def test_finds_the_nearest(built: tuple[Kind, Index]) -> None:
