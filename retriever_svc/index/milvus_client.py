@@ -57,7 +57,9 @@ class MilvusConnection:
             schema.add_field(POSITION, types.INT64, is_primary=True)
             schema.add_field(VECTOR, types.FLOAT_VECTOR, dim=source.dimension)
             index = self._client.prepare_index_params()
-            index.add_index(VECTOR, index_type=kind.index_type, metric_type="IP", params=dict(kind.build))
+            # pymilvus unpacks one layer of `params`; both servers read the other, and milvus-lite only that.
+            build = {"params": dict(kind.build)}
+            index.add_index(VECTOR, index_type=kind.index_type, metric_type="IP", params=build)
         properties = {ROWS: str(source.size), STARTED: str(int(time.time()))}
         self.call("create_collection", name, schema=schema, consistency_level="Strong", properties=properties)
         try:

@@ -100,7 +100,7 @@ class MilvusIndex:
         """
 
         def search(some: Float32, n_wanted: int, expression: str = "") -> tuple[Float32, Int64]:
-            parameters = self._kind.search_parameters(n_wanted, options)
+            parameters = self._kind.search_parameters(n_wanted, options, self._spec)
             return self._client.search(self.collection, some, n_wanted, parameters, expression)
 
         allowed = options.allowed

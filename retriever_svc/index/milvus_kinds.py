@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ragserve.errors import InvalidInputError
+from retriever_svc.index.parameters import candidates_to_follow, cells_to_visit
 from retriever_svc.index.protocol import SearchOptions
 from retriever_svc.index.spec import IndexSpec
 
@@ -39,12 +40,14 @@ class MilvusKind:
         """Whether `ef_search` is for it."""
         return self.index_type.startswith("HNSW")
 
-    def search_parameters(self, n_candidates: int, options: SearchOptions) -> dict[str, int]:
+    def search_parameters(self, n_candidates: int, options: SearchOptions, spec: IndexSpec) -> dict[str, int]:
         """Milvus's parameters of a search; it wants `ef` to be no less than the candidates asked for."""
         if self.has_cells:
-            return {"nprobe": min(options.nprobe or self.nprobe, int(self.build["nlist"]))}
+            asked, n_cells = options.nprobe or self.nprobe, int(self.build["nlist"])
+            return {"nprobe": cells_to_visit(asked, n_cells, n_candidates, options, spec)}
         if self.has_graph:
-            return {"ef": max(options.ef_search or self.ef_search, n_candidates)}
+            asked = options.ef_search or self.ef_search
+            return {"ef": max(candidates_to_follow(asked, n_candidates, options, spec), n_candidates)}
         return {}
 
 

@@ -56,7 +56,7 @@ KINDS = [
     kind("PQ", "PQ16x4", 0.5, 0.5),
     kind("Milvus Flat", "Flat", 1.0, 1e-5, milvus=True),
     kind("Milvus HNSW", "HNSW16", 0.95, 1e-5, "ef_search", milvus=True, search_parameters="efSearch=128"),
-    kind("Milvus IVF", "IVF16,Flat", 0.9, 1e-5, "nprobe", milvus=True, search_parameters="nprobe=16"),
+    kind("Milvus IVF", "IVF16,Flat", 0.9, 1e-5, "nprobe", milvus=True, search_parameters="nprobe=12"),
 ]
 
 
@@ -106,7 +106,7 @@ def test_finds_the_nearest(built: tuple[Kind, Index]) -> None:
     assert scores.shape == positions.shape == (len(QUERIES), K)
     assert (scores.dtype, positions.dtype) == (np.float32, np.int64)
     assert (positions >= 0).all()
-    assert (np.diff(scores, axis=1) <= 0).all()
+    assert (scores[:, 1:] <= scores[:, :-1]).all()
     assert recall(positions, best(true_scores(), K)) >= each.recall
     np.testing.assert_allclose(scores, np.take_along_axis(true_scores(), positions, 1), atol=each.error)
 
@@ -118,7 +118,7 @@ def test_finds_the_nearest_that_are_allowed(built: tuple[Kind, Index], mask: str
     scores, positions = index.search(QUERIES, K, SearchOptions(allowed=allowed))
     assert allowed[positions[positions >= 0]].all()
     assert (np.sort(positions, axis=1)[:, 1:] != np.sort(positions, axis=1)[:, :-1])[positions.min(1) >= 0].all()
-    assert (np.diff(scores, axis=1)[positions[:, 1:] >= 0] <= 0).all()
+    assert (scores[:, 1:] <= scores[:, :-1]).all()
     masked = np.where(allowed, true_scores(), -np.inf)
     assert recall(positions, best(masked, K)) >= each.recall
     found = positions >= 0
