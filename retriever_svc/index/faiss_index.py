@@ -13,7 +13,7 @@ from ragserve.errors import InvalidInputError
 from ragserve.serving.cores import thread_count
 from ragserve.serving.logs import fields
 from retriever_svc.index import gpu
-from retriever_svc.index.overfetch import search_allowed
+from retriever_svc.index.overfetch import nothing, search_allowed
 from retriever_svc.index.parameters import Kind, check_options, reason, set_parameters
 from retriever_svc.index.protocol import DEFAULT_OPTIONS, SearchOptions, VectorSource
 from retriever_svc.index.spec import IndexSpec
@@ -111,6 +111,8 @@ class FaissIndex:
         With `allowed` an exact index finds all it is asked for. IVF and HNSW indexes look further the fewer are
         allowed, within `max_nprobe` and `max_ef_search`, and may still find fewer.
         """
+        if options.allowed is not None and not options.allowed.any():
+            return nothing(len(queries), n_candidates)
         faiss.omp_set_num_threads(self._spec.threads)  # of this thread: see `build`
         queries = np.ascontiguousarray(queries)
         if self._on_gpu is not None and n_candidates <= gpu.MOST_CANDIDATES:

@@ -10,11 +10,10 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
-
 from ragserve.errors import FailedPreconditionError, UnavailableError
 from ragserve.serving.logs import fields
 from retriever_svc.index.milvus_kinds import MilvusKind
+from retriever_svc.index.overfetch import nothing
 from retriever_svc.index.protocol import VectorSource
 from retriever_svc.index.vectors import finite_blocks
 from retriever_svc.types import Float32, Int64
@@ -141,9 +140,3 @@ class MilvusConnection:
                 raise UnavailableError(message, field="milvus_uri") from error
             message = f"milvus_uri: Milvus at {self._address} refuses: {reason}"
             raise FailedPreconditionError(message, field="milvus_uri") from error
-
-
-def nothing(n_queries: int, n_candidates: int) -> tuple[Float32, Int64]:
-    """Scores and positions of a search that finds nothing."""
-    scores = np.full((n_queries, n_candidates), -np.inf, np.float32)
-    return scores, np.full((n_queries, n_candidates), -1, np.int64)

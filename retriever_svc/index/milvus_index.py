@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ragserve.serving.logs import fields
-from retriever_svc.index.milvus_client import POSITION, STARTED, MilvusConnection, nothing
+from retriever_svc.index.milvus_client import POSITION, STARTED, MilvusConnection
 from retriever_svc.index.milvus_kinds import MilvusKind, milvus_kind
-from retriever_svc.index.overfetch import search_allowed
+from retriever_svc.index.overfetch import nothing, search_allowed
 from retriever_svc.index.parameters import check_options
 from retriever_svc.index.protocol import DEFAULT_OPTIONS, SearchOptions, VectorSource
 from retriever_svc.index.spec import IndexSpec
