@@ -9,19 +9,18 @@ from typing import Any
 import faiss
 import numpy as np
 
-from ragserve.errors import FailedPreconditionError, InvalidInputError
+from ragserve.errors import InvalidInputError
 from ragserve.serving.cores import thread_count
 from ragserve.serving.logs import fields
 from retriever_svc.index import gpu
-from retriever_svc.index.overfetch import search_allowed
+from retriever_svc.index.overfetch import nothing, search_allowed
 from retriever_svc.index.parameters import Kind, check_options, reason, set_parameters
 from retriever_svc.index.protocol import DEFAULT_OPTIONS, SearchOptions, VectorSource
 from retriever_svc.index.spec import IndexSpec
+from retriever_svc.index.vectors import finite_blocks, sample
 from retriever_svc.types import Float32, Int64
 
 log = logging.getLogger(__name__)
-
-TRAINING_SEED = 0
 
 
 class FaissIndex:
@@ -58,9 +57,8 @@ class FaissIndex:
         try:
             index = _new(source.dimension, spec)
             if not index.is_trained:
-                index.train(source.vectors(_sample(source.size, spec.training_vectors)))
-            for block in source.vector_blocks():
-                _require_finite(block)
+                index.train(sample(source, spec.training_vectors))
+            for block in finite_blocks(source):
                 index.add(block)
         except RuntimeError as error:
             raise InvalidInputError(
@@ -113,6 +111,8 @@ class FaissIndex:
         With `allowed` an exact index finds all it is asked for. IVF and HNSW indexes look further the fewer are
         allowed, within `max_nprobe` and `max_ef_search`, and may still find fewer.
         """
+        if options.allowed is not None and not options.allowed.any():
+            return nothing(len(queries), n_candidates)
         faiss.omp_set_num_threads(self._spec.threads)  # of this thread: see `build`
         queries = np.ascontiguousarray(queries)
         if self._on_gpu is not None and n_candidates <= gpu.MOST_CANDIDATES:
@@ -163,17 +163,3 @@ def _new(dimension: int, spec: IndexSpec) -> Any:
         # Most of the time that training takes, for what is used only where a search parameter asks for it.
         core.do_polysemous_training = "ht=" in spec.search_parameters
     return index
-
-
-def _sample(size: int, n_wanted: int) -> Int64:
-    """A fixed random sample of positions, all of them when there are no more than wanted."""
-    if size <= n_wanted:
-        return np.arange(size)
-    return np.sort(np.random.default_rng(TRAINING_SEED).choice(size, n_wanted, replace=False))
-
-
-def _require_finite(block: Float32) -> None:
-    if not np.isfinite(block).all():
-        raise FailedPreconditionError(
-            "the knowledge base holds a vector that is not finite: build it again", field="knowledge"
-        )

@@ -12,7 +12,6 @@ from retriever_svc.types import Float32, Int64
 Search = Callable[[Float32, int], tuple[Float32, Int64]]
 
 FIRST_EXTRA = 1.25  # how much more than the expected number the first round asks for
-NOTHING = np.float32(-np.inf)
 
 
 def search_allowed(
@@ -28,8 +27,7 @@ def search_allowed(
         Scores and positions [n_queries, n_candidates], best first and -1 where nothing was found, and the rows of the
         queries that are not done: `most` was not enough for them.
     """
-    scores = np.full((len(queries), n_candidates), NOTHING)
-    positions = np.full((len(queries), n_candidates), -1, np.int64)
+    scores, positions = nothing(len(queries), n_candidates)
     n_allowed = int(np.count_nonzero(allowed))
     enough = min(len(allowed), n_candidates + len(allowed) - n_allowed)
     wanted = int(FIRST_EXTRA * n_candidates * len(allowed) / max(n_allowed, 1)) + 1
@@ -47,3 +45,9 @@ def search_allowed(
             break
         wanted *= 2
     return scores, positions, undone
+
+
+def nothing(n_queries: int, n_candidates: int) -> tuple[Float32, Int64]:
+    """Scores and positions of a search that finds nothing."""
+    scores = np.full((n_queries, n_candidates), -np.inf, np.float32)
+    return scores, np.full((n_queries, n_candidates), -1, np.int64)

@@ -56,25 +56,12 @@ class Kind:
         return isinstance(self.core, faiss.IndexFlat) and not self.has_transform
 
     def nprobe(self, n_candidates: int, options: SearchOptions, spec: IndexSpec) -> int:
-        """Cells to visit, 0 for other kinds: as asked, but so many that they should hold enough that are allowed."""
+        """Cells to visit; 0 for an index without cells."""
         if not self.has_cells:
             return 0
-        cells = int(options.nprobe or self.core.nprobe)
-        if options.allowed is not None:
-            needed = ceil(2 * self.core.nlist * n_candidates / _count(options.allowed))
-            cells = max(cells, min(needed, spec.max_nprobe))
-        return min(cells, int(self.core.nlist))
-
-    def ef_search(self, n_candidates: int, options: SearchOptions, spec: IndexSpec) -> int:
-        """Candidates of a graph search: as asked, and more in proportion where only some may be returned.
-
-        FAISS counts what is not allowed among them (HNSW.cpp, search_from_candidates).
-        """
-        wanted = int(options.ef_search or self.core.hnsw.efSearch)
-        if options.allowed is None:
-            return wanted
-        share = _count(options.allowed) / len(options.allowed)
-        return max(wanted, min(ceil(max(wanted, n_candidates) / share), spec.max_ef_search))
+        return cells_to_visit(
+            int(options.nprobe or self.core.nprobe), int(self.core.nlist), n_candidates, options, spec
+        )
 
     def parameters(self, n_candidates: int, options: SearchOptions, spec: IndexSpec) -> Any:
         """FAISS's search parameters, which keep alive what they refer to; None for kinds that take none."""
@@ -86,7 +73,8 @@ class Kind:
             nprobe = self.nprobe(n_candidates, options, spec)
             parameters = native.SearchParametersIVF(sel=allowed, nprobe=nprobe, max_codes=self.core.max_codes)
         elif self.has_graph:
-            ef_search = self.ef_search(n_candidates, options, spec)
+            asked = int(options.ef_search or self.core.hnsw.efSearch)
+            ef_search = candidates_to_follow(asked, n_candidates, options, spec)
             parameters = native.SearchParametersHNSW(sel=allowed, efSearch=ef_search)
         else:
             parameters = native.SearchParameters(sel=allowed)
@@ -98,6 +86,25 @@ class Kind:
             self.core.nprobe = fresh.core.nprobe
         if self.has_graph:
             self.core.hnsw.efSearch = fresh.core.hnsw.efSearch
+
+
+def cells_to_visit(asked: int, n_cells: int, n_candidates: int, options: SearchOptions, spec: IndexSpec) -> int:
+    """`nprobe` of a search: as asked, but so many cells that they should hold enough vectors that are allowed."""
+    if options.allowed is not None:
+        needed = ceil(2 * n_cells * n_candidates / _count(options.allowed))
+        asked = max(asked, min(needed, spec.max_nprobe))
+    return min(asked, n_cells)
+
+
+def candidates_to_follow(asked: int, n_candidates: int, options: SearchOptions, spec: IndexSpec) -> int:
+    """`efSearch` of a search: as asked, and more in proportion where only some vectors may be returned.
+
+    FAISS counts what is not allowed among them (HNSW.cpp, search_from_candidates).
+    """
+    if options.allowed is None:
+        return asked
+    share = _count(options.allowed) / len(options.allowed)
+    return max(asked, min(ceil(max(asked, n_candidates) / share), spec.max_ef_search))
 
 
 def set_parameters(index: Any, spec: IndexSpec) -> None:
