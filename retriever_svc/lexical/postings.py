@@ -93,9 +93,7 @@ def build_postings(blocks: Iterable[Texts]) -> Postings:
     starts, places, counts = _join(parts, len(terms))
     order = pc.array_sort_indices(terms)
     starts, places, counts = _reorder(order.to_numpy(), starts, places, counts)
-    return _sort_rows(
-        Postings(np.concatenate(ids), np.concatenate(lengths), terms.take(order), starts, places, counts)
-    )
+    return _sort_rows(Postings(np.concatenate(ids), np.concatenate(lengths), terms.take(order), starts, places, counts))
 
 
 def merge_postings(parts: Sequence[tuple[Postings, Mask]]) -> Postings:
@@ -164,9 +162,7 @@ def _join(parts: Sequence[_Part], n_terms: int) -> tuple[Int64, Int32, Counts]:
     return starts, places, counts
 
 
-def _reorder(
-    order: NDArray[Any], starts: Int64, places: Int32, counts: Counts
-) -> tuple[Int64, Int32, Counts]:
+def _reorder(order: NDArray[Any], starts: Int64, places: Int32, counts: Counts) -> tuple[Int64, Int32, Counts]:
     """The postings with term `order[t]` as term t."""
     sizes = np.diff(starts)[order]
     moved = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
