@@ -5,7 +5,7 @@ import random
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pytest
@@ -128,8 +128,15 @@ IDS = st.integers(0, 12)
 UPDATE = st.tuples(st.sets(IDS, max_size=4), st.dictionaries(IDS, TEXT, max_size=4))
 
 
-@given(st.dictionaries(IDS, TEXT, max_size=8), st.lists(UPDATE, max_size=12), TEXT)
-@settings(max_examples=200, deadline=None)
+@pytest.fixture(scope="module", autouse=True)
+def few_segments() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bm25_module, "MAX_SEGMENTS", 3)
+        yield
+
+
+@given(st.dictionaries(IDS, TEXT, max_size=8), st.lists(UPDATE, max_size=5), TEXT)
+@settings(max_examples=100, deadline=None)
 def test_after_updates_everything_is_as_in_a_fresh_index(
     start: dict[int, str], updates: list[tuple[set[int], dict[int, str]]], query: str
 ) -> None:
