@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import itertools
 import json
 import random
 from pathlib import Path
@@ -216,7 +217,7 @@ def test_tokens_are_cut_with_overlap_out_of_the_original_text(model: Path) -> No
 
     assert all(len(tokens(chunk)) <= 6 for chunk in chunks)
     rebuilt = tokens(chunks[0])
-    for before, after in zip(chunks, chunks[1:], strict=False):
+    for before, after in itertools.pairwise(chunks):
         assert tokens(before)[-2:] == tokens(after)[:2]
         rebuilt += tokens(after)[2:]
     assert rebuilt == tokens(text)

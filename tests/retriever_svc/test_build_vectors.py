@@ -180,5 +180,5 @@ def test_files_of_other_kinds_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"one \.npy file, or pickles only"):
         embedding_files([tmp_path / "a.npy", tmp_path / "b.pkl"], allow_pickle=True)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InvalidInputError, match="no .pkl or .pickle files there"):
+    with pytest.raises(InvalidInputError, match=r"no \.pkl or \.pickle files there"):
         embedding_files([tmp_path / "empty"], allow_pickle=True)
