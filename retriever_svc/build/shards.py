@@ -125,7 +125,7 @@ def _to_rows(batch: pa.RecordBatch, vectors: Vectors, schema: pa.Schema) -> pa.R
     with np.errstate(over="ignore"):
         stored = vectors.astype(vector_type.value_type.to_pandas_dtype())
     if not np.isfinite(stored).all():
-        raise InvalidInputError("precision", f"a vector is too large for {vector_type.value_type}: store float32")
+        raise InvalidInputError("precision", f"a vector is too large for {stored.dtype.name}: store float32")
     columns = {name: batch.column(name) for name in TEXT_COLUMNS}
     columns[VECTOR_COLUMN] = pa.FixedSizeListArray.from_arrays(pa.array(stored.reshape(-1)), type=vector_type)
     return pa.record_batch([columns[name] for name in schema.names], schema=schema)
