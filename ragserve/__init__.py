@@ -27,6 +27,24 @@ from ragserve.errors import (
 
 if TYPE_CHECKING:
     from ragserve.client import AsyncClient, Client
+    from ragserve.filters import Range, between
+    from ragserve.knowledge import (
+        Compacted,
+        Deleted,
+        KnowledgeVersion,
+        Lookup,
+        LookupResult,
+        NewPassage,
+        QueryPassages,
+        RetrieverInfo,
+        StoredPassage,
+        StoredPassages,
+        StreamedLookup,
+        Upserted,
+        VersionDiff,
+    )
+    from ragserve.knowledge_async import AsyncKnowledgeClient
+    from ragserve.knowledge_client import KnowledgeClient
     from ragserve.options import Document, GenerationOptions, Sampling
     from ragserve.results import (
         Answer,
@@ -46,6 +64,16 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 # Loaded when first asked for: engines import `ragserve.errors` and must not load gRPC by that.
 _LAZY = {
     **dict.fromkeys(("AsyncClient", "Client"), "ragserve.client"),
+    "KnowledgeClient": "ragserve.knowledge_client",
+    "AsyncKnowledgeClient": "ragserve.knowledge_async",
+    **dict.fromkeys(("Range", "between"), "ragserve.filters"),
+    **dict.fromkeys(
+        (
+            *("NewPassage", "StoredPassage", "StoredPassages", "Upserted", "Deleted", "Compacted", "RetrieverInfo"),
+            *("KnowledgeVersion", "VersionDiff", "Lookup", "LookupResult", "QueryPassages", "StreamedLookup"),
+        ),
+        "ragserve.knowledge",
+    ),
     **dict.fromkeys(("Document", "GenerationOptions", "Sampling"), "ragserve.options"),
     **dict.fromkeys(
         (
@@ -61,27 +89,44 @@ __all__ = [
     "Answer",
     "AnswerScore",
     "AsyncClient",
+    "AsyncKnowledgeClient",
     "Client",
+    "Compacted",
     "DataLossError",
     "DeadlineExceededError",
+    "Deleted",
     "Document",
     "FailedPreconditionError",
     "GenerationOptions",
     "Hypothesis",
     "InternalError",
     "InvalidInputError",
+    "KnowledgeClient",
+    "KnowledgeVersion",
+    "Lookup",
+    "LookupResult",
+    "NewPassage",
     "NotFoundError",
     "Passage",
     "PassagesEvent",
     "PermissionDeniedError",
+    "QueryPassages",
     "RagserveError",
+    "Range",
     "ResourceExhaustedError",
     "Retrieval",
+    "RetrieverInfo",
     "Sampling",
+    "StoredPassage",
+    "StoredPassages",
+    "StreamedLookup",
     "TokenPosterior",
     "TokensEvent",
     "UnauthenticatedError",
     "UnavailableError",
+    "Upserted",
+    "VersionDiff",
+    "between",
 ]
 
 

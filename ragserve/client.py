@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Generator
 from types import TracebackType
 from typing import Self, Unpack
 
-import grpc
-
 from ragserve import requests, responses
-from ragserve.errors import InvalidInputError
-from ragserve.options import GenerateKeywords, ScoreKeywords
+from ragserve.calls import deadline, typed_errors
+from ragserve.options import GenerateKeywords, RetrieveKeywords, ScoreKeywords
 from ragserve.responses import Event
 from ragserve.results import Answer, AnswerScore, Retrieval
 from ragserve.serving.channel import MAX_ATTEMPTS, channel, sync_channel
-from ragserve.serving.status import error_from_rpc
 from ragserve.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 
 DEFAULT_TIMEOUT_SECONDS = 60.0
@@ -38,7 +34,7 @@ class Client:
         timeout_seconds: float | None = DEFAULT_TIMEOUT_SECONDS,
         max_attempts: int = MAX_ATTEMPTS,
     ) -> None:
-        self._timeout_seconds = _deadline(None, timeout_seconds)
+        self._timeout_seconds = deadline(None, timeout_seconds)
         self._channel = sync_channel(target, retried_methods=RETRIED_METHODS, max_attempts=max_attempts)
         self._stub = orchestrator_pb2_grpc.RagServiceStub(self._channel)
 
@@ -55,8 +51,8 @@ class Client:
     def generate(self, question: str, **keywords: Unpack[GenerateKeywords]) -> Answer:
         """Answers a question. GenerationOptions and SourceKeywords describe the keywords."""
         request = requests.generate_request(question, keywords)
-        timeout = _deadline(self._timeout_seconds, keywords.get("timeout_seconds"))
-        with _typed_errors():
+        timeout = deadline(self._timeout_seconds, keywords.get("timeout_seconds"))
+        with typed_errors():
             return responses.answer(self._stub.Generate(request, timeout=timeout))
 
     def generate_stream(self, question: str, **keywords: Unpack[GenerateKeywords]) -> Generator[Event, None, None]:
@@ -65,27 +61,20 @@ class Client:
         Closing the generator cancels the call.
         """
         request = orchestrator_pb2.GenerateStreamRequest(request=requests.generate_request(question, keywords))
-        return self._events(request, _deadline(self._timeout_seconds, keywords.get("timeout_seconds")))
+        return self._events(request, deadline(self._timeout_seconds, keywords.get("timeout_seconds")))
 
-    def retrieve(
-        self,
-        question: str,
-        *,
-        docs: int | None = None,
-        knowledge_version: int | None = None,
-        timeout_seconds: float | None = None,
-    ) -> Retrieval:
-        """The passages that a question retrieves, with their priors."""
-        request = requests.retrieve_request(question, docs, knowledge_version)
-        timeout = _deadline(self._timeout_seconds, timeout_seconds)
-        with _typed_errors():
+    def retrieve(self, question: str, **keywords: Unpack[RetrieveKeywords]) -> Retrieval:
+        """The passages that a question retrieves, with their priors. RetrieveKeywords describes the keywords."""
+        request = requests.retrieve_request(question, keywords)
+        timeout = deadline(self._timeout_seconds, keywords.get("timeout_seconds"))
+        with typed_errors():
             return responses.retrieval(self._stub.Retrieve(request, timeout=timeout))
 
     def score(self, question: str, answer: str, **keywords: Unpack[ScoreKeywords]) -> AnswerScore:
         """The log-probability of an answer, log p(y|x), marginalized over the passages."""
         request = requests.score_request(question, answer, keywords)
-        timeout = _deadline(self._timeout_seconds, keywords.get("timeout_seconds"))
-        with _typed_errors():
+        timeout = deadline(self._timeout_seconds, keywords.get("timeout_seconds"))
+        with typed_errors():
             return responses.answer_score(self._stub.Score(request, timeout=timeout))
 
     def _events(
@@ -93,7 +82,7 @@ class Client:
     ) -> Generator[Event, None, None]:
         call = self._stub.GenerateStream(request, timeout=timeout_seconds)
         try:
-            with _typed_errors():
+            with typed_errors():
                 for response in call:
                     yield responses.event(response)
         finally:
@@ -113,7 +102,7 @@ class AsyncClient:
         timeout_seconds: float | None = DEFAULT_TIMEOUT_SECONDS,
         max_attempts: int = MAX_ATTEMPTS,
     ) -> None:
-        self._timeout_seconds = _deadline(None, timeout_seconds)
+        self._timeout_seconds = deadline(None, timeout_seconds)
         self._channel = channel(target, retried_methods=RETRIED_METHODS, max_attempts=max_attempts)
         self._stub = orchestrator_pb2_grpc.RagServiceStub(self._channel)
 
@@ -132,8 +121,8 @@ class AsyncClient:
     async def generate(self, question: str, **keywords: Unpack[GenerateKeywords]) -> Answer:
         """Answers a question. GenerationOptions and SourceKeywords describe the keywords."""
         request = requests.generate_request(question, keywords)
-        timeout = _deadline(self._timeout_seconds, keywords.get("timeout_seconds"))
-        with _typed_errors():
+        timeout = deadline(self._timeout_seconds, keywords.get("timeout_seconds"))
+        with typed_errors():
             return responses.answer(await self._stub.Generate(request, timeout=timeout))
 
     def generate_stream(self, question: str, **keywords: Unpack[GenerateKeywords]) -> AsyncGenerator[Event, None]:
@@ -142,27 +131,20 @@ class AsyncClient:
         Closing the generator cancels the call.
         """
         request = orchestrator_pb2.GenerateStreamRequest(request=requests.generate_request(question, keywords))
-        return self._events(request, _deadline(self._timeout_seconds, keywords.get("timeout_seconds")))
+        return self._events(request, deadline(self._timeout_seconds, keywords.get("timeout_seconds")))
 
-    async def retrieve(
-        self,
-        question: str,
-        *,
-        docs: int | None = None,
-        knowledge_version: int | None = None,
-        timeout_seconds: float | None = None,
-    ) -> Retrieval:
-        """The passages that a question retrieves, with their priors."""
-        request = requests.retrieve_request(question, docs, knowledge_version)
-        timeout = _deadline(self._timeout_seconds, timeout_seconds)
-        with _typed_errors():
+    async def retrieve(self, question: str, **keywords: Unpack[RetrieveKeywords]) -> Retrieval:
+        """The passages that a question retrieves, with their priors. RetrieveKeywords describes the keywords."""
+        request = requests.retrieve_request(question, keywords)
+        timeout = deadline(self._timeout_seconds, keywords.get("timeout_seconds"))
+        with typed_errors():
             return responses.retrieval(await self._stub.Retrieve(request, timeout=timeout))
 
     async def score(self, question: str, answer: str, **keywords: Unpack[ScoreKeywords]) -> AnswerScore:
         """The log-probability of an answer, log p(y|x), marginalized over the passages."""
         request = requests.score_request(question, answer, keywords)
-        timeout = _deadline(self._timeout_seconds, keywords.get("timeout_seconds"))
-        with _typed_errors():
+        timeout = deadline(self._timeout_seconds, keywords.get("timeout_seconds"))
+        with typed_errors():
             return responses.answer_score(await self._stub.Score(request, timeout=timeout))
 
     async def _events(
@@ -170,26 +152,8 @@ class AsyncClient:
     ) -> AsyncGenerator[Event, None]:
         call = self._stub.GenerateStream(request, timeout=timeout_seconds)
         try:
-            with _typed_errors():
+            with typed_errors():
                 async for response in call:
                     yield responses.event(response)
         finally:
             call.cancel()
-
-
-def _deadline(default: float | None, chosen: float | None) -> float | None:
-    """Seconds that a call may take. Raises InvalidInputError unless they are above 0."""
-    if chosen is None:
-        return default
-    if not chosen > 0:
-        raise InvalidInputError("timeout_seconds", f"must be above 0, not {chosen!r}")
-    return chosen
-
-
-@contextmanager
-def _typed_errors() -> Iterator[None]:
-    """Raises the error of `ragserve.errors` that a failed call stands for."""
-    try:
-        yield
-    except grpc.RpcError as error:
-        raise error_from_rpc(error) from error

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
+from ragserve.filters import Filter
+
 Mode = Literal["token", "sequence"]
 Decoding = Literal["thorough", "fast"]
 QuestionForm = Literal["raw", "decoded"]
@@ -78,19 +80,32 @@ class GenerationOptions:
     max_context_tokens: int | None = None
 
 
-class SourceKeywords(TypedDict, total=False):
-    """Where the passages come from, and how long the call may take.
+class RetrieveKeywords(TypedDict, total=False):
+    """What is retrieved, and how long the call may take.
 
-    docs: passages to retrieve; default: the checkpoint's.
+    docs: passages to retrieve; default: the checkpoint's. There are fewer where the filter lets fewer through.
     knowledge_version: version of the knowledge base; default: the newest.
-    documents: answer from these instead of retrieving.
+    filter: what the passages' metadata must be, as {"lang": "en", "year": ragserve.between(1990, 2000)}.
+    nprobe: cells of an IVF index to visit; default: the index's.
+    ef_search: candidates that an HNSW index keeps; default: the index's.
     timeout_seconds: deadline of this call; default: the client's.
     """
 
     docs: int | None
     knowledge_version: int | None
-    documents: Sequence[Document] | None
+    filter: Filter | None
+    nprobe: int | None
+    ef_search: int | None
     timeout_seconds: float | None
+
+
+class SourceKeywords(RetrieveKeywords, total=False):
+    """Where the passages come from.
+
+    documents: answer from these instead of retrieving.
+    """
+
+    documents: Sequence[Document] | None
 
 
 class ContextKeywords(TypedDict, total=False):

@@ -10,14 +10,17 @@ from typing import Any
 from google.protobuf.message import Message
 
 from ragserve.errors import InvalidInputError
+from ragserve.filters import Filter, SearchOptions, conditions
 from ragserve.options import (
     ContextKeywords,
     GenerateKeywords,
     GenerationOptions,
+    RetrieveKeywords,
     Sampling,
     ScoreKeywords,
     SourceKeywords,
 )
+from ragserve.serving.convert import search_to_proto
 from ragserve.v1 import common_pb2, generator_pb2, orchestrator_pb2
 
 # Options that are enumerations on the wire, by their value here.
@@ -56,8 +59,8 @@ def generate_request(question: str, keywords: GenerateKeywords) -> orchestrator_
     """The request of Generate and GenerateStream. Raises InvalidInputError for what protobuf cannot hold."""
     options = {name: value for name, value in keywords.items() if name not in OWN_KEYWORDS}
     request = orchestrator_pb2.GenerateRequest()
-    _set(request, "question", question)
-    _set(request, "token_posteriors", keywords.get("token_posteriors"))
+    set_field(request, "question", question)
+    set_field(request, "token_posteriors", keywords.get("token_posteriors"))
     _set_sources(request, keywords)
     _set_options(request.options, GenerationOptions(**options))  # type: ignore[arg-type]
     return request
@@ -65,36 +68,57 @@ def generate_request(question: str, keywords: GenerateKeywords) -> orchestrator_
 
 def score_request(question: str, answer: str, keywords: ScoreKeywords) -> orchestrator_pb2.RagServiceScoreRequest:
     """The request of Score. Raises InvalidInputError for what protobuf cannot hold."""
-    for name in keywords:
-        if name not in ScoreKeywords.__annotations__:
-            raise TypeError(f"score() got an unexpected keyword argument {name!r}")
+    _check_known("score", keywords, ScoreKeywords)
     request = orchestrator_pb2.RagServiceScoreRequest()
-    _set(request, "question", question)
-    _set(request, "answer", answer)
+    set_field(request, "question", question)
+    set_field(request, "answer", answer)
     _set_sources(request, keywords)
     for name in ContextKeywords.__annotations__:
         _set_option(request, name, keywords.get(name), "")
     return request
 
 
-def retrieve_request(
-    question: str, docs: int | None, knowledge_version: int | None
-) -> orchestrator_pb2.RagServiceRetrieveRequest:
-    """The request of Retrieve."""
+def retrieve_request(question: str, keywords: RetrieveKeywords) -> orchestrator_pb2.RagServiceRetrieveRequest:
+    """The request of Retrieve. Raises InvalidInputError for what protobuf cannot hold."""
+    _check_known("retrieve", keywords, RetrieveKeywords)
     request = orchestrator_pb2.RagServiceRetrieveRequest()
-    _set(request, "question", question)
-    _set(request, "n_docs", docs)
-    _set(request, "knowledge_version", knowledge_version)
+    set_field(request, "question", question)
+    _set_retrieval(request, keywords)
     return request
 
 
+def set_search(
+    target: common_pb2.SearchOptions, wanted: Filter | None, nprobe: int | None, ef_search: int | None, path: str
+) -> None:
+    """Sets what a search may find and how. Raises InvalidInputError, with `path` in front, where it cannot be sent."""
+    set_field(target, "nprobe", nprobe, path)
+    set_field(target, "ef_search", ef_search, path)
+    try:
+        target.MergeFrom(search_to_proto(SearchOptions(conditions(wanted))))
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"{path}filter", f"{wanted!r} cannot be sent: {error}") from error
+
+
+def _check_known(method: str, keywords: Mapping[str, Any], known: type) -> None:
+    for name in keywords:
+        if name not in known.__annotations__:
+            raise TypeError(f"{method}() got an unexpected keyword argument {name!r}")
+
+
+def _set_retrieval(request: Any, keywords: RetrieveKeywords) -> None:
+    set_field(request, "n_docs", keywords.get("docs"))
+    set_field(request, "knowledge_version", keywords.get("knowledge_version"))
+    options = (keywords.get("filter"), keywords.get("nprobe"), keywords.get("ef_search"))
+    if any(options):
+        set_search(request.search, *options, "search.")
+
+
 def _set_sources(request: Any, keywords: SourceKeywords) -> None:
-    _set(request, "n_docs", keywords.get("docs"))
-    _set(request, "knowledge_version", keywords.get("knowledge_version"))
+    _set_retrieval(request, keywords)
     for index, document in enumerate(keywords.get("documents") or ()):
         target = request.documents.add()
         for name in ("title", "text", "log_prior"):
-            _set(target, name, getattr(document, name), f"documents[{index}].")
+            set_field(target, name, getattr(document, name), f"documents[{index}].")
 
 
 def _set_options(target: orchestrator_pb2.GenerationOptions, options: GenerationOptions) -> None:
@@ -111,7 +135,7 @@ def _set_options(target: orchestrator_pb2.GenerationOptions, options: Generation
 def _set_option(target: Message, name: str, value: Any, path: str) -> None:
     if value is not None and name in ENUMS:
         value = _enum_value(name, value, path)
-    _set(target, RENAMED.get(name, name), value, path)
+    set_field(target, RENAMED.get(name, name), value, path)
 
 
 def _enum_value(name: str, value: Any, path: str) -> int:
@@ -139,11 +163,15 @@ def _set_sampling(target: orchestrator_pb2.GenerationOptions, sampling: Sampling
         return
     target.sampling.SetInParent()
     for option in fields(Sampling):
-        _set(target.sampling, option.name, getattr(sampling, option.name), "options.sampling.")
+        set_field(target.sampling, option.name, getattr(sampling, option.name), "options.sampling.")
 
 
-def _set(target: Message, name: str, value: Any, path: str = "") -> None:
-    """Sets a field unless the value is None. Raises InvalidInputError where protobuf refuses the value."""
+def set_field(target: Message, name: str, value: Any, path: str = "") -> None:
+    """Sets a field unless the value is None; `path` is where it stands in the request, for errors.
+
+    Raises:
+        InvalidInputError: protobuf refuses the value.
+    """
     if value is None:
         return
     try:

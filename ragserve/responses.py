@@ -77,7 +77,7 @@ def passages(messages: Iterable[orchestrator_pb2.AnswerPassage]) -> tuple[Passag
             score=message.score,
             prior=message.prior,
             posterior=message.posterior,
-            metadata=_metadata(message.passage.metadata_json),
+            metadata=metadata(message.passage.metadata_json),
         )
         for message in messages
     )
@@ -88,7 +88,7 @@ def timings_seconds(messages: Iterable[common_pb2.StageTiming]) -> dict[str, flo
     return {message.stage: message.seconds for message in messages}
 
 
-def _metadata(text: str) -> Mapping[str, Any]:
+def metadata(text: str) -> Mapping[str, Any]:
     """The metadata object; empty where there is none or it is no JSON object."""
     try:
         value = json.loads(text) if text else {}

@@ -75,10 +75,20 @@ def error_from_rpc(error: grpc.RpcError) -> errors.RagserveError:
     field, retry_after = _read_details(error.trailing_metadata() or ())
     if field:
         text = text.removeprefix(f"{field}: ")
+    return error_of(code, text or code.name.lower(), field, retry_after)
+
+
+def error_of(code: grpc.StatusCode, text: str, field: str, retry_after_seconds: float | None) -> errors.RagserveError:
+    """The error of a status code."""
     cls = ERROR_OF.get(code, errors.InternalError)
     if cls is errors.InvalidInputError:
         return errors.InvalidInputError(field, text)
-    return cls(text or code.name.lower(), field=field, retry_after_seconds=retry_after)
+    return cls(text, field=field, retry_after_seconds=retry_after_seconds)
+
+
+def code_of_number(number: int) -> grpc.StatusCode:
+    """The status code of a number; UNKNOWN for one that is none."""
+    return next((code for code in grpc.StatusCode if code.value[0] == number), grpc.StatusCode.UNKNOWN)
 
 
 def _details(error: errors.RagserveError) -> Sequence[message.Message]:

@@ -126,7 +126,7 @@ def test_what_protobuf_cannot_hold_names_its_field(keywords: dict[str, Any], fie
 def test_questions_that_are_not_text() -> None:
     for question in ("\ud800", 7):
         with pytest.raises(InvalidInputError) as caught:
-            retrieve_request(question, None, None)  # type: ignore[arg-type]
+            retrieve_request(question, {})  # type: ignore[arg-type]
         assert caught.value.field == "question"
 
 

@@ -1,0 +1,164 @@
+"""The calls of the knowledge client: what is sent, how the response is read, and what is tried again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Generic, TypeVar
+
+from ragserve.calls import Errors
+from ragserve.errors import AbortedError, InvalidInputError, UnavailableError
+from ragserve.knowledge import (
+    Compacted,
+    Deleted,
+    KnowledgeVersion,
+    Lookup,
+    LookupResult,
+    NewPassage,
+    RetrieverInfo,
+    StoredPassage,
+    StoredPassages,
+    Upserted,
+    VersionDiff,
+)
+from ragserve.knowledge_messages import Parts, Progress, lookup_result, lookup_to_proto, message_of, parts_of
+from ragserve.requests import set_field
+from ragserve.responses import metadata, timings_seconds
+from ragserve.v1 import retriever_pb2 as pb
+
+# A race that is lost has written nothing. Where a connection breaks, nobody knows: only what may be done twice is.
+LOST_RACE: Errors = (AbortedError,)
+MAY_BE_DONE_TWICE: Errors = (AbortedError, UnavailableError)
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Call(Generic[R]):
+    """A call of a method: its request (several: a stream), how the response is read, and errors that are retried."""
+
+    method: str
+    request: Any
+    read: Callable[[Any], R]
+    retried: Errors = ()
+
+    def body(self) -> Any:
+        """What the stub's method takes: the request, or an iterator of the parts of a stream."""
+        return iter(self.request) if isinstance(self.request, Parts) else self.request
+
+
+def upsert(passages: Iterable[NewPassage | Mapping[str, Any]], progress: Progress | None) -> Call[Upserted]:
+    """Adds or replaces passages. Raises InvalidInputError for a passage that cannot be sent; it is named."""
+    parts = tuple(parts_of(message_of(number, passage) for number, passage in enumerate(passages)))
+    return Call(
+        "UpsertPassages",
+        Parts(parts, progress),
+        lambda response: Upserted(
+            response.knowledge_version, response.inserted, response.updated, timings_seconds(response.timings)
+        ),
+        MAY_BE_DONE_TWICE,
+    )
+
+
+def delete(ids: Iterable[str]) -> Call[Deleted]:
+    """Deletes passages."""
+    return Call(
+        "DeletePassages",
+        _filled(pb.DeletePassagesRequest(), ids=ids),
+        lambda response: Deleted(response.knowledge_version, response.deleted, tuple(response.missing_ids)),
+        MAY_BE_DONE_TWICE,
+    )
+
+
+def get(ids: Iterable[str], knowledge_version: int) -> Call[StoredPassages]:
+    """Reads passages."""
+    return Call(
+        "GetPassages",
+        _filled(pb.GetPassagesRequest(), ids=ids, knowledge_version=knowledge_version),
+        lambda response: StoredPassages(
+            tuple(StoredPassage(p.id, p.title, p.text, metadata(p.metadata_json)) for p in response.passages),
+            tuple(response.missing_ids),
+            response.knowledge_version,
+        ),
+    )
+
+
+def versions() -> Call[tuple[KnowledgeVersion, ...]]:
+    """Lists versions."""
+
+    def read(response: pb.ListVersionsResponse) -> tuple[KnowledgeVersion, ...]:
+        return tuple(
+            KnowledgeVersion(one.version, one.created_unix_seconds, one.passages, one.operation, one.loaded)
+            for one in response.versions
+        )
+
+    return Call("ListVersions", pb.ListVersionsRequest(), read)
+
+
+def rollback(knowledge_version: int) -> Call[int]:
+    """Goes back. Done twice, it could undo what another writer committed between."""
+    request = _filled(pb.RollbackRequest(), knowledge_version=knowledge_version)
+    return Call("Rollback", request, lambda response: int(response.knowledge_version), LOST_RACE)
+
+
+def diff(from_version: int, to_version: int, limit: int) -> Call[VersionDiff]:
+    """Compares versions."""
+    request = _filled(pb.DiffVersionsRequest(), from_version=from_version, to_version=to_version, limit=limit)
+    return Call("DiffVersions", request, lambda response: _diff(from_version, response))
+
+
+def refresh() -> Call[int]:
+    """Loads what was committed elsewhere."""
+    return Call("Refresh", pb.RefreshRequest(), lambda response: int(response.knowledge_version))
+
+
+def compact(keep_versions: int | None, keep_seconds: float | None) -> Call[Compacted]:
+    """Compacts."""
+    request = _filled(pb.CompactRequest(), keep_versions=keep_versions, keep_seconds=keep_seconds)
+    return Call(
+        "Compact",
+        request,
+        lambda response: Compacted(response.knowledge_version, response.versions_removed, response.bytes_removed),
+        MAY_BE_DONE_TWICE,
+    )
+
+
+def info() -> Call[RetrieverInfo]:
+    """Asks what is loaded."""
+
+    def read(response: pb.RetrieverServiceGetInfoResponse) -> RetrieverInfo:
+        values = {field.name: getattr(response, field.name) for field in fields(RetrieverInfo)}
+        return RetrieverInfo(**{**values, "loaded_versions": tuple(response.loaded_versions)})
+
+    return Call("GetInfo", pb.RetrieverServiceGetInfoRequest(), read)
+
+
+def retrieve(lookup: Lookup) -> Call[LookupResult]:
+    """Searches."""
+    return Call("Retrieve", lookup_to_proto(lookup), lookup_result)
+
+
+def _diff(from_version: int, response: pb.DiffVersionsResponse) -> VersionDiff:
+    return VersionDiff(
+        from_version,
+        response.to_version,
+        tuple(response.added_ids),
+        tuple(response.changed_ids),
+        tuple(response.removed_ids),
+        response.added,
+        response.changed,
+        response.removed,
+    )
+
+
+def _filled(message: Any, **values: Any) -> Any:
+    """The message with these fields, lists extended. Raises InvalidInputError for what it cannot hold."""
+    for name, value in values.items():
+        if name == "ids":
+            try:
+                message.ids.extend([value] if isinstance(value, str) else value)
+            except (TypeError, ValueError) as error:
+                raise InvalidInputError("ids", f"ids cannot be sent: {error}") from error
+        else:
+            set_field(message, name, value)
+    return message

@@ -1,0 +1,97 @@
+"""Filters as Python says them, and as they reach the wire."""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from typing import Any
+
+import pytest
+
+from ragserve import filters
+from ragserve.errors import InvalidInputError
+from ragserve.filters import Condition, Range, SearchOptions, between, conditions
+from ragserve.requests import generate_request, retrieve_request, score_request
+from ragserve.serving.convert import search_from_proto, search_to_proto
+from ragserve.v1 import common_pb2
+
+
+def test_every_kind_of_value() -> None:
+    wanted: filters.Filter = {
+        "lang": "en",
+        "kind": ["article", "list"],
+        "year": between(1990, 2000),
+        "day": Range(above=date(2020, 1, 31), below=datetime(2021, 7, 1, 12)),
+        "free": True,
+        "score": Range(at_least=0.5),
+        "tags": {7},
+    }
+    assert conditions(wanted) == (
+        Condition("lang", equals="en"),
+        Condition("kind", any_of=("article", "list")),
+        Condition("year", at_least="1990", at_most="2000"),
+        Condition("day", above="2020-01-31", below="2021-07-01T12:00:00"),
+        Condition("free", equals="true"),
+        Condition("score", at_least="0.5"),
+        Condition("tags", any_of=("7",)),
+    )
+    assert conditions(None) == conditions({}) == ()
+
+
+@pytest.mark.parametrize(
+    "value", [None, float("nan"), float("inf"), b"en", {"a": 1}, [None], Range(at_least=float("nan"))]
+)
+def test_values_that_metadata_cannot_have(value: Any) -> None:
+    with pytest.raises(InvalidInputError, match="finite number") as caught:
+        conditions({"lang": value})
+    assert caught.value.field == "filter['lang']"
+
+
+def test_a_filter_that_is_no_mapping() -> None:
+    with pytest.raises(InvalidInputError, match="mapping"):
+        conditions("lang=en")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        Condition("a", equals=""),
+        Condition("a", any_of=("x", "y")),
+        Condition("a", any_of=()),
+        Condition("a", at_least="1", below="2"),
+        Condition("a", above="1", at_most="2"),
+        Condition("a"),  # which the retriever refuses
+    ],
+)
+def test_the_wire_keeps_conditions_as_they_are(condition: Condition) -> None:
+    options = SearchOptions((condition,), nprobe=3, ef_search=4)
+    assert search_from_proto(search_to_proto(options)) == options
+
+
+def test_the_options_of_a_search_reach_the_wire() -> None:
+    expected = common_pb2.SearchOptions(filter=[common_pb2.Condition(key="lang", equals="en")], nprobe=2, ef_search=3)
+    keywords: Any = {"filter": {"lang": "en"}, "nprobe": 2, "ef_search": 3}
+    assert generate_request("q", keywords).search == expected
+    assert score_request("q", "a", keywords).search == expected
+    assert retrieve_request("q", keywords).search == expected
+    assert not retrieve_request("q", {"filter": {}, "nprobe": 0}).HasField("search")
+
+
+@pytest.mark.parametrize(
+    ("keywords", "field"),
+    [
+        ({"nprobe": -1}, "search.nprobe"),
+        ({"ef_search": 1.5}, "search.ef_search"),
+        ({"filter": {"\ud800": "x"}}, "search.filter"),
+        ({"filter": {"lang": "\ud800"}}, "search.filter"),
+        ({"filter": {3: "x"}}, "search.filter"),
+    ],
+)
+def test_what_protobuf_cannot_hold_names_its_field(keywords: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        retrieve_request("q", keywords)  # type: ignore[arg-type]
+    assert caught.value.field == field
+
+
+def test_unknown_keywords_of_retrieve_are_refused() -> None:
+    with pytest.raises(TypeError, match="beams"):
+        retrieve_request("q", {"beams": 4})  # type: ignore[typeddict-unknown-key]
