@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from bench.hot_swap.corpus import VERSIONS, Question
-from bench.hot_swap.system import Pinned
+from bench.hot_swap.system import System
 from ragserve.results import Answer
 from training.answers import exact_match
 
@@ -34,13 +34,13 @@ class Asked:
         return self.question.id in {passage.id for passage in self.answer.passages}
 
 
-def ask_all(system: Pinned, questions: Sequence[Question], modes: Sequence[str] = tuple(MODES)) -> list[Asked]:
-    """Each question from each version in each mode; the versions take turns, so that neither is asked first."""
-    jobs = [(mode, pinned, question) for mode in modes for question in questions for pinned in VERSIONS]
+def ask_all(system: System, numbers: Mapping[str, int], questions: Sequence[Question], mode: str) -> list[Asked]:
+    """Each question of both versions of the world, by their `numbers` in the knowledge base, in turns."""
+    jobs = [(pinned, question) for question in questions for pinned in VERSIONS]
 
-    def ask(job: tuple[str, str, Question]) -> Asked:
-        mode, pinned, question = job
-        return Asked(mode, pinned, question, system.ask(question.text, pinned, mode))
+    def ask(job: tuple[str, Question]) -> Asked:
+        pinned, question = job
+        return Asked(mode, pinned, question, system.ask(question.text, numbers[pinned], mode))
 
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
         return list(pool.map(ask, jobs))
