@@ -53,7 +53,9 @@ class Phase:
     def row(self, name: str) -> str:
         """For the table, in milliseconds."""
         cuts = [f"{np.percentile(self.latencies, share) * 1e3:.1f}" for share in (50, 90, 99, 99.9, 100)]
-        return f"| {' | '.join([name, str(len(self.latencies)), str(len(self.failures)), f'{self.seconds:.0f}', *cuts])} |"
+        return (
+            f"| {' | '.join([name, str(len(self.latencies)), str(len(self.failures)), f'{self.seconds:.0f}', *cuts])} |"
+        )
 
 
 def some_text(rng: random.Random, n_words: int = PASSAGE_WORDS) -> str:
@@ -92,7 +94,10 @@ def new_passages(first: int, count: int, rng: random.Random, *, embed: bool) -> 
     return [
         retriever_pb2.NewPassage(
             passage=common_pb2.Passage(
-                id=f"p{number}", title=f"title {number}", text=some_text(rng), metadata_json=json.dumps({"number": number})
+                id=f"p{number}",
+                title=f"title {number}",
+                text=some_text(rng),
+                metadata_json=json.dumps({"number": number}),
             ),
             vector=b"" if embed else vectors[number - first].tobytes(),
         )
@@ -209,7 +214,9 @@ async def measure(process: ServiceProcess, chosen: argparse.Namespace) -> None:
     ratio = np.percentile(changed.latencies, 99) / np.percentile([*quiet.latencies, *again.latencies], 99)
     print(f"p99 while written: {ratio:.2f} of the quiet one; rebuilds swapped in: {swaps:.0f}")
     print(f"resident memory: {before:.0f} MB before, {after:.0f} MB after ({after / before - 1:+.1%})")
-    print(f"commits of {chosen.batch}: {np.median(commits) * 1e3:.0f} ms in the median, {max(commits) * 1e3:.0f} ms at most")
+    print(
+        f"commits of {chosen.batch}: {np.median(commits) * 1e3:.0f} ms in the median, {max(commits) * 1e3:.0f} ms at most"
+    )
 
 
 async def busy(load: Load, context: multiprocessing.context.SpawnContext, work: tuple) -> tuple[Phase, Sequence[float]]:

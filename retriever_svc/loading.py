@@ -11,7 +11,9 @@ from ragserve.errors import FailedPreconditionError, NotFoundError
 from ragserve.serving.logs import fields
 from retriever_svc.device import Device
 from retriever_svc.encoder import TextEncoder
+from retriever_svc.encoder_session import Precision as EncoderPrecision
 from retriever_svc.index import FaissIndex, Index, IndexCache, IndexSpec
+from retriever_svc.index.milvus_index import MilvusIndex
 from retriever_svc.kinds import Scales
 from retriever_svc.knowledge import (
     KnowledgeBase,
@@ -36,6 +38,14 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class MilvusServer:
+    """A Milvus server that holds the base index instead of this process."""
+
+    uri: str
+    token: str = ""
+
+
+@dataclass(frozen=True)
 class RetrievalOptions:
     """How to load a model and a knowledge base; each is documented in `RetrieverSettings`."""
 
@@ -43,7 +53,9 @@ class RetrievalOptions:
     device: Device = "auto"
     threads: int = 0
     max_batch_tokens: int = 0
+    encoder_precision: EncoderPrecision = "float32"
     score_scale: float | None = None
+    milvus: MilvusServer | None = None
     lexical: bool = False
     bm25_score_scale: float = DEFAULT_BM25_SCALE
     rrf_score_scale: float = DEFAULT_RRF_SCALE
@@ -68,6 +80,7 @@ def load_searcher(model: Path, options: RetrievalOptions) -> Searcher:
         device=options.device,
         threads=options.threads,
         max_batch_tokens=options.max_batch_tokens,
+        precision=options.encoder_precision,
     )
     dense = manifest.score_scale if options.score_scale is None else options.score_scale
     return Searcher(encoder, Scales(dense, options.bm25_score_scale, options.rrf_score_scale))
@@ -146,15 +159,17 @@ class KnowledgeSource:
         return self.base(knowledge)
 
     def _index(self, knowledge: KnowledgeBase, rows: Rows) -> Index:
-        cache = self._cache()
+        spec, milvus, cache = self._options.index, self._options.milvus, self._cache()
+        if milvus is not None:
+            return MilvusIndex.build(rows, spec, uri=milvus.uri, content=knowledge.content, token=milvus.token)
         if cache is None:
-            return FaissIndex.build(rows, self._options.index)
-        spec = self._options.index
+            return FaissIndex.build(rows, spec)
         return cache.load_or_build(knowledge.content, spec, lambda: FaissIndex.build(rows, spec))
 
     def _cache(self) -> IndexCache | None:
         """Where indexes are kept; nowhere for a Flat one, which is a copy of the vectors: built as fast as read."""
-        if self._options.index.factory == "Flat" or not self._options.index_cache:
+        options = self._options
+        if options.index.factory == "Flat" or not options.index_cache or options.milvus is not None:
             return None
         return IndexCache(self._options.index_cache_dir or self.path / CACHE_NAME)
 

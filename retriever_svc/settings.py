@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ragserve.serving.settings import ServerSettings
 from retriever_svc.device import Device
 from retriever_svc.editing import EditOptions
+from retriever_svc.encoder_session import Precision as EncoderPrecision
 from retriever_svc.engine import DEFAULT_REFRESH_SECONDS, EngineOptions
 from retriever_svc.index import IndexSpec
+from retriever_svc.index.spec import Gpus
+from retriever_svc.index.spec import Precision as IndexPrecision
 from retriever_svc.kinds import LookupOptions, SearchKind
 from retriever_svc.live.follower import FollowOptions
-from retriever_svc.loading import DEFAULT_BM25_SCALE, DEFAULT_MEMORY_BYTES, DEFAULT_RRF_SCALE, RetrievalOptions
+from retriever_svc.loading import (
+    DEFAULT_BM25_SCALE,
+    DEFAULT_MEMORY_BYTES,
+    DEFAULT_RRF_SCALE,
+    MilvusServer,
+    RetrievalOptions,
+)
 from retriever_svc.requests import RequestLimits
 
 
@@ -34,6 +43,9 @@ class RetrieverSettings(BaseSettings):
         0, ge=0, description="threads of the encoder and of index building; 0: OMP_NUM_THREADS, else every core allowed"
     )
     batch_tokens: int = Field(0, ge=0, description="most tokens in one pass of the encoder; 0: what suits the device")
+    encoder_precision: EncoderPrecision = Field(
+        "float32", description="of the query encoder's graph; int8 and float16 ones are made by import-checkpoint"
+    )
     score_scale: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="factor on scores before the prior's softmax; unset: the model's"
     )
@@ -49,6 +61,15 @@ class RetrieverSettings(BaseSettings):
     index_device: Device = Field("auto", description="where the index is searched; auto: as device, if FAISS can")
     index_training_vectors: int = Field(200_000, ge=1, description="most vectors that an index is trained on")
     index_threads: int = Field(1, ge=1, description="threads of a search; more help large batches on idle cores")
+    index_precision: IndexPrecision = Field("float32", description="how the index holds vectors, if the string is open")
+    index_gpus: Gpus = Field(
+        "one", description="of several GPUs: the first alone, a share on each, or all on each"
+    )
+    index_gpu_fallback: bool = Field(False, description="search on the CPU where index_device cuda cannot be had")
+    index_max_nprobe: int = Field(1024, ge=1, description="most cells of an IVF index that a request may ask for")
+    index_max_ef_search: int = Field(4096, ge=1, description="most candidates that a request may ask of an HNSW index")
+    milvus_uri: str = Field("", description="a Milvus server that holds the index instead, as http://host:19530")
+    milvus_token: SecretStr = Field(SecretStr(""), description="its token, as user:password")
     index_cache: bool = Field(True, description="keep built indexes (but Flat ones) as files for the next start")
     index_cache_dir: Path | None = Field(None, description="where they are kept; unset: indexes/ in the knowledge base")
     passages_in_memory_bytes: int = Field(
@@ -107,13 +128,20 @@ class RetrieverSettings(BaseSettings):
             threads=self.index_threads,
             build_threads=self.threads,
             training_vectors=self.index_training_vectors,
+            precision=self.index_precision,
+            gpus=self.index_gpus,
+            gpu_fallback=self.index_gpu_fallback,
+            max_nprobe=self.index_max_nprobe,
+            max_ef_search=self.index_max_ef_search,
         )
         return RetrievalOptions(
             index=index,
             device=self.device,
             threads=self.threads,
             max_batch_tokens=self.batch_tokens,
+            encoder_precision=self.encoder_precision,
             score_scale=self.score_scale,
+            milvus=MilvusServer(self.milvus_uri, self.milvus_token.get_secret_value()) if self.milvus_uri else None,
             lexical=self.lexical,
             bm25_score_scale=self.bm25_score_scale,
             rrf_score_scale=self.rrf_score_scale,

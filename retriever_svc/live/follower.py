@@ -182,4 +182,3 @@ class Follower:
 def be_nice() -> None:
     """Let searches go first: Linux keeps a priority for each thread, and those that it starts inherit it."""
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND_NICENESS)
-

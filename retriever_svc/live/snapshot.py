@@ -7,6 +7,7 @@ commit is searchable as soon as its few rows are read, and the index need not kn
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -35,6 +36,7 @@ class Base:
         self.rows = rows
         self.index = index
         self.words = words
+        weakref.finalize(self, index.close)  # when no version is over it any more
 
     @cached_property
     def metadata(self) -> MetadataColumns:
