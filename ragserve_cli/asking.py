@@ -9,6 +9,7 @@ import typer
 from ragserve.errors import InvalidInputError
 from ragserve_cli import choices, console
 from ragserve_cli.choices import DEFAULT_TARGET
+from ragserve_cli.filtering import parse_filters
 from ragserve_cli.reach import reached
 
 DEFAULT_TIMEOUT = 60.0  # seconds
@@ -28,6 +29,7 @@ def ask(  # noqa: PLR0913
     mode: choices.ModeOption = None,
     docs: choices.DocsOption = None,
     knowledge_version: choices.VersionOption = None,
+    filters: choices.FilterOption = None,
     decoding: choices.DecodingOption = None,
     beams: choices.BeamsOption = None,
     returns: choices.ReturnsOption = None,
@@ -60,7 +62,7 @@ def ask(  # noqa: PLR0913
     answer(question, target, timeout, keywords(asked), output)
 
 
-def score(
+def score(  # noqa: PLR0913
     question: choices.Question,
     answer: Annotated[str, typer.Argument(help="The answer whose probability is wanted.")],
     *,
@@ -69,13 +71,15 @@ def score(
     mode: choices.ModeOption = None,
     docs: choices.DocsOption = None,
     knowledge_version: choices.VersionOption = None,
+    filters: choices.FilterOption = None,
     as_json: choices.JsonOption = False,
 ) -> None:
     """Say how probable an answer is: log p(answer | question), marginalized over the passages."""
     from ragserve.client import Client  # noqa: PLC0415  (slow to import)
     from ragserve_cli import answers  # noqa: PLC0415
 
-    chosen = {"mode": mode.value if mode else None, "docs": docs, "knowledge_version": knowledge_version}
+    chosen: dict[str, Any] = {"mode": mode, "docs": docs, "knowledge_version": knowledge_version}
+    chosen["filter"] = parse_filters(filters)
     with reached(target), Client(target, timeout_seconds=timeout) as client:
         found = client.score(question, answer, **_given(chosen))
     if as_json:
@@ -91,14 +95,16 @@ def retrieve(
     timeout: choices.TimeoutOption = DEFAULT_TIMEOUT,
     docs: choices.DocsOption = None,
     knowledge_version: choices.VersionOption = None,
+    filters: choices.FilterOption = None,
     as_json: choices.JsonOption = False,
 ) -> None:
     """Show the passages that a question retrieves, with their priors."""
     from ragserve.client import Client  # noqa: PLC0415  (slow to import)
     from ragserve_cli import answers  # noqa: PLC0415
 
+    wanted = parse_filters(filters)
     with reached(target), Client(target, timeout_seconds=timeout) as client:
-        found = client.retrieve(question, docs=docs, knowledge_version=knowledge_version)
+        found = client.retrieve(question, docs=docs, knowledge_version=knowledge_version, filter=wanted)
     if as_json:
         console.print_json(found.to_dict())
     else:
@@ -131,6 +137,7 @@ def keywords(asked: dict[str, Any]) -> dict[str, Any]:
     from ragserve.options import Sampling  # noqa: PLC0415  (slow to import)
 
     found = {name: asked[name] for name in SAME_NAME}
+    found["filter"] = parse_filters(asked["filters"])
     found["num_return_sequences"] = asked["returns"]
     found["no_repeat_ngram_size"] = asked["no_repeat_ngram"]
     early = asked["early_stopping"]

@@ -61,6 +61,15 @@ VersionOption = Annotated[
     int | None, typer.Option("--knowledge-version", metavar="N", help="Version of the knowledge base; unset: newest.")
 ]
 
+FilterOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--filter",
+        metavar="KEY=VALUE",
+        help="Only passages with this metadata: KEY=VALUE, KEY=A,B, KEY>=VALUE (also >, <=, <); may be repeated.",
+    ),
+]
+
 DecodingOption = Annotated[
     Decoding | None, typer.Option("--decoding", help="Of sequence mode.", rich_help_panel=SEARCH)
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,8 +11,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ragserve_cli import console
+from ragserve.filters import conditions
+from ragserve_cli import choices, console
 from ragserve_cli.building import ModelOption, build
+from ragserve_cli.filtering import Filters, parse_filters
 from ragserve_cli.plan import demo_directory
 from ragserve_cli.reach import reached
 from ragserve_cli.text import excerpt
@@ -58,10 +60,13 @@ def search(
     target: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Ask the running orchestrator there instead of reading KB.")
     ] = None,
+    filters: choices.FilterOption = None,
+    knowledge_version: choices.VersionOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find the passages nearest to a question."""
-    rows = _search_running(target, query, k) if target else _search_files(query, k, knowledge, model)
+    wanted = Wanted(query, k, parse_filters(filters), knowledge_version)
+    rows = _search_running(target, wanted) if target else _search_files(wanted, knowledge, model)
     if as_json:
         console.print_json({"query": query, "passages": rows})
         return
@@ -72,10 +77,30 @@ def search(
     console.out.print(table)
 
 
-def _search_files(query: str, k: int, knowledge: Path | None, model: Path | None) -> list[dict[str, Any]]:
-    from retriever_svc.search import search_offline  # noqa: PLC0415  (slow to import)
+@dataclass(frozen=True)
+class Wanted:
+    """What is searched for."""
 
-    hits = search_offline(model or demo_directory() / "model", knowledge or demo_directory() / "kb", query, k)
+    query: str
+    k: int
+    filters: Filters | None
+    knowledge_version: int | None
+
+
+def _search_files(wanted: Wanted, knowledge: Path | None, model: Path | None) -> list[dict[str, Any]]:
+    from retriever_svc.filters import Condition, Filter  # noqa: PLC0415  (slow to import)
+    from retriever_svc.kinds import LookupOptions  # noqa: PLC0415
+    from retriever_svc.loading import RetrievalOptions  # noqa: PLC0415
+    from retriever_svc.search import search_offline  # noqa: PLC0415
+
+    hits = search_offline(
+        model or demo_directory() / "model",
+        knowledge or demo_directory() / "kb",
+        wanted.query,
+        wanted.k,
+        RetrievalOptions(knowledge_version=wanted.knowledge_version or 0),
+        LookupOptions(Filter(tuple(Condition(**vars(one)) for one in conditions(wanted.filters)))),
+    )
     return [
         {
             "id": hit.passage.id,
@@ -88,11 +113,13 @@ def _search_files(query: str, k: int, knowledge: Path | None, model: Path | None
     ]
 
 
-def _search_running(target: str, query: str, k: int) -> list[dict[str, Any]]:
+def _search_running(target: str, wanted: Wanted) -> list[dict[str, Any]]:
     from ragserve.client import Client  # noqa: PLC0415  (slow to import)
 
     with reached(target), Client(target) as client:
-        found = client.retrieve(query, docs=k)
+        found = client.retrieve(
+            wanted.query, docs=wanted.k, filter=wanted.filters, knowledge_version=wanted.knowledge_version
+        )
     return [{key: row[key] for key in ("id", "title", "text", "score", "prior")} for row in found.to_dict()["passages"]]
 
 

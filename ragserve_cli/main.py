@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ragserve.errors import RagserveError
-from ragserve_cli import asking, console
+from ragserve_cli import asking, changing, console
 from ragserve_cli.importing import import_command
 from ragserve_cli.knowledge import kb
 
@@ -37,6 +37,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+for command in (changing.add, changing.delete, changing.versions, changing.rollback, changing.diff, changing.compact):
+    kb.command(command.__name__)(command)
 app.add_typer(kb, name="kb")
 app.command("ask")(asking.ask)
 app.command("score")(asking.score)

@@ -6,18 +6,25 @@ from dataclasses import replace
 from pathlib import Path
 
 from ragserve.errors import InvalidInputError
-from retriever_svc.kinds import Lookup
+from retriever_svc.kinds import DEFAULT_OPTIONS, Lookup, LookupOptions
 from retriever_svc.loading import RetrievalOptions, load_searcher, load_snapshot
+from retriever_svc.requests import check_options
 from retriever_svc.types import Hit, Query
 
 
 def search_offline(
-    model: Path, knowledge_base: Path, query: str, k: int, options: RetrievalOptions | None = None
+    model: Path,
+    knowledge_base: Path,
+    query: str,
+    k: int,
+    options: RetrievalOptions | None = None,
+    lookup: LookupOptions = DEFAULT_OPTIONS,
 ) -> tuple[Hit, ...]:
-    """The k passages nearest to a question, best first.
+    """The k passages nearest to a question, best first; fewer where a filter lets fewer through.
 
     Raises:
-        InvalidInputError: a query that is empty or not text, or k not between 1 and the number of passages.
+        InvalidInputError: a query that is empty or not text, k not between 1 and the number of passages, or a filter
+            that says nothing.
         RagserveError: the model or the knowledge base cannot be loaded (see `loading`).
     """
     if not query.strip():
@@ -31,5 +38,7 @@ def search_offline(
     snapshot = load_snapshot(model, knowledge_base, options, searcher.encoder.config.dim)
     if not 1 <= k <= snapshot.size:
         raise InvalidInputError("k", f"k is {k}; it must be between 1 and the {snapshot.size} passages there")
-    ((found,),) = searcher.run([Lookup((Query(text=query),), k, snapshot)], lambda _stage, _seconds: None)
+    queries = (Query(text=query),)
+    check_options(lookup, snapshot, queries)
+    ((found,),) = searcher.run([Lookup(queries, k, snapshot, lookup)], lambda _stage, _seconds: None)
     return found.hits

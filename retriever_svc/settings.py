@@ -62,9 +62,7 @@ class RetrieverSettings(BaseSettings):
     index_training_vectors: int = Field(200_000, ge=1, description="most vectors that an index is trained on")
     index_threads: int = Field(1, ge=1, description="threads of a search; more help large batches on idle cores")
     index_precision: IndexPrecision = Field("float32", description="how the index holds vectors, if the string is open")
-    index_gpus: Gpus = Field(
-        "one", description="of several GPUs: the first alone, a share on each, or all on each"
-    )
+    index_gpus: Gpus = Field("one", description="of several GPUs: the first alone, a share on each, or all on each")
     index_gpu_fallback: bool = Field(False, description="search on the CPU where index_device cuda cannot be had")
     index_max_nprobe: int = Field(1024, ge=1, description="most cells of an IVF index that a request may ask for")
     index_max_ef_search: int = Field(4096, ge=1, description="most candidates that a request may ask of an HNSW index")

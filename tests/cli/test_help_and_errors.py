@@ -12,7 +12,10 @@ from typer.testing import CliRunner
 from ragserve_cli.main import app
 from tests.cli.conftest import Cli
 
-COMMANDS = ("up", "ask", "score", "retrieve", "info", "import-checkpoint", "demo", "kb build", "kb info", "kb search")
+COMMANDS = (
+    *("up", "ask", "score", "retrieve", "info", "import-checkpoint", "demo", "kb build", "kb info", "kb search"),
+    *("kb add", "kb delete", "kb versions", "kb rollback", "kb diff", "kb compact"),
+)
 
 
 def help_of(command: str) -> str:
@@ -30,7 +33,7 @@ def test_ask_offers_every_generation_setting() -> None:
     text = help_of("ask")
     options = "mode decoding beams docs stream explain json target timeout temperature top-k top-p seed min-length"
     options += " max-length max-new-tokens min-new-tokens length-penalty early-stopping no-repeat-ngram bad-words"
-    options += " repetition-penalty returns sample question-form truncation max-context-tokens knowledge-version"
+    options += " repetition-penalty returns sample question-form truncation max-context-tokens knowledge-version filter"
     assert [option for option in options.split() if f"--{option} " not in text] == []
 
 

@@ -1,0 +1,86 @@
+"""Adds the passages of a file to a knowledge base, batch by batch."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ragserve.errors import InvalidInputError, RagserveError
+from ragserve_cli import console
+from ragserve_cli.places import Place
+from retriever_svc.build.lines import bad_row
+from retriever_svc.build.sources import SourcePassage, read_passages
+from retriever_svc.build.split import by_words, split_passage
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file that was read through once: it holds so many passages, with different ids."""
+
+    path: Path
+    source_format: str | None
+    split_words: int | None
+    passages: int = 0
+
+    def read(self) -> Iterator[SourcePassage]:
+        """The passages, in order."""
+        cut = None if self.split_words is None else by_words(self.split_words)
+        for passage in read_passages(self.path, self.source_format):
+            yield from split_passage(passage, cut)
+
+
+@dataclass(frozen=True)
+class Added:
+    """What was committed."""
+
+    knowledge_version: int = 0
+    inserted: int = 0
+    updated: int = 0
+    commits: int = 0
+
+
+def read_source(path: Path, source_format: str | None, split_words: int | None) -> Source:
+    """Read all of a file, so that nothing is committed of one that is bad.
+
+    Raises:
+        NotFoundError: it is not there.
+        InvalidInputError: a bad row, an id that comes twice, no rows, or `split_words` below 1.
+    """
+    if split_words is not None and split_words < 1:
+        raise InvalidInputError("split_words", f"split_words is {split_words}; it must be at least 1")
+    lines: dict[str, int] = {}
+    for passage in Source(path, source_format, split_words).read():
+        first = lines.setdefault(passage.id, passage.line)
+        if first != passage.line:
+            raise bad_row(path, passage.line, f"column 'id' is {passage.id!r}, as in line {first}")
+    if not lines:
+        raise InvalidInputError("source", f"{path} holds no passages")
+    return Source(path, source_format, split_words, len(lines))
+
+
+def add_passages(place: Place, source: Source, batch_passages: int, report: Callable[[int], None]) -> Added:
+    """Commit the passages, so many at a time; `report` is told how many are embedded or sent.
+
+    What a failure leaves is said: the batches before it are committed.
+    """
+    passages, done = source.read(), Added()
+    sent = 0
+    report(0)
+    while batch := list(itertools.islice(passages, batch_passages)):
+        begun = sent
+        try:
+            found = place.upsert(batch, lambda count, begun=begun: report(begun + count))  # type: ignore[misc]
+        except RagserveError:
+            if done.commits:
+                console.note(f"the first {begun} passages are in version {done.knowledge_version}; adding all is safe")
+            raise
+        sent += len(batch)
+        done = Added(
+            found.knowledge_version,
+            done.inserted + found.inserted,
+            done.updated + found.updated,
+            done.commits + 1,
+        )
+    return done

@@ -1,0 +1,199 @@
+"""`ragserve kb add`, `delete`, `versions`, `rollback`, `diff`, `compact`: on files, or through a running retriever."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ragserve.errors import InvalidInputError
+from ragserve_cli import console
+from ragserve_cli.building import Format, ModelOption
+from ragserve_cli.knowledge import JsonOption
+from ragserve_cli.plan import demo_directory
+
+DEFAULT_BATCH = 10_000
+ID_LIMIT = 1_000
+
+RetrieverOption = Annotated[
+    str | None,
+    typer.Option("--retriever", metavar="HOST:PORT", help="Through the retriever there, instead of the files of KB."),
+]
+PLACE = "KB: directory of the knowledge base; left out with --retriever."
+
+
+def _values(metavar: str, help_text: str) -> Any:
+    return typer.Argument(metavar=metavar, help=f"{PLACE} {help_text}", show_default=False)
+
+
+def add(
+    values: Annotated[list[str], _values("[KB] SOURCE", "SOURCE: passages, as for kb build.")],
+    retriever: RetrieverOption = None,
+    model: ModelOption = None,
+    split_words: Annotated[
+        int | None, typer.Option("--split-words", metavar="N", help="Split texts to passages of N words (DPR: 100).")
+    ] = None,
+    source_format: Annotated[
+        Format | None, typer.Option("--format", help="Format of SOURCE; unset: by its name.")
+    ] = None,
+    batch_passages: Annotated[
+        int, typer.Option("--batch-passages", metavar="N", min=1, help="Passages in one commit.")
+    ] = DEFAULT_BATCH,
+    as_json: JsonOption = False,
+) -> None:
+    """Add passages, and replace those whose ids are there, in commits of 10,000 (--batch-passages)."""
+    from ragserve_cli.adding import add_passages, read_source  # noqa: PLC0415  (slow to import)
+    from ragserve_cli.places import opened  # noqa: PLC0415
+
+    knowledge, (path,) = split_values(values, retriever, "SOURCE")
+    source = read_source(Path(path), source_format.value if source_format else None, split_words)
+    own_model = None if retriever else model or demo_directory() / "model"
+    with opened(knowledge, retriever, own_model) as place, console.progress_bar("adding", unit="passages") as bar:
+        done = add_passages(place, source, batch_passages, lambda count: bar.update(count, source.passages))
+    if as_json:
+        console.print_json(asdict(done))
+        return
+    what = f"{done.inserted} passages added, {done.updated} replaced, in {done.commits} commits"
+    console.note(f"{retriever or knowledge}: version {done.knowledge_version}, {what}")
+
+
+def delete(
+    values: Annotated[list[str], _values("[KB] ID...", "ID: of a passage.")],
+    retriever: RetrieverOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete passages by id, in one commit."""
+    from ragserve_cli.places import opened  # noqa: PLC0415  (slow to import)
+
+    knowledge, ids = split_values(values, retriever, "ID", at_most=None)
+    for identifier in ids:
+        if not _is_text(identifier):
+            raise InvalidInputError("ID", f"{identifier!r} is not UTF-8 text")
+    with opened(knowledge, retriever) as place:
+        done = place.delete(ids)
+    if as_json:
+        console.print_json(asdict(done))
+        return
+    console.note(f"{retriever or knowledge}: version {done.knowledge_version}, {done.deleted} passages deleted")
+    if done.missing_ids:
+        console.warn(f"not there: {', '.join(done.missing_ids)}")
+
+
+def versions(
+    values: Annotated[list[str] | None, _values("[KB]", "")] = None,
+    retriever: RetrieverOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the versions that can still be read, oldest first."""
+    from ragserve_cli import changes  # noqa: PLC0415  (slow to import)
+    from ragserve_cli.places import opened  # noqa: PLC0415
+
+    knowledge, _ = split_values(values, retriever, "", at_most=0)
+    with opened(knowledge, retriever) as place:
+        found = place.versions()
+    if as_json:
+        console.print_json({"versions": [changes.version_as_json(version) for version in found]})
+    else:
+        console.out.print(changes.versions_table(found))
+
+
+def rollback(
+    values: Annotated[list[str], _values("[KB] VERSION", "VERSION: whose content is wanted.")],
+    retriever: RetrieverOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Commit a new version with the content of an older one."""
+    from ragserve_cli.places import opened  # noqa: PLC0415  (slow to import)
+
+    knowledge, (wanted,) = split_values(values, retriever, "VERSION")
+    version = version_of(wanted)
+    with opened(knowledge, retriever) as place:
+        made = place.rollback(version)
+    if as_json:
+        console.print_json({"knowledge_version": made})
+    else:
+        console.note(f"{retriever or knowledge}: version {made} has the content of version {version}")
+
+
+def diff(
+    values: Annotated[list[str], _values("[KB] A [B]", "A, B: versions; B left out: the newest.")],
+    retriever: RetrieverOption = None,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, help="Most ids of each kind.")] = ID_LIMIT,
+    as_json: JsonOption = False,
+) -> None:
+    """Say which passages differ between two versions: + added, ~ changed, - removed."""
+    from ragserve_cli import changes  # noqa: PLC0415  (slow to import)
+    from ragserve_cli.places import opened  # noqa: PLC0415
+
+    knowledge, wanted = split_values(values, retriever, "A", at_most=2)
+    old, new = version_of(wanted[0]), version_of(wanted[1]) if len(wanted) == 2 else 0
+    with opened(knowledge, retriever) as place:
+        found = place.diff(old, new, limit)
+    if as_json:
+        console.print_json(asdict(found))
+    else:
+        changes.show_diff(found)
+
+
+def compact(
+    values: Annotated[list[str] | None, _values("[KB]", "")] = None,
+    retriever: RetrieverOption = None,
+    keep_versions: Annotated[
+        int | None, typer.Option(metavar="N", help="Newest versions that stay readable; unset: 10.")
+    ] = None,
+    keep_seconds: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Younger versions stay readable too; unset: 3,600.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Rewrite small files and deleted rows, and remove versions that are neither among the newest nor young."""
+    from ragserve_cli.places import opened  # noqa: PLC0415  (slow to import)
+
+    knowledge, _ = split_values(values, retriever, "", at_most=0)
+    with opened(knowledge, retriever) as place:
+        done = place.compact(keep_versions, keep_seconds)
+    if as_json:
+        console.print_json(asdict(done))
+        return
+    removed = f"{done.versions_removed} old versions removed, {done.bytes_removed:,} bytes freed"
+    console.note(f"{retriever or knowledge}: version {done.knowledge_version}, {removed}")
+
+
+def split_values(
+    values: Sequence[str] | None, retriever: str | None, name: str, at_most: int | None = 1
+) -> tuple[Path | None, list[str]]:
+    """The knowledge base, which stands first unless a retriever is named, and the other values, called `name`.
+
+    Raises:
+        InvalidInputError: there are too few or too many.
+    """
+    given = list(values or ())
+    knowledge = None
+    if retriever is None:
+        if not given:
+            raise InvalidInputError("KB", "name the knowledge base, or a running retriever with --retriever HOST:PORT")
+        knowledge = Path(given.pop(0))
+    if at_most != 0 and not given:
+        raise InvalidInputError(name, f"{name} is missing; KB stands before it, unless --retriever is given")
+    if at_most is not None and len(given) > at_most:
+        raise InvalidInputError("KB", f"{given[at_most]!r} is one value too many; with --retriever, leave out KB")
+    return knowledge, given
+
+
+def version_of(text: str) -> int:
+    """The number of a version. Raises InvalidInputError for what is none."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise InvalidInputError("VERSION", f"{text!r} is not a version, a whole number from 1 on")
+    return int(text)
+
+
+def _is_text(value: str) -> bool:
+    """Whether it is UTF-8: a shell passes other bytes as lone surrogates."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
