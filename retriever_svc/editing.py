@@ -15,7 +15,8 @@ from ragserve.errors import FailedPreconditionError, RagserveError, ResourceExha
 from ragserve.serving.logs import fields
 from ragserve.serving.metrics import StageClock
 from retriever_svc.encoder import TextEncoder
-from retriever_svc.live.follower import Follower, be_nice
+from retriever_svc.live.follower import Follower
+from retriever_svc.live.priority import be_nice
 from retriever_svc.live.writer import Compaction, Deletion, KnowledgeWriter, Upsert
 from retriever_svc.types import Float32, NewPassage
 

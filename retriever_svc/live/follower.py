@@ -7,7 +7,6 @@ since the last one has grown past a threshold.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -20,10 +19,10 @@ from ragserve.serving.logs import fields
 from retriever_svc.knowledge import reading
 from retriever_svc.live.changes import linear_changes
 from retriever_svc.live.memory import give_back_memory
+from retriever_svc.live.priority import be_nice, make_lance_nice
 from retriever_svc.live.snapshot import Snapshot
 from retriever_svc.loading import KnowledgeSource
-
-BACKGROUND_NICENESS = 10
+from retriever_svc.rows import MemoryRows
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +120,8 @@ class Follower:
                     raise
                 break  # removed by a compaction, and so are those before it
         self._snapshots = MappingProxyType(wanted)
+        if all(isinstance(snapshot.base.rows, MemoryRows) for snapshot in wanted.values()):
+            make_lance_nice()
 
     def _snapshot(self, version: int, known: Mapping[int, Snapshot]) -> Snapshot:
         """A version from the nearest one before it, from any base that it shares enough rows with, or from scratch."""
@@ -177,9 +178,3 @@ class Follower:
                 limit = self._options.limit(base.base.index.size)
                 moved[version] = base.derived(dataset, limit) or snapshot
         return moved
-
-
-def be_nice() -> None:
-    """Let searches go first: Linux keeps a priority for each thread, and those that it starts inherit it."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND_NICENESS)
-
