@@ -1,8 +1,8 @@
 """Does a retriever stall while its knowledge base changes? `python -m bench.no_stall`.
 
-Searches come at a fixed rate, whatever the answers take (open loop: each is timed from the moment when it was due). Meanwhile
-another process upserts passages, and the index is built anew and swapped again and again. Quiet and busy latencies are of
-the same processes in the same run.
+Searches come at a fixed rate, whatever the answers take (open loop: each is timed from the moment when it was due).
+Meanwhile another process upserts passages, and the index is built anew and swapped again and again. Quiet and busy
+latencies are of the same processes in the same run.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def new_passages(first: int, count: int, rng: random.Random, *, embed: bool) -> 
 
 
 def write(target: str, first: int, upserts: int, batch: int, embed: bool, results: multiprocessing.Queue) -> None:
-    """In a process of its own: upsert passages, `batch` to a commit; every other commit replaces some that are there."""
+    """In a process of its own: upsert passages, `batch` to a commit; every other commit replaces some."""
     try:
         results.put(upsert(target, first, upserts, batch, embed=embed))
     except grpc.RpcError as error:
@@ -224,9 +224,7 @@ async def measure(process: ServiceProcess, chosen: argparse.Namespace) -> None:
     ratio = np.percentile(changed.latencies, 99) / np.percentile([*quiet.latencies, *again.latencies], 99)
     print(f"p99 while written: {ratio:.2f} of the quiet one; rebuilds swapped in: {swaps:.0f}")
     print(f"resident memory: {before:.0f} MB before, {after:.0f} MB after ({after / before - 1:+.1%})")
-    print(
-        f"commits of {chosen.batch}: {np.median(commits) * 1e3:.0f} ms in the median, {max(commits) * 1e3:.0f} ms at most"
-    )
+    print(f"commits of {chosen.batch}, ms: median {np.median(commits) * 1e3:.0f}, slowest {max(commits) * 1e3:.0f}")
 
 
 async def busy(load: Load, context: multiprocessing.context.SpawnContext, work: tuple) -> tuple[Phase, Sequence[float]]:

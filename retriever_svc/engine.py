@@ -121,8 +121,9 @@ class RetrieverEngine:
         if self._loaded is not None:
             self._loaded.following.cancel()
             await self._loaded.batcher.close()
-            await asyncio.to_thread(self._loaded.editor.close)
+            self._loaded.editor.give_up()
             await asyncio.to_thread(self._loaded.follower.close)
+            await asyncio.to_thread(self._loaded.editor.close)
 
     async def retrieve(
         self,
@@ -232,6 +233,9 @@ class RetrieverEngine:
             except RagserveError as error:
                 self._metrics.load_failures.inc()
                 log.error("version not loaded, the last one answers", extra=fields(reason=error.message))  # noqa: TRY400
+            except Exception:  # whatever it was: never stop to look
+                self._metrics.load_failures.inc()
+                log.exception("version not loaded, the last one answers")
             await asyncio.to_thread(self._observe_lag, follower)
             self._observe(follower)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ragserve.checkpoint import load_manifest, verify_files
@@ -137,10 +137,11 @@ class KnowledgeSource:
         return self.base(knowledge)
 
     def _index(self, knowledge: KnowledgeBase, rows: Rows) -> Index:
-        cache = self._cache()
+        cache, spec = self._cache(), self._options.index
+        if not rows.size:  # nothing to train on; what is added is compared one by one until the next rebuild
+            return FaissIndex.build(rows, replace(spec, factory="Flat", precision="float32", search_parameters=""))
         if cache is None:
-            return FaissIndex.build(rows, self._options.index)
-        spec = self._options.index
+            return FaissIndex.build(rows, spec)
         return cache.load_or_build(knowledge.content, spec, lambda: FaissIndex.build(rows, spec))
 
     def _cache(self) -> IndexCache | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from retriever_svc.index.spec import IndexSpec
 from retriever_svc.types import Float32, Int64
 
 TRAINING_SEED = 0
+native: Any = faiss  # its stub lacks these classes
 SOURCE_LOCATION = re.compile(r"^Error in .*?\.(?:cpp|h|cu|cuh):\d+: (?:Error: )?", re.DOTALL)
 
 
@@ -123,6 +126,16 @@ class FaissIndex:
                 ) from error
             return
         self.device = "cuda"
+
+
+@contextmanager
+def builds_interrupted() -> Iterator[None]:
+    """Within this, builds at work anywhere in the process fail soon: FAISS asks between its steps whether to go on."""
+    native.TimeoutCallback.reset(1e-9)  # seconds from now on
+    try:
+        yield
+    finally:
+        native.PythonInterruptCallback.reset()
 
 
 def _sample(size: int, n_wanted: int) -> Int64:

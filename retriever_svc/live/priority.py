@@ -1,8 +1,8 @@
 """Lets searches go first: what writes, follows and rebuilds runs in threads of lower priority.
 
-Linux keeps a priority for each thread, and threads that it starts inherit it. Lance has threads of its own, which read and
-write for whoever asks. At the priority of searches they took the 99th percentile of 100 searches a second from 23 to
-over 100 ms on two cores while passages were written; at this one it stays below twice the quiet one.
+Linux keeps a priority for each thread, and threads that it starts inherit it. Lance has threads of its own, which read
+and write for whoever asks. At the priority of searches they took the 99th percentile of 100 searches a second from 23
+to over 100 ms on two cores while passages were written; at this one it stays below twice the quiet one.
 """
 
 from __future__ import annotations

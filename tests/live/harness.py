@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -111,8 +112,6 @@ def new_passage(
     identifier: str, text: str, vector: Vector | None = None, **metadata: object
 ) -> retriever_pb2.NewPassage:
     """A passage to write."""
-    import json
-
     passage = common_pb2.Passage(
         id=identifier, title=f"title of {identifier}", text=text, metadata_json=json.dumps(metadata) if metadata else ""
     )
