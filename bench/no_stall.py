@@ -1,8 +1,8 @@
 """Does a retriever stall while its knowledge base changes? `python -m bench.no_stall`.
 
-Searches come at a fixed rate, whatever the answers take (open loop: each is timed from the moment when it was due). Meanwhile
-another process upserts passages, and the index is built anew and swapped again and again. Quiet and busy latencies are of
-the same processes in the same run.
+Searches come at a fixed rate, whatever the answers take (open loop: each is timed from the moment when it was due).
+Meanwhile another process upserts passages, and the index is built anew and swapped again and again. Quiet and busy
+latencies are of the same processes in the same run.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +49,7 @@ class Phase:
 
     latencies: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    stages: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     seconds: float = 0.0
 
     def row(self, name: str) -> str:
@@ -56,6 +58,10 @@ class Phase:
         return (
             f"| {' | '.join([name, str(len(self.latencies)), str(len(self.failures)), f'{self.seconds:.0f}', *cuts])} |"
         )
+
+    def slowest(self) -> str:
+        """The 99th percentile of each stage inside the service, in milliseconds."""
+        return ", ".join(f"{stage} {np.percentile(values, 99) * 1e3:.1f}" for stage, values in self.stages.items())
 
 
 def some_text(rng: random.Random, n_words: int = PASSAGE_WORDS) -> str:
@@ -106,7 +112,7 @@ def new_passages(first: int, count: int, rng: random.Random, *, embed: bool) -> 
 
 
 def write(target: str, first: int, upserts: int, batch: int, embed: bool, results: multiprocessing.Queue) -> None:
-    """In a process of its own: upsert passages, `batch` to a commit; every other commit replaces some that are there."""
+    """In a process of its own: upsert passages, `batch` to a commit; every other commit replaces some."""
     try:
         results.put(upsert(target, first, upserts, batch, embed=embed))
     except grpc.RpcError as error:
@@ -162,11 +168,13 @@ class Load:
         query = self._queries[number % len(self._queries)]
         request = retriever_pb2.RetrieverServiceRetrieveRequest(queries=[query], k=K)
         try:
-            await self._stub.Retrieve(request, timeout=30)
+            response = await self._stub.Retrieve(request, timeout=30)
         except grpc.aio.AioRpcError as error:
             phase.failures.append(error.code().name)
         else:
             phase.latencies.append(time.monotonic() - due)
+            for timing in response.timings:
+                phase.stages[timing.stage].append(timing.seconds)
 
     async def run_for(self, seconds: float) -> Phase:
         """Search for so long."""
@@ -211,12 +219,12 @@ async def measure(process: ServiceProcess, chosen: argparse.Namespace) -> None:
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
     for name, phase in (("quiet", quiet), ("while written and rebuilt", changed), ("quiet again", again)):
         print(phase.row(name))
+    for name, phase in (("quiet", quiet), ("while written", changed)):
+        print(f"p99 of stages, ms, {name}: {phase.slowest()}")
     ratio = np.percentile(changed.latencies, 99) / np.percentile([*quiet.latencies, *again.latencies], 99)
     print(f"p99 while written: {ratio:.2f} of the quiet one; rebuilds swapped in: {swaps:.0f}")
     print(f"resident memory: {before:.0f} MB before, {after:.0f} MB after ({after / before - 1:+.1%})")
-    print(
-        f"commits of {chosen.batch}: {np.median(commits) * 1e3:.0f} ms in the median, {max(commits) * 1e3:.0f} ms at most"
-    )
+    print(f"commits of {chosen.batch}, ms: median {np.median(commits) * 1e3:.0f}, slowest {max(commits) * 1e3:.0f}")
 
 
 async def busy(load: Load, context: multiprocessing.context.SpawnContext, work: tuple) -> tuple[Phase, Sequence[float]]:

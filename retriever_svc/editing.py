@@ -11,11 +11,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from ragserve.errors import FailedPreconditionError, RagserveError, ResourceExhaustedError
+from ragserve.errors import FailedPreconditionError, ResourceExhaustedError, UnavailableError
 from ragserve.serving.logs import fields
 from ragserve.serving.metrics import StageClock
 from retriever_svc.encoder import TextEncoder
-from retriever_svc.live.follower import Follower, be_nice
+from retriever_svc.live.follower import Follower
+from retriever_svc.live.priority import be_nice
 from retriever_svc.live.writer import Compaction, Deletion, KnowledgeWriter, Upsert
 from retriever_svc.types import Float32, NewPassage
 
@@ -54,6 +55,7 @@ class Editor:
         self._encoder: TextEncoder | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="editor", initializer=be_nice)
         self._waiting = 0
+        self._ending = False
 
     async def upsert(self, passages: Sequence[NewPassage], clock: StageClock) -> Upsert:
         """Add or replace passages in one commit; the clock gets the stages encode, commit and apply.
@@ -81,9 +83,13 @@ class Editor:
         """Compact the files. Raises what `KnowledgeWriter.compact` raises, and see `_run`."""
         return await self._run("compact", lambda: self._writer.compact(keep_versions, keep_seconds), clock)
 
+    def give_up(self) -> None:
+        """Embed no further: what is not being committed fails."""
+        self._ending = True
+
     def close(self) -> None:
-        """Finish what is queued."""
-        self._thread.shutdown()
+        """Finish what is being committed."""
+        self._thread.shutdown(cancel_futures=True)
 
     async def _run(self, operation: str, work: Callable[[], T], clock: StageClock) -> T:
         """Run one write and load what it committed.
@@ -107,8 +113,8 @@ class Editor:
         with clock.measure("apply"):
             try:
                 self._follower.refresh()
-            except RagserveError as error:  # it is committed all the same; the next refresh tries again
-                log.exception("committed, but not loaded", extra=fields(operation=operation, reason=error.message))
+            except Exception as error:  # it is committed all the same; the next refresh tries again
+                log.exception("committed, but not loaded", extra=fields(operation=operation, reason=error))
         self._changed(operation)
         return result
 
@@ -120,6 +126,8 @@ class Editor:
             if new.vector is not None:
                 vectors[row] = new.vector
         for start in range(0, len(rows), CHUNK_PASSAGES):
+            if self._ending:
+                raise UnavailableError("the retriever is shutting down: nothing was written")
             chunk = rows[start : start + CHUNK_PASSAGES]
             vectors[chunk] = self._passage_encoder().encode_passages([passages[row].passage for row in chunk])
         return vectors

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ragserve.errors import FailedPreconditionError, NotFoundError, RagserveError, UnavailableError
+from ragserve.errors import DataLossError, FailedPreconditionError, NotFoundError, RagserveError, UnavailableError
 from ragserve.serving.batching import Batcher
 from ragserve.serving.logs import fields
 from ragserve.serving.metrics import Metrics, StageClock, StageTiming
@@ -125,8 +125,9 @@ class RetrieverEngine:
         if self._loaded is not None:
             self._loaded.following.cancel()
             await self._loaded.batcher.close()
-            await asyncio.to_thread(self._loaded.editor.close)
+            self._loaded.editor.give_up()
             await asyncio.to_thread(self._loaded.follower.close)
+            await asyncio.to_thread(self._loaded.editor.close)
 
     async def retrieve(
         self,
@@ -242,6 +243,9 @@ class RetrieverEngine:
             except RagserveError as error:
                 self._metrics.load_failures.inc()
                 log.error("version not loaded, the last one answers", extra=fields(reason=error.message))  # noqa: TRY400
+            except Exception:  # whatever it was: never stop to look
+                self._metrics.load_failures.inc()
+                log.exception("version not loaded, the last one answers")
             await asyncio.to_thread(self._observe_lag, follower)
             self._observe(follower)
 
@@ -254,18 +258,35 @@ class RetrieverEngine:
         except RagserveError as error:
             log.warning("newest version not known", extra=fields(reason=error.message))
 
-    def _run(self, searcher: Searcher, jobs: Sequence[_Job]) -> list[tuple[QueryHits, ...]]:
-        """One batch, in the batcher's thread; each of its requests took the time that the batch took."""
+    def _run(self, searcher: Searcher, jobs: Sequence[_Job]) -> list[tuple[QueryHits, ...] | Exception]:
+        """One batch, in the batcher's thread; each of its requests took the time that the batch took.
+
+        Where it fails, as for a version whose files are gone, each of its requests is tried alone.
+        """
         started = time.monotonic()
         self._metrics.batch_queries.observe(sum(len(job.lookup.queries) for job in jobs))
         for job in jobs:
             job.clock.add("queue", started - job.since)  # until the work begins, the hop to this thread included
+        try:
+            return [*self._search(searcher, jobs)]
+        except Exception as error:
+            return [error] if len(jobs) == 1 else [self._search_alone(searcher, job) for job in jobs]
 
+    def _search(self, searcher: Searcher, jobs: Sequence[_Job]) -> list[tuple[QueryHits, ...]]:
         def add_time(stage: str, seconds: float) -> None:
             for job in jobs:
                 job.clock.add(stage, seconds)
 
-        return searcher.run([job.lookup for job in jobs], add_time)
+        try:
+            return searcher.run([job.lookup for job in jobs], add_time)
+        except OSError as error:
+            raise DataLossError(f"{self.knowledge} cannot be read: {error}", field="knowledge") from error
+
+    def _search_alone(self, searcher: Searcher, job: _Job) -> tuple[QueryHits, ...] | Exception:
+        try:
+            return self._search(searcher, [job])[0]
+        except Exception as error:
+            return error
 
     def _require_loaded(self) -> _Loaded:
         if self._loaded is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ragserve.checkpoint import load_manifest, verify_files
@@ -160,6 +160,8 @@ class KnowledgeSource:
 
     def _index(self, knowledge: KnowledgeBase, rows: Rows) -> Index:
         spec, milvus, cache = self._options.index, self._options.milvus, self._cache()
+        if not rows.size:  # nothing to train on; what is added is compared one by one until the next rebuild
+            return FaissIndex.build(rows, replace(spec, factory="Flat", precision="float32", search_parameters=""))
         if milvus is not None:
             return MilvusIndex.build(rows, spec, uri=milvus.uri, content=knowledge.content, token=milvus.token)
         if cache is None:

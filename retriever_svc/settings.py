@@ -110,7 +110,9 @@ class RetrieverSettings(BaseSettings):
                 max_upsert_passages=self.max_upsert_passages,
                 max_passage_characters=self.max_passage_characters,
             ),
-            follow=FollowOptions(self.keep_versions, self.rebuild_min_rows, self.rebuild_fraction),
+            follow=FollowOptions(
+                1 if self.knowledge_version else self.keep_versions, self.rebuild_min_rows, self.rebuild_fraction
+            ),
             edit=EditOptions(self.writable and not self.knowledge_version, self.max_waiting_writes),
             lookup=LookupOptions(kind=self.search_kind, lexical_weight=self.lexical_weight),
             max_waiting=self.max_waiting,

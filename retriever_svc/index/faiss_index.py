@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from retriever_svc.index.vectors import finite_blocks, sample
 from retriever_svc.types import Float32, Int64
 
 log = logging.getLogger(__name__)
+native: Any = faiss  # its stub lacks some classes
 
 
 class FaissIndex:
@@ -163,3 +166,13 @@ def _new(dimension: int, spec: IndexSpec) -> Any:
         # Most of the time that training takes, for what is used only where a search parameter asks for it.
         core.do_polysemous_training = "ht=" in spec.search_parameters
     return index
+
+
+@contextmanager
+def builds_interrupted() -> Iterator[None]:
+    """Within this, builds at work anywhere in the process fail soon: FAISS asks between its steps whether to go on."""
+    native.TimeoutCallback.reset(1e-9)  # seconds from now on
+    try:
+        yield
+    finally:
+        native.PythonInterruptCallback.reset()

@@ -7,7 +7,6 @@ since the last one has grown past a threshold.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -15,15 +14,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from ragserve.errors import NotFoundError, RagserveError
+from ragserve.errors import NotFoundError
 from ragserve.serving.logs import fields
+from retriever_svc.index import builds_interrupted
 from retriever_svc.knowledge import reading
 from retriever_svc.live.changes import linear_changes
 from retriever_svc.live.memory import give_back_memory
+from retriever_svc.live.priority import be_nice, make_lance_nice
 from retriever_svc.live.snapshot import Snapshot
 from retriever_svc.loading import KnowledgeSource
-
-BACKGROUND_NICENESS = 10
+from retriever_svc.rows import MemoryRows
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class Follower:
         """Load what was committed meanwhile; the newest version then. Raises what `KnowledgeSource` raises."""
         with self._lock:
             newest = self._source.newest()
-            if newest > self.newest.version:
+            if newest > self.newest.version and not self._closed:
                 with reading(self._source.path):
                     self._load_up_to(newest, dict(self._snapshots))
             self._rebuild_if_due()
@@ -103,9 +103,12 @@ class Follower:
             rebuild.result()
 
     def close(self) -> None:
-        """Stop rebuilding; a build at work is waited for."""
+        """Stop following. An index that is being built is given up, so that nobody waits minutes for it."""
         self._closed = True
-        self._background.shutdown(cancel_futures=True)
+        with builds_interrupted():
+            self._background.shutdown(cancel_futures=True)
+            with self._lock:  # a refresh at work may be building one as well
+                pass
 
     def _load_up_to(self, newest: int, known: dict[int, Snapshot]) -> None:
         """Put the newest versions in place: those that are known, and the others made from their neighbours."""
@@ -121,6 +124,8 @@ class Follower:
                     raise
                 break  # removed by a compaction, and so are those before it
         self._snapshots = MappingProxyType(wanted)
+        if all(isinstance(snapshot.base.rows, MemoryRows) for snapshot in wanted.values()):
+            make_lance_nice()
 
     def _snapshot(self, version: int, known: Mapping[int, Snapshot]) -> Snapshot:
         """A version from the nearest one before it, from any base that it shares enough rows with, or from scratch."""
@@ -148,13 +153,18 @@ class Follower:
         started = time.monotonic()
         try:
             base = Snapshot.of_base(self._source.base(self._source.open(version)))
+            if self.newest.base.filtered:
+                base.base.metadata.load()
             built = time.monotonic()
             with self._lock, reading(self._source.path):
                 self._snapshots = MappingProxyType(self._moved(base))
-        except RagserveError as error:
+        except Exception as error:
+            if self._closed:
+                log.info("rebuild given up", extra=fields(version=version))
+                return
             self._failed_at = version
             self._events.failed()
-            log.exception("index not rebuilt, the old one stays", extra=fields(version=version, reason=error.message))
+            log.exception("index not rebuilt, the old one stays", extra=fields(version=version, reason=error))
             return
         swapped = time.monotonic() - built
         self._events.swapped(swapped)
@@ -163,13 +173,16 @@ class Follower:
 
     def _moved(self, base: Snapshot) -> dict[int, Snapshot]:
         """The loaded versions over a new base; one that has too little in common with it keeps its own."""
-        moved: dict[int, Snapshot] = {}
+        moved: dict[int, Snapshot] = {base.version: base} if base.version in self._snapshots else {}
         previous = base
         for version, snapshot in sorted(self._snapshots.items()):
             if version == base.version:
-                moved[version] = base
                 continue
-            dataset = self._source.open(version).dataset
+            try:
+                dataset = self._source.open(version).dataset
+            except NotFoundError:  # removed by a compaction; what is loaded of it goes on
+                moved[version] = snapshot
+                continue
             changes = linear_changes(previous.version, dataset) if version > base.version else None
             if changes is not None:
                 moved[version] = previous = previous.advanced(dataset, changes)
@@ -177,8 +190,3 @@ class Follower:
                 limit = self._options.limit(base.base.index.size)
                 moved[version] = base.derived(dataset, limit) or snapshot
         return moved
-
-
-def be_nice() -> None:
-    """Let searches go first: Linux keeps a priority for each thread, and those that it starts inherit it."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND_NICENESS)

@@ -43,6 +43,11 @@ class Base:
         """The metadata by column: read when the first filter asks for it."""
         return _columns(self.rows)
 
+    @property
+    def filtered(self) -> bool:
+        """Whether a filter has asked for the metadata."""
+        return "metadata" in self.__dict__
+
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:

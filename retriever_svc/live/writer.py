@@ -153,7 +153,8 @@ class KnowledgeWriter:
         try:
             yield
         except (OSError, RuntimeError, ValueError) as error:
-            text = str(error)
+            text = str(error).partition(", /")[0]  # what follows is a place in the source of Lance
+            text = text.replace(str(self._path).lstrip("/"), self._path.name)  # a name may hold any of these words
             if "concurrent" in text or "conflict" in text.lower():
                 raise AbortedError(
                     f"another writer committed to {self._path} first: try again", retry_after_seconds=RETRY_SECONDS
@@ -163,8 +164,8 @@ class KnowledgeWriter:
                     f"the disk of {self._path} is full: nothing was written; free space and try again"
                 ) from error
             if "Permission denied" in text or "Read-only" in text:
-                raise FailedPreconditionError(f"{self._path} may not be written: {error}", field="knowledge") from error
-            raise DataLossError(f"{self._path} could not be written or read: {error}", field="knowledge") from error
+                raise FailedPreconditionError(f"{self._path} may not be written: {text}", field="knowledge") from error
+            raise DataLossError(f"{self._path} could not be written or read: {text}", field="knowledge") from error
 
 
 def find_ids(dataset: lance.LanceDataset, ids: Sequence[str]) -> list[str]:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+import re
+import time
+import urllib.request
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
 import numpy as np
+import pytest
 
 from bench.processes import ServiceProcess, start
+from ragserve.errors import RagserveError
+from ragserve.serving.status import error_from_rpc
 from ragserve.v1 import common_pb2, retriever_pb2, retriever_pb2_grpc
 from retriever_svc.build import build_knowledge_base
 from retriever_svc.loading import RetrievalOptions
@@ -97,6 +103,13 @@ class Replica:
         """Looks for a newer version; the newest one loaded then."""
         return self.stub.Refresh(retriever_pb2.RefreshRequest(), timeout=TIMEOUT_SECONDS).knowledge_version
 
+    def metric(self, name: str) -> float:
+        """A value of the metrics port, labels and all; 0 where it is not there yet."""
+        url = f"http://127.0.0.1:{self.process.metrics_port}/metrics"
+        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
+            found = re.search(rf"^{re.escape(name)} (\S+)$", response.read().decode(), re.MULTILINE)
+        return float(found.group(1)) if found else 0.0
+
     def kill(self) -> None:
         """kill -9."""
         self.process.kill()
@@ -108,11 +121,26 @@ class Replica:
         assert self.process.stop() == 0, self.process.log_text()[-4000:]
 
 
+def eventually(check: Callable[[], object], seconds: float = TIMEOUT_SECONDS) -> float:
+    """Ask again until the check holds; the seconds that it took. Fails with the last answer when it never does."""
+    began = time.monotonic()
+    while not (answer := check()):
+        assert time.monotonic() - began < seconds, f"still {answer!r} after {seconds:.0f} s"
+        time.sleep(0.05)
+    return time.monotonic() - began
+
+
+def refused(call: Callable[[], object]) -> RagserveError:
+    """The error that a call ends with, as our client reads it."""
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    return error_from_rpc(caught.value)
+
+
 def new_passage(
     identifier: str, text: str, vector: Vector | None = None, **metadata: object
 ) -> retriever_pb2.NewPassage:
     """A passage to write."""
-
     passage = common_pb2.Passage(
         id=identifier, title=f"title of {identifier}", text=text, metadata_json=json.dumps(metadata) if metadata else ""
     )
