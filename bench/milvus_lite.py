@@ -23,6 +23,8 @@ COLLECTION = "passages"
 START_SECONDS = 60.0
 INSERTED_ROWS = 1_000  # at a time
 TEXT_BYTES = 65_535  # the most a VARCHAR of Milvus holds
+# pymilvus pings every ten seconds, and Milvus Lite's server drops clients that ping so often.
+CHANNEL = {"grpc.keepalive_time_ms": 600_000}
 METRIC = {"metric_type": "IP", "params": {}}
 
 
@@ -50,7 +52,7 @@ class MilvusServer:
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:
-                return MilvusClient(self.uri, timeout=5)
+                return MilvusClient(self.uri, timeout=5, grpc_options=CHANNEL)
             except MilvusException as error:
                 if self._process.poll() is not None or time.monotonic() > deadline:
                     self.stop()
@@ -102,12 +104,12 @@ class MilvusLite:
     remote: bool = True
 
     def __post_init__(self) -> None:
-        self._client = MilvusClient(self.server.uri)
+        self._client = MilvusClient(self.server.uri, grpc_options=CHANNEL)
         self._runner = asyncio.Runner()
         self._aio: Any = self._runner.run(self._connect())
 
     async def _connect(self) -> Any:
-        return AsyncMilvusClient(self.server.uri)
+        return AsyncMilvusClient(self.server.uri, grpc_options=CHANNEL)
 
     def one(self, query: Asked) -> Any:
         """One request with one vector."""

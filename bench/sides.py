@@ -1,4 +1,4 @@
-"""Who answers retrieval questions in a benchmark: this system over gRPC, the same parts called in-process, and peers."""
+"""Who answers in a retrieval benchmark: this system over gRPC, the same parts called in-process, and bm25s."""
 
 from __future__ import annotations
 
