@@ -65,3 +65,15 @@ def test_the_command_prints_the_table(capsys: pytest.CaptureFixture[str]) -> Non
 def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu_index.main([]) == 0
     assert "no CUDA device" in capsys.readouterr().out
+
+
+def test_goals_are_judged_by_the_best_way() -> None:
+    figures = [
+        gpu_index.Figure("torch", 1, 0.012, 1.0),
+        gpu_index.Figure("FAISS", 1, 0.030, 1.0),
+        gpu_index.Figure("torch", 256, 0.2, 1.0),
+        gpu_index.Figure("FAISS", 256, 0.1, 1.0),
+    ]
+    assert "floor: 1.20, met" in gpu_index.goals(figures, 0.010)
+    assert "queries/s: 2,560, met" in gpu_index.goals(figures, 0.010)
+    assert "floor: 12.00, not met" in gpu_index.goals(figures, 0.001)
