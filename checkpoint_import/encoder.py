@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from tokenizers import Tokenizer, normalizers
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING, DPRContextEncoder, DPRQuestionEncoder, PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -18,7 +20,7 @@ from checkpoint_import.loading import build_model, longest_input, read_config, r
 from checkpoint_import.onnx_export import export_checked
 from checkpoint_import.source import Part, Pooling, read_json, read_list, transformer_directory
 from checkpoint_import.weights import Weights, read_weights
-from ragserve.errors import FailedPreconditionError
+from ragserve.errors import FailedPreconditionError, InvalidInputError
 
 ACTIVATIONS = {"Tanh": nn.Tanh, "Identity": nn.Identity, "ReLU": nn.ReLU, "GELU": nn.GELU}
 PASSAGE_TEMPLATE = "{title}. {text}"
@@ -61,6 +63,8 @@ class VectorModel(nn.Module):
         if self.pooling == "mean":
             weight = attention_mask.unsqueeze(-1).to(states.dtype)
             pooled = (states * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
+        elif self.pooling == "max":
+            pooled = states.masked_fill(attention_mask.unsqueeze(-1) == 0, torch.finfo(states.dtype).min).amax(1)
         else:
             pooled = states[:, 0]
         vector: Tensor = self.projections(pooled)
@@ -83,7 +87,7 @@ def export_encoder(part: Part, out: Path, options: EncoderOptions) -> None:
     max_length = longest_input(tokenizer, config, transformer_directory(part.directory))
     out.mkdir(parents=True)
     dim = export_checked(model, out / "model.onnx", vocab_size=config.vocab_size, max_length=max_length)
-    _write_tokenizer(tokenizer, out / "tokenizer.json")
+    _write_tokenizer(tokenizer, out / "tokenizer.json", _normalizers(part.directory))
     body = {
         "pooling": model.pooling,
         "normalize": model.normalize,
@@ -104,7 +108,7 @@ def is_dpr_context(part: Part) -> bool:
 
 def _build(part: Part, config: PreTrainedConfig, weights: Weights, options: EncoderOptions) -> VectorModel:
     if part.config.get("model_type") == "dpr":
-        return _build_dpr(config, weights)
+        return _build_dpr(config, weights, options)
     transformer = build_model(MODEL_MAPPING[type(config)], config, weights, optional=("pooler.",))
     head = _sentence_transformers_head(part.directory, options.allow_pickle)
     head = replace(head, pooling=options.pooling or head.pooling)
@@ -113,12 +117,14 @@ def _build(part: Part, config: PreTrainedConfig, weights: Weights, options: Enco
     return VectorModel(transformer, head).eval()
 
 
-def _build_dpr(config: PreTrainedConfig, weights: Weights) -> VectorModel:
+def _build_dpr(config: PreTrainedConfig, weights: Weights, options: EncoderOptions) -> VectorModel:
+    if options.pooling not in (None, "cls"):
+        raise InvalidInputError("pooling", f"a DPR encoder's vector is its [CLS] state, not {options.pooling}")
     context = any(name.startswith("ctx_encoder.") for name in weights.tensors)
     model = build_model(DPRContextEncoder if context else DPRQuestionEncoder, config, weights)
     encoder: Any = model.ctx_encoder if context else model.question_encoder
     projections = (encoder.encode_proj,) if config.projection_dim > 0 else ()
-    return VectorModel(encoder.bert_model, Head(projections=projections)).eval()
+    return VectorModel(encoder.bert_model, Head(normalize=bool(options.normalize), projections=projections)).eval()
 
 
 def _sentence_transformers_head(directory: Path, allow_pickle: bool) -> Head:
@@ -126,13 +132,17 @@ def _sentence_transformers_head(directory: Path, allow_pickle: bool) -> Head:
     head = Head()
     if not (directory / "modules.json").is_file():
         return head
-    for module in read_list(directory / "modules.json")[1:]:
+    pooled = False
+    for place, module in enumerate(read_list(directory / "modules.json")):
         name, path = str(module.get("type", "")).rsplit(".", 1)[-1], directory / str(module.get("path", ""))
-        if name == "Pooling":
+        if place == 0 and name == "Transformer":
+            continue
+        if name == "Pooling" and place == 1:
+            pooled = True
             head = replace(head, pooling=_pooling_of(path / "config.json"))
-        elif name == "Normalize":
+        elif name == "Normalize" and pooled:
             head = replace(head, normalize=True)
-        elif name == "Dense" and not head.normalize:
+        elif name == "Dense" and pooled and not head.normalize:
             head = replace(head, projections=(*head.projections, *_dense(path, allow_pickle)))
         else:
             raise FailedPreconditionError(
@@ -140,6 +150,9 @@ def _sentence_transformers_head(directory: Path, allow_pickle: bool) -> Head:
                 "known are Transformer, Pooling, Dense and a final Normalize",
                 field=str(directory / "modules.json"),
             )
+    if not pooled:
+        path = directory / "modules.json"
+        raise FailedPreconditionError(f"{path} has no module Pooling after the Transformer", field=str(path))
     return head
 
 
@@ -153,8 +166,10 @@ def _pooling_of(path: Path) -> Pooling:
         return "cls"
     if modes in ({"mean_tokens"}, {"mean"}):
         return "mean"
+    if modes in ({"max_tokens"}, {"max"}):
+        return "max"
     raise FailedPreconditionError(
-        f"{path}: pooling by {sorted(modes)} is not supported, only cls or mean", field=str(path)
+        f"{path}: pooling by {sorted(modes)} is not supported, only one of cls, mean and max", field=str(path)
     )
 
 
@@ -175,9 +190,21 @@ def _dense(directory: Path, allow_pickle: bool) -> tuple[nn.Module, nn.Module]:
     return layer, ACTIVATIONS[activation]()
 
 
-def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
-    """The fast tokenizer, neither padding nor truncating: the retriever does both."""
-    backend = tokenizer.backend_tokenizer
+def _normalizers(directory: Path) -> list[normalizers.Normalizer]:
+    """What sentence-transformers does to a text before its tokenizer: strip it, and lower its case if told so."""
+    if not (directory / "modules.json").is_file():
+        return []
+    settings = transformer_directory(directory) / "sentence_bert_config.json"
+    lower = settings.is_file() and bool(read_json(settings).get("do_lower_case"))
+    return [normalizers.Strip(), *([normalizers.Lowercase()] if lower else [])]
+
+
+def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, path: Path, before: list[normalizers.Normalizer]) -> None:
+    """The fast tokenizer after some normalizers, neither padding nor truncating: the retriever does both."""
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_padding()
     backend.no_truncation()
+    if before:
+        own = [backend.normalizer] if backend.normalizer is not None else []
+        backend.normalizer = normalizers.Sequence([*before, *own])
     backend.save(str(path))

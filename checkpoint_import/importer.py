@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from checkpoint_import.graphs import Precision, check_precisions
 from checkpoint_import.settings import generation_defaults, rag_settings
 from checkpoint_import.source import Pooling, Source, open_source
 from ragserve.checkpoint import KINDS, MANIFEST_NAME, Manifest, hash_files
@@ -23,7 +24,7 @@ class ImportOptions:
 
     `kind` is one of `ragserve.checkpoint.KINDS`, or None for what the checkpoint says (a pair of models is "pair").
     `question_encoder`, `generator` and `passage_encoder` name further directories. `pooling` and `normalize` say how
-    an encoder that does not know makes its vector.
+    an encoder that does not know makes its vector. `encoder_precisions` are further ones of the query encoder.
     """
 
     kind: str | None = None
@@ -34,6 +35,7 @@ class ImportOptions:
     score_scale: float = 1.0
     pooling: Pooling | None = None
     normalize: bool | None = None
+    encoder_precisions: tuple[Precision, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ def _export(source: Source, directory: Path, kind: str, options: ImportOptions, 
     from checkpoint_import.encoder import EncoderOptions, export_encoder, is_dpr_context  # noqa: PLC0415
     from checkpoint_import.generator import export_generator  # noqa: PLC0415
     from checkpoint_import.loading import quiet_transformers  # noqa: PLC0415
+    from checkpoint_import.precision import convert  # noqa: PLC0415
 
     quiet_transformers()
     steps = 4 if source.passage_encoder else 3
@@ -84,6 +87,8 @@ def _export(source: Source, directory: Path, kind: str, options: ImportOptions, 
     encoder = EncoderOptions(options.pooling, options.normalize, allow_pickle=options.allow_pickle)
     report("query encoder", 0, steps)
     export_encoder(source.encoder, directory / "query_encoder", encoder)
+    for precision in options.encoder_precisions:
+        convert(directory / "query_encoder", precision)
     if source.passage_encoder:
         report("passage encoder", 1, steps)
         passages = replace(encoder, passage_pair=is_dpr_context(source.passage_encoder))
@@ -110,6 +115,7 @@ def _check(out: Path, options: ImportOptions) -> None:
         raise InvalidInputError("out", f"{out.parent} is not a directory")
     if options.kind is not None and options.kind not in KINDS:
         raise InvalidInputError("kind", f"{options.kind!r} is none of {', '.join(KINDS)}")
+    check_precisions(options.encoder_precisions)
     if not options.score_scale > 0:
         raise InvalidInputError("score_scale", f"must be above 0, not {options.score_scale}")
 

@@ -22,9 +22,8 @@ from ragserve.errors import FailedPreconditionError
 
 WEIGHT_LIMIT = 63  # largest absolute value of 7 bits, zero in the middle
 ACTIVATION_STEPS = 255
-CLIPPINGS = np.linspace(
-    0.7, 1.0, 13, dtype=np.float32
-)  # parts of a column's largest value that are tried as the limit of its scale
+# Parts of a column's largest value that are tried as the limit of its scale.
+CLIPPINGS = np.linspace(0.7, 1.0, 13, dtype=np.float32)
 MIN_OPSET = 18  # from which ReduceMax takes its axes as an input
 TINY = np.float32(1e-30)
 CONSTANTS: dict[str, Any] = {
@@ -150,7 +149,8 @@ def _is_matrix(tensor: onnx.TensorProto) -> bool:
 
 
 def _rounded(weight: Float32, scale: Float32) -> Float32:
-    return np.clip(np.rint(weight / scale), -WEIGHT_LIMIT, WEIGHT_LIMIT)
+    rounded: Float32 = np.clip(np.rint(weight / scale), -WEIGHT_LIMIT, WEIGHT_LIMIT)
+    return rounded
 
 
 def _replace(graph: onnx.GraphProto, nodes: list[onnx.NodeProto], constants: list[onnx.TensorProto]) -> None:

@@ -13,6 +13,9 @@ from checkpoint_import.source import Part, read_json
 from checkpoint_import.weights import Weights
 from ragserve.errors import FailedPreconditionError
 
+# Models whose first position is the padding token's id plus 1.
+POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet")
+
 
 def quiet_transformers() -> None:
     """Keep progress bars and load reports of transformers off the terminal; what matters is checked here."""
@@ -86,7 +89,10 @@ def read_tokenizer(part: Part, config: PreTrainedConfig) -> PreTrainedTokenizerB
 
 def longest_input(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, directory: Path) -> int:
     """Largest number of tokens that both the tokenizer and the position embeddings of an encoder allow."""
-    limits = [int(tokenizer.model_max_length), int(getattr(config, "max_position_embeddings", 512))]
+    positions = int(getattr(config, "max_position_embeddings", 512))
+    if config.model_type in POSITIONS_AFTER_PADDING:
+        positions -= int(config.pad_token_id) + 1
+    limits = [int(tokenizer.model_max_length), positions]
     own = directory / "sentence_bert_config.json"
     if own.is_file():
         limits.append(int(read_json(own).get("max_seq_length") or limits[0]))

@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import onnx
@@ -20,12 +19,10 @@ from numpy.typing import NDArray
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 from tokenizers import Tokenizer
 
+from checkpoint_import.graphs import Precision, check_precisions, graph_name
 from checkpoint_import.int8 import fold_weights, to_int8
 from ragserve.checkpoint import MANIFEST_NAME, Manifest, load_manifest, sha256_of, verify_files
-from ragserve.errors import FailedPreconditionError, InvalidInputError, NotFoundError
-
-Precision = Literal["int8", "float16"]
-PRECISIONS: tuple[Precision, ...] = ("int8", "float16")
+from ragserve.errors import FailedPreconditionError, NotFoundError
 
 QUERY_ENCODER = "query_encoder"
 OUTPUT_NAME = "query_vector"
@@ -51,7 +48,7 @@ def add_precision(model: Path, precision: Precision) -> Path:
         DataLossError: a file of the encoder is not the one that the manifest lists.
         FailedPreconditionError: the graph cannot be converted, or the result differs grossly from float32.
     """
-    _check_known([precision])
+    check_precisions([precision])
     manifest = load_manifest(model)
     name = graph_name(precision)
     listed = {key: value for key, value in manifest.files.items() if key != f"{QUERY_ENCODER}/{name}"}
@@ -88,11 +85,6 @@ def convert(directory: Path, precision: Precision) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
-
-
-def graph_name(precision: Precision) -> str:
-    """The file that holds the graph of a precision."""
-    return f"model.{precision}.onnx"
 
 
 def mean_cosine(reference: Path, converted: Path, tokenizer: Path) -> float:
@@ -147,9 +139,3 @@ def _write_manifest(model: Path, manifest: Manifest) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-
-
-def _check_known(precisions: Iterable[str]) -> None:
-    for precision in precisions:
-        if precision not in PRECISIONS:
-            raise InvalidInputError("precision", f"{precision!r} is none of {', '.join(PRECISIONS)}")

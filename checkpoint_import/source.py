@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ragserve.errors import FailedPreconditionError, InvalidInputError, NotFoundError
 
 Role = Literal["rag", "encoder", "generator"]
-Pooling = Literal["cls", "mean"]
+Pooling = Literal["cls", "mean", "max"]
 
 GENERATORS = ("bart", "t5")
 KIND_OF_ARCHITECTURE = {"RagTokenForGeneration": "rag-token", "RagSequenceForGeneration": "rag-sequence"}

@@ -24,9 +24,24 @@ class Pooling(StrEnum):
 
     CLS = "cls"
     MEAN = "mean"
+    MAX = "max"
+
+
+class Precision(StrEnum):
+    """Precisions of the query encoder besides float32."""
+
+    INT8 = "int8"
+    FLOAT16 = "float16"
 
 
 DirectoryOption = Path | None
+PrecisionsOption = Annotated[
+    list[Precision] | None,
+    typer.Option(help="Write the query encoder in this precision too: int8 for CPUs, float16 for GPUs."),
+]
+PickleOption = Annotated[
+    bool, typer.Option("--allow-pickle", help="Read pytorch_model.bin (tensors only), if you trust its source.")
+]
 
 
 def import_command(  # noqa: PLR0913
@@ -53,9 +68,8 @@ def import_command(  # noqa: PLR0913
     normalize: Annotated[
         bool | None, typer.Option("--normalize/--no-normalize", help="Scale vectors to length 1; unset: as it says.")
     ] = None,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Read pytorch_model.bin (tensors only), if you trust its source.")
-    ] = False,
+    encoder_precision: PrecisionsOption = None,
+    allow_pickle: PickleOption = False,
 ) -> None:
     """Turn a Hugging Face RAG checkpoint, or an encoder and a generator, into what the services load."""
     from checkpoint_import import ImportOptions, import_checkpoint  # noqa: PLC0415  (slow to import)
@@ -69,6 +83,7 @@ def import_command(  # noqa: PLR0913
         score_scale=score_scale,
         pooling=pooling.value if pooling else None,
         normalize=normalize,
+        encoder_precisions=tuple(precision.value for precision in encoder_precision or ()),
     )
     with console.progress_bar("reading") as bar:
         made = import_checkpoint(
@@ -77,3 +92,15 @@ def import_command(  # noqa: PLR0913
     for warning in made.warnings:
         console.warn(warning)
     console.note(f"{out}: {made.manifest.kind}, {len(made.manifest.files)} files; serve it with 'ragserve up --model'")
+
+
+def quantize_command(
+    model: Annotated[Path, typer.Argument(help="Model directory, written by 'ragserve import-checkpoint'.")],
+    *,
+    precision: Annotated[Precision, typer.Option(help="int8 for CPUs, float16 for GPUs.")],
+) -> None:
+    """Write a model's query encoder in a smaller precision too; the retriever's encoder_precision chooses it."""
+    from checkpoint_import.precision import add_precision  # noqa: PLC0415  (slow to import)
+
+    path = add_precision(model, precision.value)
+    console.note(f"{path}; serve it with the retriever's encoder_precision {precision.value}")

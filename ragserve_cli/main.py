@@ -10,7 +10,7 @@ import typer
 
 from ragserve.errors import RagserveError
 from ragserve_cli import asking, changing, console
-from ragserve_cli.importing import import_command
+from ragserve_cli.importing import import_command, quantize_command
 from ragserve_cli.knowledge import kb
 
 ModelOption = Annotated[
@@ -45,6 +45,7 @@ app.command("score")(asking.score)
 app.command("retrieve")(asking.retrieve)
 app.command("info")(asking.info)
 app.command("import-checkpoint")(import_command)
+app.command("quantize-encoder")(quantize_command)
 
 
 @app.command("up")

@@ -153,8 +153,8 @@ def test_sentence_transformers_modules_go_into_the_graph(tmp_path: Path, generat
 
 
 def test_pooling_that_is_not_known_is_refused(tmp_path: Path, generator: Path) -> None:
-    save_sentence_transformer(tmp_path / "st", {"pooling_mode_max_tokens": True})
-    with pytest.raises(FailedPreconditionError, match=r"max_tokens.*only cls or mean") as caught:
+    save_sentence_transformer(tmp_path / "st", {"pooling_mode_weightedmean_tokens": True})
+    with pytest.raises(FailedPreconditionError, match=r"weightedmean_tokens.*only one of cls, mean and max") as caught:
         import_checkpoint(generator, tmp_path / "model", ImportOptions(question_encoder=tmp_path / "st"))
     assert caught.value.field.endswith("1_Pooling/config.json")
     assert not (tmp_path / "model").exists()

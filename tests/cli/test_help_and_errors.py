@@ -13,8 +13,8 @@ from ragserve_cli.main import app
 from tests.cli.conftest import Cli
 
 COMMANDS = (
-    *("up", "ask", "score", "retrieve", "info", "import-checkpoint", "demo", "kb build", "kb info", "kb search"),
-    *("kb add", "kb delete", "kb versions", "kb rollback", "kb diff", "kb compact"),
+    *("up", "ask", "score", "retrieve", "info", "import-checkpoint", "quantize-encoder", "demo"),
+    *("kb build", "kb info", "kb search", "kb add", "kb delete", "kb versions", "kb rollback", "kb diff", "kb compact"),
 )
 
 
@@ -54,6 +54,7 @@ def test_start_is_quick_because_heavy_things_load_late() -> None:
         (["kb", "info", "/nowhere/kb"], 1, "/nowhere/kb is not a knowledge base"),
         (["kb", "build", "/nowhere.jsonl", "OUT", "--model", "/nowhere"], 1, "/nowhere.jsonl does not exist"),
         (["import-checkpoint", "/nowhere", "OUT"], 1, "/nowhere is not a directory"),
+        (["quantize-encoder", "/nowhere", "--precision", "int8"], 1, "/nowhere/ragserve.json does not exist"),
         (["up", "--config", "/nowhere.toml"], 2, "error: --config: cannot read /nowhere.toml"),
         (["ask", "who?", "--target", "127.0.0.1:9", "--timeout", "20"], 1, "no answer from 127.0.0.1:9"),
         (["ask", "who?", "--bad-words", "a,b"], 2, "error: --bad-words: 'a,b' is not a list of token ids"),

@@ -63,7 +63,6 @@ def test_a_vector_does_not_depend_on_its_batch(demo: Path, precision: str) -> No
         together = np.empty_like(alone)
         together[order] = encoder.encode_queries([TEXTS[row] for row in order])
         np.testing.assert_allclose(together, alone, atol=1e-6, rtol=0)
-        assert precision == "float32" or np.array_equal(together, alone)
 
 
 def test_passes_without_padding_hold_one_length() -> None:
