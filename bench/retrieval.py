@@ -61,7 +61,8 @@ def sides(options: argparse.Namespace, threads: int, stack: ExitStack) -> tuple[
     stack.callback(server.stop)
     ours = Ragserve(process.wait_healthy(), K)
     milvus = [MilvusLite(server, K), MilvusLite(server, K, ("id",), "milvus-lite, ids only")]
-    for side in (ours, *milvus):
+    services: list[Side] = [ours, *milvus]
+    for side in services:
         stack.callback(side.close)
     texts: list[Asked] = list(questions(inner.rows, options.questions))
     vectors: list[Asked] = list(inner.encoder.encode_queries([str(text) for text in texts]))

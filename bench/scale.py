@@ -30,7 +30,7 @@ PACKAGES = ("ragserve", "faiss-cpu", "numpy")
 
 def sizes_up_to(largest: int) -> list[int]:
     """Powers of ten times the smallest size, then the largest."""
-    sizes = []
+    sizes: list[int] = []
     while SMALLEST * 10 ** len(sizes) < largest:
         sizes.append(SMALLEST * 10 ** len(sizes))
     return [*sizes, largest]

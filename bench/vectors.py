@@ -110,7 +110,8 @@ class Synthetic:
         for number, block in enumerate(self.vector_blocks()):
             scores = self.queries @ block.T
             rows = np.broadcast_to(np.arange(len(block)) + number * BLOCK_ROWS, scores.shape)
-            best, places = largest(*(np.concatenate(pair, 1) for pair in ((best, scores), (places, rows))), k + MARGIN)
+            candidates = np.concatenate([best, scores], 1), np.concatenate([places, rows], 1)
+            best, places = largest(*candidates, k=k + MARGIN)
         exact = np.empty((self.n_queries, k), np.int64)
         for row, (query, candidates) in enumerate(zip(self.queries, places, strict=True)):
             scores64 = self.vectors(candidates).astype(np.float64) @ query.astype(np.float64)
