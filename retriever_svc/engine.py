@@ -21,6 +21,7 @@ from retriever_svc.live.memory import keep_memory_low
 from retriever_svc.live.snapshot import Snapshot
 from retriever_svc.live.writer import KnowledgeWriter
 from retriever_svc.loading import KnowledgeSource, RetrievalOptions, load_passage_encoder, load_searcher
+from retriever_svc.query_cache import QueryCache
 from retriever_svc.requests import RequestLimits, check_k, check_options, check_queries
 from retriever_svc.searcher import Searcher
 from retriever_svc.telemetry import RetrieverMetrics
@@ -67,6 +68,7 @@ class EngineOptions:
     edit: EditOptions = field(default_factory=EditOptions)
     lookup: LookupOptions = DEFAULT_OPTIONS  # where a request does not say
     max_waiting: int = 256
+    query_cache_entries: int = 0
     refresh_seconds: float = DEFAULT_REFRESH_SECONDS
 
 
@@ -100,6 +102,8 @@ class RetrieverEngine:
         self.limits = options.limits
         self._clocks = metrics
         self._metrics = RetrieverMetrics(metrics)
+        kept = options.query_cache_entries
+        self._cache: QueryCache[QueryHits] | None = QueryCache(kept, metrics) if kept else None
         self._loaded: _Loaded | None = None
 
     async def start(self) -> None:
@@ -212,7 +216,7 @@ class RetrieverEngine:
     def _load(self) -> tuple[Searcher, Follower, Editor]:
         keep_memory_low()
         options = self._options.retrieval
-        searcher = load_searcher(self._model, options)
+        searcher = load_searcher(self._model, options, self._cache)
         source = KnowledgeSource.of_model(self._model, self.knowledge, searcher.encoder.config.dim, options)
         events = FollowEvents(self._metrics.swapped, self._metrics.load_failures.inc)
         follower = Follower(source, self._options.follow, events)

@@ -23,8 +23,10 @@ from retriever_svc.knowledge import (
     reading,
 )
 from retriever_svc.live.snapshot import Base, Snapshot, index_words
+from retriever_svc.query_cache import QueryCache
 from retriever_svc.rows import Rows
 from retriever_svc.searcher import Searcher
+from retriever_svc.types import QueryHits
 
 DEFAULT_MEMORY_BYTES = 2 * 2**30
 CACHE_NAME = "indexes"
@@ -65,7 +67,7 @@ class RetrievalOptions:
     knowledge_version: int = 0
 
 
-def load_searcher(model: Path, options: RetrievalOptions) -> Searcher:
+def load_searcher(model: Path, options: RetrievalOptions, cache: QueryCache[QueryHits] | None = None) -> Searcher:
     """The query encoder of a model directory, its files checked, with its score scale.
 
     Raises:
@@ -83,7 +85,7 @@ def load_searcher(model: Path, options: RetrievalOptions) -> Searcher:
         precision=options.encoder_precision,
     )
     dense = manifest.score_scale if options.score_scale is None else options.score_scale
-    return Searcher(encoder, Scales(dense, options.bm25_score_scale, options.rrf_score_scale))
+    return Searcher(encoder, Scales(dense, options.bm25_score_scale, options.rrf_score_scale), cache)
 
 
 def load_passage_encoder(model: Path, options: RetrievalOptions) -> tuple[TextEncoder, str]:

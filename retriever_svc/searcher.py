@@ -9,65 +9,106 @@ import numpy as np
 
 from retriever_svc.encoder import TextEncoder
 from retriever_svc.kinds import Lookup, LookupOptions, Ranked, Scales, SearchKind, find
+from retriever_svc.query_cache import QueryCache, QueryKey
 from retriever_svc.ranking import log_priors
 from retriever_svc.types import Float32, Hit, Query, QueryHits
 
 AddTime = Callable[[str, float], None]
 
 
+class _Asked:
+    """One query of a batch, the lookup that it belongs to, its tokens (of a text), and the key of its answer."""
+
+    def __init__(self, query: Query, lookup: Lookup, token_ids: list[int]) -> None:
+        self.query = query
+        self.lookup = lookup
+        self.token_ids = token_ids
+
+    @property
+    def key(self) -> QueryKey | None:
+        """None for a vector. Where words are searched for, the text itself is part of the key."""
+        if self.query.vector is not None:
+            return None
+        options = self.lookup.options
+        words = "" if options.kind is SearchKind.DENSE else self.query.text
+        return QueryKey.of(self.token_ids, self.lookup.snapshot.version, self.lookup.k, (options, words))
+
+
 class Searcher:
     """Runs the lookups of a batch together. Safe to call from one thread at a time."""
 
-    def __init__(self, encoder: TextEncoder, scales: Scales) -> None:
+    def __init__(self, encoder: TextEncoder, scales: Scales, cache: QueryCache[QueryHits] | None = None) -> None:
         self.encoder = encoder
         self.scales = scales
+        self._cache = cache
         self.observe_tokens: Callable[[int], None] = lambda _tokens: None  # told the tokens of each batch's texts
 
     def run(self, lookups: Sequence[Lookup], add_time: AddTime) -> list[tuple[QueryHits, ...]]:
         """The results of each lookup; `add_time` is told the seconds of the stages encode, search and fetch."""
-        queries = [query for lookup in lookups for query in lookup.queries]
-        owners = [lookup for lookup in lookups for _ in lookup.queries]
         started = time.monotonic()
-        vectors, decoded = self._encode(queries, owners)
+        asked = self._tokenize(lookups)
+        found = [self._cached(each) for each in asked]
+        new = [each for each, known in zip(asked, found, strict=True) if known is None]
+        vectors = self._encode(new)
         encoded = time.monotonic()
-        nearest = self._search(queries, vectors, owners)
+        nearest = self._search(new, vectors)
         searched = time.monotonic()
-        hits = self._fetch(nearest, owners)
+        results = iter(self._answer(new, self._fetch(nearest, [each.lookup for each in new])))
         add_time("encode", encoded - started)
         add_time("search", searched - encoded)
         add_time("fetch", time.monotonic() - searched)
-        results = iter(zip(hits, decoded, strict=True))
-        return [tuple(QueryHits(*next(results)) for _ in lookup.queries) for lookup in lookups]
+        answers = iter([next(results) if known is None else known for known in found])
+        return [tuple(next(answers) for _ in lookup.queries) for lookup in lookups]
 
-    def _encode(self, queries: Sequence[Query], owners: Sequence[Lookup]) -> tuple[Float32, list[str]]:
-        """Vectors [n_queries, dim] and decoded texts (empty for a query that came as a vector).
+    def _tokenize(self, lookups: Sequence[Lookup]) -> list[_Asked]:
+        queries = [query for lookup in lookups for query in lookup.queries]
+        tokens = iter(self.encoder.tokenize_queries([query.text for query in queries if query.vector is None]))
+        owners = [lookup for lookup in lookups for _ in lookup.queries]
+        return [
+            _Asked(query, owner, next(tokens) if query.vector is None else [])
+            for query, owner in zip(queries, owners, strict=True)
+        ]
 
-        A query that only its words are searched for has no vector.
-        """
-        vectors = np.zeros((len(queries), self.encoder.config.dim), dtype=np.float32)
-        rows = [row for row, query in enumerate(queries) if query.vector is None]
-        tokens = self.encoder.tokenize_queries([queries[row].text for row in rows])
-        token_ids = dict(zip(rows, tokens, strict=True))
-        for row, query in enumerate(queries):
-            if query.vector is not None:
-                vectors[row] = query.vector
-        encoded = [row for row in rows if owners[row].options.kind is not SearchKind.BM25]
-        if encoded:
-            self.observe_tokens(sum(len(token_ids[row]) for row in encoded))
-            vectors[encoded] = self.encoder.encode_tokens([token_ids[row] for row in encoded])
-        texts = dict(zip(rows, self.encoder.decode(tokens), strict=True))
-        return vectors, [texts.get(row, "") for row in range(len(queries))]
+    def _cached(self, asked: _Asked) -> QueryHits | None:
+        key = None if self._cache is None else asked.key
+        return None if self._cache is None or key is None else self._cache.get(key)
 
-    def _search(self, queries: Sequence[Query], vectors: Float32, owners: Sequence[Lookup]) -> list[Ranked]:
+    def _encode(self, asked: Sequence[_Asked]) -> Float32:
+        """Vectors [n_asked, dim]. A query that only its words are searched for has none (zeros)."""
+        vectors = np.zeros((len(asked), self.encoder.config.dim), dtype=np.float32)
+        rows = []
+        for row, each in enumerate(asked):
+            if each.query.vector is not None:
+                vectors[row] = each.query.vector
+            elif each.lookup.options.kind is not SearchKind.BM25:
+                rows.append(row)
+        if rows:
+            self.observe_tokens(sum(len(asked[row].token_ids) for row in rows))
+            vectors[rows] = self.encoder.encode_tokens([asked[row].token_ids for row in rows])
+        return vectors
+
+    def _search(self, asked: Sequence[_Asked], vectors: Float32) -> list[Ranked]:
         """Positions and scores for each query; one call of the index for each version, k and options."""
         nearest: dict[int, Ranked] = {}
         groups: dict[tuple[int, int, LookupOptions], list[int]] = {}
-        for row, owner in enumerate(owners):
-            groups.setdefault((id(owner.snapshot), owner.k, owner.options), []).append(row)
+        for row, each in enumerate(asked):
+            groups.setdefault((id(each.lookup.snapshot), each.lookup.k, each.lookup.options), []).append(row)
         for rows in groups.values():
-            found = find(owners[rows[0]], [queries[row] for row in rows], vectors[rows], self.scales)
+            queries = [asked[row].query for row in rows]
+            found = find(asked[rows[0]].lookup, queries, vectors[rows], self.scales)
             nearest.update(zip(rows, found, strict=True))
-        return [nearest[row] for row in range(len(owners))]
+        return [nearest[row] for row in range(len(asked))]
+
+    def _answer(self, asked: Sequence[_Asked], hits: Sequence[tuple[Hit, ...]]) -> list[QueryHits]:
+        """Hits with the query as the tokenizer reads it (empty for a vector), kept for the next time."""
+        texts = iter(self.encoder.decode([each.token_ids for each in asked if each.query.vector is None]))
+        answers = []
+        for each, found in zip(asked, hits, strict=True):
+            answers.append(QueryHits(found, "" if each.query.vector is not None else next(texts)))
+            key = None if self._cache is None else each.key
+            if self._cache is not None and key is not None:
+                self._cache.put(key, answers[-1])
+        return answers
 
     def _fetch(self, nearest: Sequence[Ranked], owners: Sequence[Lookup]) -> list[tuple[Hit, ...]]:
         """The passages of each query with score and prior; one read for each version."""

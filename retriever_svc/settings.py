@@ -84,6 +84,9 @@ class RetrieverSettings(BaseSettings):
     )
     rebuild_fraction: float = Field(0.1, gt=0, description="this part of the indexed passages, where that is more")
     writable: bool = Field(True, description="take writes: UpsertPassages, DeletePassages, Rollback, Compact")
+    query_cache_entries: int = Field(
+        0, ge=0, description="answers kept, by the query's tokens, version, k and options; 0: none"
+    )
     max_waiting_writes: int = Field(64, ge=1, description="most writes queued; more are refused")
     max_upsert_passages: int = Field(100_000, ge=1, description="most passages, or ids, in one write")
     max_passage_characters: int = Field(100_000, ge=1, description="longest text, title, id or metadata, in characters")
@@ -116,6 +119,7 @@ class RetrieverSettings(BaseSettings):
             edit=EditOptions(self.writable and not self.knowledge_version, self.max_waiting_writes),
             lookup=LookupOptions(kind=self.search_kind, lexical_weight=self.lexical_weight),
             max_waiting=self.max_waiting,
+            query_cache_entries=self.query_cache_entries,
             refresh_seconds=self.refresh_seconds,
         )
 

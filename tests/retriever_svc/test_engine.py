@@ -197,3 +197,26 @@ def test_offline_search_equals_the_service(
         search_offline(model, knowledge_base, "a", 121, options)
     with pytest.raises(InvalidInputError, match="empty"):
         search_offline(model, knowledge_base, " ", 1, options)
+
+
+async def test_a_cached_answer_is_the_one_that_would_be_found_again(
+    engine: RetrieverEngine, model: Path, knowledge_base: Path, options: RetrievalOptions
+) -> None:
+    metrics = Metrics()
+    chosen = EngineOptions(retrieval=options, limits=LIMITS, query_cache_entries=2)
+    caching = RetrieverEngine(model, knowledge_base, options=chosen, metrics=metrics)
+    await caching.start()
+
+    def hits() -> float:
+        return metrics.registry.get_sample_value("ragserve_query_cache_hits_total") or 0.0
+
+    first = await caching.retrieve([Query("the king of spain"), Query("old castle")], 3)
+    assert hits() == 0
+    assert (await caching.retrieve([Query("The  KING of spain")], 3)).results == first.results[:1]  # the same tokens
+    assert hits() == 1
+    assert (await caching.retrieve([Query("the king of spain")], 4)).results[0].hits[:3] != first.results[0].hits
+    assert hits() == 1  # the prior is over four
+    mixed = [Query("iron tower"), Query("the king of spain")]
+    assert (await caching.retrieve(mixed, 4)).results == (await engine.retrieve(mixed, 4)).results
+    assert hits() == 2
+    await caching.stop()
