@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -9,13 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
 
 from ragserve_cli.plan import DEFAULT_PORTS
-from tests.tiny import tiny_kb, tiny_model_dir
+from retriever_svc.build import build_knowledge_base
+from tests.tiny import tiny_model_dir, tiny_passages
 
 RAGSERVE = Path(sys.executable).with_name("ragserve")
 START_SECONDS = 90.0
@@ -56,7 +58,11 @@ def assets(tmp_path_factory: pytest.TempPathFactory) -> Assets:
     model = tiny_model_dir(directory, "bart", "rag-token", seed=1, max_length=12)
     config = directory / "free.toml"
     config.write_text(free_ports())
-    return Assets(model, tiny_kb(directory, model, N_PASSAGES), config)
+    source = directory / "passages.jsonl"
+    rows = [{**asdict(passage), "number": number} for number, passage in enumerate(tiny_passages(N_PASSAGES))]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    build_knowledge_base(source, directory / "kb", model)
+    return Assets(model, directory / "kb", config)
 
 
 @dataclass

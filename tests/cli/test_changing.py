@@ -142,7 +142,7 @@ def test_two_writers_of_the_same_files(cli: Cli, as_json: Json, assets: Assets, 
     ("arguments", "status", "said"),
     [
         (["versions"], 2, "error: KB: name the knowledge base"),
-        (["versions", "/nowhere", "x"], 2, "error: KB: 'x' is one value too many"),
+        (["versions", "/nowhere", "x"], 2, "error: 'x' is one value too many"),
         (["delete", "/nowhere"], 2, "error: ID is missing"),
         (["rollback", "/nowhere", "x"], 2, "error: VERSION: 'x' is not a version"),
         (["diff", "/nowhere", "1", "0"], 2, "error: VERSION: '0' is not a version"),

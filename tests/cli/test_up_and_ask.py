@@ -85,9 +85,23 @@ def test_score_retrieve_info_and_search(cli: Cli, target: str, up: Up) -> None:
     assert (info["generator"]["model_type"], info["retriever"]["dimension"]) == ("bart", 32)
 
 
+def test_filters_reach_the_retriever(cli: Cli, target: str) -> None:
+    chosen = ["--filter", "number>=3", "--filter", "number<6"]
+    body = ask(cli, target, *chosen, "--docs", 5)
+    assert {passage["metadata"]["number"] for passage in body["passages"]} == {3, 4, 5}
+    assert all(len(row) == 3 for row in body["token_posteriors"])
+    for command in (["retrieve", QUESTION], ["score", QUESTION, "city"]):
+        found = cli(*command, "--target", target, "--filter", "number=4,7", "--json")
+        assert {row["metadata"]["number"] for row in json.loads(found.stdout)["passages"]} == {4, 7}
+    found = json.loads(cli("kb", "search", QUESTION, "--target", target, "--filter", "number=4,7", "--json").stdout)
+    assert len(found["passages"]) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "field"),
     [
+        (["--filter", "number>=1000"], "search.filter"),
+        (["--filter", "number>3", "--filter", "number<2"], "search.filter[0].range"),
         (["--docs", 0], "n_docs"),
         (["--docs", 1000], "n_docs"),
         (["--beams", 0], "num_beams"),
