@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from ragserve.errors import NotFoundError
+from ragserve.errors import DataLossError, FailedPreconditionError, NotFoundError
 from ragserve.serving.logs import fields
 from retriever_svc.index import builds_interrupted
 from retriever_svc.knowledge import reading
@@ -119,10 +119,10 @@ class Follower:
                 continue
             try:
                 wanted[version] = known[version] = self._snapshot(version, known)
-            except NotFoundError:
+            except (NotFoundError, FailedPreconditionError, DataLossError, OSError, ValueError):
+                # Removed by a compaction, another encoder's, or damaged: no reason not to go on to the newest.
                 if version == newest:
                     raise
-                break  # removed by a compaction, and so are those before it
         self._snapshots = MappingProxyType(wanted)
         if all(isinstance(snapshot.base.rows, MemoryRows) for snapshot in wanted.values()):
             make_lance_nice()
