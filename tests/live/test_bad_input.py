@@ -1,4 +1,4 @@
-"""Writes that cannot be, over real gRPC: each is refused with the field at fault, changes nothing, and searches go on."""
+"""Writes that cannot be, over real gRPC: each is refused, names the field, and changes nothing."""
 
 from __future__ import annotations
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from bench.processes import ServiceProcess, start
 from ragserve.errors import DataLossError, FailedPreconditionError, ResourceExhaustedError
 from retriever_svc.build import build_knowledge_base
 from retriever_svc.loading import RetrievalOptions
-from tests.live.harness import Home, eventually, found, new_passage, random_vector, refused
+from tests.live.harness import Home, eventually, found, new_passage, refused
 from tests.live.test_replicas import far_away, first
 from tests.retriever_svc.models import DIMENSION, write_model
 from tests.tiny import tiny_passages, write_jsonl
@@ -137,26 +135,29 @@ def index_files(home: Home) -> list[Path]:
 
 
 def test_an_index_on_disk_may_go_or_be_altered(home: Home) -> None:
-    wanted = None
-    for damage in ("none", "deleted", "altered", "cut"):
+    answers, refusals = [], []
+    for damage in (remove, alter, cut, cut):
         replica = home.replica(index_factory="HNSW16")
-        answer = found(replica.search(ONES, 10))
+        answers.append(found(replica.search(ONES, 10)))
         replica.stop()
-        wanted = wanted or answer
-        assert answer == wanted
-        log = replica.process.log_text()
-        assert ("wrong checksum" in log) == (previous in ("altered", "cut")) if damage != "none" else True
+        refusals.append("wrong checksum" in replica.process.log_text())
         (file,) = index_files(home)
-        content = file.read_bytes()
-        if damage == "none":
-            shutil.rmtree(file.parent)
-            previous = "deleted"
-        elif damage == "deleted":
-            file.write_bytes(content[:-40] + bytes(40))
-            previous = "altered"
-        elif damage == "altered":
-            file.write_bytes(content[: len(content) // 2])
-            previous = "cut"
+        damage(file)
+    assert all(answer == answers[0] for answer in answers)
+    assert refusals == [False, False, True, True]
+
+
+def remove(file: Path) -> None:
+    shutil.rmtree(file.parent)
+
+
+def alter(file: Path) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content[:-40] + bytes(40))
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1000])
 
 
 def test_a_damaged_fragment_ends_the_start_but_not_the_service(home: Home) -> None:
@@ -183,18 +184,41 @@ def test_a_damaged_fragment_fails_the_searches_that_read_it_from_disk(home: Home
     replica.stop()
 
 
-def test_a_start_killed_while_it_builds_an_index_leaves_nothing_that_is_trusted(home: Home, tmp_path: Path) -> None:
-    slow = {"index_factory": "HNSW256", "index_search_parameters": "efSearch=512"}
-    process = started(home, **slow)
-    eventually(lambda: "listening" in process.log_text())
-    time.sleep(0.5)
-    process.process.send_signal(signal.SIGKILL)
-    process.wait()
-    replica = home.replica(**slow)
-    exact = home.replica()
-    rng = __import__("random").Random(1)
-    for _ in range(20):
-        vector = random_vector(rng)
-        assert found(replica.search(vector, 5)) == found(exact.search(vector, 5))
+SLOW = {"index_factory": "HNSW256", "rebuild_min_rows": 100, "rebuild_fraction": 1e-6}
+SLOW_ROWS = 20_000
+
+
+def test_a_start_killed_while_it_builds_an_index_leaves_nothing_that_is_trusted(home: Home) -> None:
+    home.grow(SLOW_ROWS)
+    process = started(home, **SLOW)
+    eventually(lambda: "building the index" in process.log_text())
+    process.kill()
+    assert not index_files(home)
+    replica = home.replica(**{**SLOW, "index_factory": "HNSW8"})
+    assert "loaded from cache" not in replica.process.log_text()
     replica.stop()
-    exact.stop()
+
+
+def test_a_rebuild_at_work_is_given_up_when_told_to_stop(home: Home) -> None:
+    """And one that is killed leaves the next start what was committed."""
+    replica = home.replica(**SLOW)
+    home.grow(SLOW_ROWS)
+    replica.refresh()
+    eventually(lambda: "rebuilding the index" in replica.process.log_text())
+    assert len(found(replica.search(ONES, 10))) == 10
+    replica.stop()
+    assert "rebuild given up" in replica.process.log_text()
+    assert replica.process.process.returncode == 0
+
+
+def test_a_retriever_killed_in_a_rebuild_starts_with_all_that_was_committed(home: Home) -> None:
+    replica = home.replica(**SLOW)
+    home.grow(SLOW_ROWS)
+    replica.refresh()
+    eventually(lambda: "rebuilding the index" in replica.process.log_text())
+    written = replica.upsert([new_passage("new", "in the rebuild", far_away())]).knowledge_version
+    replica.kill()
+    replica = home.replica()
+    assert first(replica, far_away(), written) == "in the rebuild"
+    assert replica.info().passages == SLOW_ROWS + 41
+    replica.stop()
