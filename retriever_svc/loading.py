@@ -166,9 +166,12 @@ class KnowledgeSource:
             return FaissIndex.build(rows, replace(spec, factory="Flat", precision="float32", search_parameters=""))
         if milvus is not None:
             return MilvusIndex.build(rows, spec, uri=milvus.uri, content=knowledge.content, token=milvus.token)
-        if cache is None:
+
+        def build() -> FaissIndex:
+            log.info("building the index", extra=fields(version=knowledge.version, passages=rows.size))
             return FaissIndex.build(rows, spec)
-        return cache.load_or_build(knowledge.content, spec, lambda: FaissIndex.build(rows, spec))
+
+        return build() if cache is None else cache.load_or_build(knowledge.content, spec, build)
 
     def _cache(self) -> IndexCache | None:
         """Where indexes are kept; nowhere for a Flat one, which is a copy of the vectors: built as fast as read."""

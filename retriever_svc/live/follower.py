@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from ragserve.errors import NotFoundError
+from ragserve.errors import DataLossError, FailedPreconditionError, NotFoundError
 from ragserve.serving.logs import fields
 from retriever_svc.index import builds_interrupted
 from retriever_svc.knowledge import reading
@@ -24,6 +24,9 @@ from retriever_svc.live.priority import be_nice, make_lance_nice
 from retriever_svc.live.snapshot import Snapshot
 from retriever_svc.loading import KnowledgeSource
 from retriever_svc.rows import MemoryRows
+
+# A version that was removed by a compaction, is another encoder's, or damaged.
+UNREADABLE = (NotFoundError, FailedPreconditionError, DataLossError, OSError, ValueError)
 
 log = logging.getLogger(__name__)
 
@@ -119,10 +122,9 @@ class Follower:
                 continue
             try:
                 wanted[version] = known[version] = self._snapshot(version, known)
-            except NotFoundError:
+            except UNREADABLE:  # no reason not to go on to the newest
                 if version == newest:
                     raise
-                break  # removed by a compaction, and so are those before it
         self._snapshots = MappingProxyType(wanted)
         if all(isinstance(snapshot.base.rows, MemoryRows) for snapshot in wanted.values()):
             make_lance_nice()
@@ -151,6 +153,7 @@ class Follower:
     def _build(self, version: int) -> None:
         """Build the index of a version, and put all loaded versions on it."""
         started = time.monotonic()
+        log.info("rebuilding the index", extra=fields(version=version))
         try:
             base = Snapshot.of_base(self._source.base(self._source.open(version)))
             if self.newest.base.filtered:
@@ -180,13 +183,14 @@ class Follower:
                 continue
             try:
                 dataset = self._source.open(version).dataset
-            except NotFoundError:  # removed by a compaction; what is loaded of it goes on
+                changes = linear_changes(previous.version, dataset) if version > base.version else None
+                if changes is not None:
+                    moved[version] = previous = previous.advanced(dataset, changes)
+                else:
+                    limit = self._options.limit(base.base.index.size)
+                    moved[version] = base.derived(dataset, limit) or snapshot
+            except UNREADABLE:  # what is loaded of it goes on
+                if version > base.version:
+                    raise
                 moved[version] = snapshot
-                continue
-            changes = linear_changes(previous.version, dataset) if version > base.version else None
-            if changes is not None:
-                moved[version] = previous = previous.advanced(dataset, changes)
-            else:
-                limit = self._options.limit(base.base.index.size)
-                moved[version] = base.derived(dataset, limit) or snapshot
         return moved

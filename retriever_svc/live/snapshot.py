@@ -119,9 +119,16 @@ class Snapshot:
         """Which rows of base and overlay a filter lets through; None: all."""
         if not wanted.conditions:
             return self.alive, None
-        matching = self.base.metadata.mask(wanted)
+        matching = self._base_metadata.mask(wanted)
         alive = matching if self.alive is None else matching & self.alive
         return alive, self._overlay_metadata.mask(wanted)
+
+    @cached_property
+    def _base_metadata(self) -> MetadataColumns:
+        try:
+            return self.base.metadata
+        except OSError:  # the files of the base's version are removed; those of this one hold all that is alive in it
+            return _columns(self.rows)
 
     @cached_property
     def _overlay_metadata(self) -> MetadataColumns:

@@ -20,7 +20,10 @@ from ragserve.errors import RagserveError
 from ragserve.serving.status import error_from_rpc
 from ragserve.v1 import common_pb2, retriever_pb2, retriever_pb2_grpc
 from retriever_svc.build import build_knowledge_base
+from retriever_svc.knowledge import KnowledgeBase
+from retriever_svc.live.writer import KnowledgeWriter
 from retriever_svc.loading import RetrievalOptions
+from retriever_svc.types import Passage
 from tests.retriever_svc.models import DIMENSION, write_model
 from tests.tiny import tiny_passages, write_jsonl
 
@@ -45,6 +48,12 @@ class Home:
         source = write_jsonl(directory / "passages.jsonl", tiny_passages(n_passages, seed=5))
         build_knowledge_base(source, directory / "kb", model, options=RetrievalOptions(device="cpu", threads=1))
         return cls(model, directory / "kb", directory / "logs")
+
+    def grow(self, n_passages: int) -> None:
+        """Commit passages `grown 0` and so on with random vectors, without a retriever."""
+        vectors = np.random.default_rng(1).normal(size=(n_passages, DIMENSION)).astype(np.float32)
+        passages = [Passage(f"grown {number}", "", f"text {number}") for number in range(n_passages)]
+        KnowledgeWriter(self.knowledge, KnowledgeBase.open(self.knowledge).encoder).upsert(passages, vectors)
 
     def replica(self, **flags: object) -> Replica:
         """A running retriever; flags as `refresh_seconds=1`."""
