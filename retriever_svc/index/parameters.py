@@ -24,6 +24,7 @@ SOURCE_LOCATION = re.compile(r"^Error in .*?\.(?:cpp|h|cu|cuh):\d+: (?:Error: )?
 class Kind:
     """What a FAISS index is made of: `core` searches, after a transform of the vectors where there is one (OPQ)."""
 
+    whole: Any  # owns the memory of `core`, which FAISS's casts do not keep alive
     core: Any
     has_transform: bool
 
@@ -33,7 +34,7 @@ class Kind:
         core, has_transform = faiss.downcast_index(index), False
         while isinstance(core, faiss.IndexPreTransform):
             core, has_transform = faiss.downcast_index(core.index), True
-        return cls(core, has_transform)
+        return cls(index, core, has_transform)
 
     @property
     def has_cells(self) -> bool:

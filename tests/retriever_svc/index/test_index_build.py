@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from dataclasses import dataclass, field
 
@@ -32,7 +33,8 @@ def test_float16_is_part_of_the_factory_string(factory: str, full: str, kind: ty
     spec = IndexSpec(factory, device="cpu", build_threads=1, precision="float16")
     assert spec.full_factory == full
     assert IndexSpec(factory).full_factory == factory
-    core = Kind.of(FaissIndex.build(SOURCE, spec)._index).core
+    index = FaissIndex.build(SOURCE, spec)
+    core = Kind.of(index._index).core
     assert isinstance(core, kind)
     held = faiss.downcast_index(core.storage) if isinstance(core, faiss.IndexHNSW) else core
     assert held.sq.qtype == faiss.ScalarQuantizer.QT_fp16
@@ -78,8 +80,9 @@ def test_training_takes_a_fixed_sample() -> None:
 def test_training_leaves_out_what_no_search_asks_for() -> None:
     for parameters, polysemous in (("", False), ("ht=20", True)):
         spec = IndexSpec("PQ2x4", parameters, device="cpu", build_threads=1)
-        core = Kind.of(FaissIndex.build(SOURCE, spec)._index).core
-        assert core.do_polysemous_training is polysemous
+        kind = Kind.of(FaissIndex.build(SOURCE, spec)._index)
+        gc.collect()
+        assert kind.core.do_polysemous_training is polysemous
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
