@@ -43,7 +43,7 @@ SOURCE = (
     "Passages: JSONL, TSV (psgs_w100.tsv), CSV, Parquet, Lance or a knowledge base, or a folder of .txt and .md files."
 )
 EMBEDDINGS = (
-    "Vectors made by the model's passage encoder, in the order of SOURCE: a .npy file [n, dim], or DPR pickles "
+    "Vectors made by the model's passage encoder, in the order of SOURCE: a .npy file (a row each), or DPR pickles "
     "(files, in order, or a directory of them)."
 )
 Source = Annotated[Path, typer.Argument(help=SOURCE)]

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ragserve.errors import FailedPreconditionError, RagserveError
+from ragserve.errors import FailedPreconditionError, InvalidInputError, RagserveError
 from retriever_svc.build.shards import ShardPlan, write_shard
 from retriever_svc.device import CUDA_PROVIDER, onnx_providers
 
@@ -31,16 +31,17 @@ class ShardWriter:
         self._plan, self._embedder = plan, plan.embedder()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Write the shards whose numbers these are; their passages, or what went wrong."""
-        passages, errors = [], []
-        for shard in batch["shard"]:
-            try:
-                passages.append(write_shard(self._plan, int(shard), self._embedder, lambda _done: None))
-                errors.append("")
-            except RagserveError as error:
-                passages.append(0)
-                errors.append(error.message)
-        return {"passages": np.array(passages), "error": np.array(errors)}
+        """Write the one shard whose number this is; its passages, or what went wrong."""
+        try:
+            passages = write_shard(self._plan, int(batch["shard"][0]), self._embedder, lambda _done: None)
+        except RagserveError as error:
+            return _row(0, error.message, error.field, isinstance(error, InvalidInputError))
+        return _row(passages)
+
+
+def _row(passages: int, error: str = "", field: str = "", invalid: bool = False) -> dict[str, Any]:
+    row = {"passages": passages, "error": error, "field": field, "invalid": invalid}
+    return {name: np.array([value]) for name, value in row.items()}
 
 
 def write_shards_with_ray(plan: ShardPlan, shards: Sequence[int], workers: int) -> Iterator[int]:
@@ -49,7 +50,8 @@ def write_shards_with_ray(plan: ShardPlan, shards: Sequence[int], workers: int) 
     Uses the Ray that this process is connected to or RAY_ADDRESS names; else starts one on this machine.
 
     Raises:
-        FailedPreconditionError: Ray is not installed, has too little room, or a shard could not be written.
+        FailedPreconditionError: Ray is not installed, has too little room or failed, or a shard could not be written.
+        InvalidInputError: a vector is too large for the precision.
     """
     ray = _import_ray()
     with _connected(ray, workers):
@@ -69,10 +71,24 @@ def write_shards_with_ray(plan: ShardPlan, shards: Sequence[int], workers: int) 
             num_cpus=0 if gpu else 1,
             num_gpus=1 if gpu else 0,
         )
+        yield from _results(ray, written)
+
+
+def _results(ray: Any, written: Any) -> Iterator[int]:
+    """The passages of each shard as it is finished; an error as its actor raised it."""
+    try:
         for row in written.iter_rows():
-            if row["error"]:
-                raise FailedPreconditionError(str(row["error"]), field="source")
+            message, field = str(row["error"]), str(row["field"])
+            if message:
+                raise (
+                    InvalidInputError(field, message)
+                    if row["invalid"]
+                    else FailedPreconditionError(message, field=field)
+                )
             yield int(row["passages"])
+    except ray.exceptions.RayError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise FailedPreconditionError(f"Ray could not embed the passages: {reason}", field="engine") from error
 
 
 def _for_actor(plan: ShardPlan) -> ShardPlan:
@@ -104,6 +120,7 @@ def _connected(ray: Any, workers: int) -> Iterator[None]:
     ours = not ray.is_initialized()
     if ours:
         _start(ray, workers)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it would tell how it works, between our own lines
     context = importlib.import_module("ray.data").DataContext.get_current()
     bars, context.enable_progress_bars = context.enable_progress_bars, False
     try:

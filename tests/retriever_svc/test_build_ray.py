@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from ragserve.errors import FailedPreconditionError
+from ragserve.errors import FailedPreconditionError, InvalidInputError
 from retriever_svc.build import BuildOptions, Progress, build_knowledge_base
 from retriever_svc.knowledge import KnowledgeBase
 from retriever_svc.loading import RetrievalOptions
+from tests.retriever_svc.models import DIMENSION
 from tests.retriever_svc.test_build_resume import building
 from tests.tiny import tiny_passages, write_jsonl
 
@@ -19,6 +22,7 @@ pytestmark = [
     pytest.mark.timeout(300),
     pytest.mark.filterwarnings("ignore:`use_push_based_shuffle` is deprecated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:`use_polars` is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:lance is not fork-safe:UserWarning"),
     pytest.mark.filterwarnings("ignore:`use_arrow_tensor_v2` is deprecated:DeprecationWarning"),
 ]
 
@@ -37,7 +41,6 @@ def test_without_ray_the_error_says_what_to_install(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.long
 def test_two_workers_make_the_same_rows_and_go_on_where_a_killed_build_was(
     source: Path, model: Path, options: RetrievalOptions, tmp_path: Path
 ) -> None:
@@ -60,3 +63,29 @@ def test_two_workers_make_the_same_rows_and_go_on_where_a_killed_build_was(
         assert ray.column(column).equals(local.column(column))
     vectors = [table.column("embedding").combine_chunks().flatten().to_numpy() for table in (local, ray)]
     assert abs(vectors[0] - vectors[1]).max() < 1e-6
+
+
+@pytest.mark.long
+def test_what_goes_wrong_in_an_actor_is_raised_as_it_was(source: Path, model: Path, tmp_path: Path) -> None:
+    vectors = np.ones((N_PASSAGES, DIMENSION), dtype=np.float32)
+    vectors[-1] = 1e6
+    np.save(tmp_path / "v.npy", vectors)
+    build = BuildOptions(engine="ray", workers=1, shard_passages=100, embeddings=(tmp_path / "v.npy",))
+    with pytest.raises(InvalidInputError, match="a vector is too large for float16: store float32") as raised:
+        build_knowledge_base(source, tmp_path / "kb", model, precision="float16", build=build)
+    assert raised.value.field == "precision"
+    assert not (tmp_path / "kb").exists()
+    assert len(list((tmp_path / ".kb.building" / "shards").glob("*.json"))) == 3
+
+
+@pytest.mark.long
+def test_more_workers_than_there_is_room_for_are_refused(source: Path, model: Path, tmp_path: Path) -> None:
+    ray = importlib.import_module("ray")
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    build = BuildOptions(engine="ray", workers=2, shard_passages=100)
+    try:
+        with pytest.raises(FailedPreconditionError, match=r"2 workers need as many CPUs; Ray has 1"):
+            build_knowledge_base(source, tmp_path / "kb", model, build=build)
+        assert ray.is_initialized()  # it is not ours to stop
+    finally:
+        ray.shutdown()
