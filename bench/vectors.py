@@ -110,8 +110,8 @@ class Synthetic:
         for number, block in enumerate(self.vector_blocks()):
             scores = self.queries @ block.T
             rows = np.broadcast_to(np.arange(len(block)) + number * BLOCK_ROWS, scores.shape)
-            candidates = np.concatenate([best, scores], 1), np.concatenate([places, rows], 1)
-            best, places = largest(*candidates, k=k + MARGIN)
+            best, places = np.concatenate([best, scores], 1), np.concatenate([places, rows], 1)
+            best, places = largest(best, places, k + MARGIN)
         exact = np.empty((self.n_queries, k), np.int64)
         for row, (query, candidates) in enumerate(zip(self.queries, places, strict=True)):
             scores64 = self.vectors(candidates).astype(np.float64) @ query.astype(np.float64)
