@@ -52,7 +52,7 @@ def test_vectors_are_clustered_of_length_one_and_made_once(data: Synthetic) -> N
 def test_formulas_give_the_size_of_real_indexes(data: Synthetic, layout: str, name: str) -> None:
     index = FaissIndex.build(data, IndexSpec(name, device="cpu", build_threads=1))
     (formula,) = (each for each in scale_paper.layouts(SIZE, DIMENSION) if each.name == layout)
-    real = len(faiss.serialize_index(index._on_cpu)) / SIZE
+    real = len(faiss.serialize_index(index._index)) / SIZE
     assert formula.bytes_per_vector == pytest.approx(real, rel=0.01)
 
 
