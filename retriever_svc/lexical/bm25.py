@@ -187,8 +187,9 @@ class Bm25Index:
             scores = np.zeros(len(segment.postings.row_ids), dtype=np.float64)
             for term in asked:
                 places, counts = term.holders[number]
-                scores[places] += term.weight * self._saturation(segment, places, counts)
-            held = np.flatnonzero(scores)
+                wide = places.astype(np.int64)  # what numpy's fast paths want, here and below
+                np.add.at(scores, wide, term.weight * self._saturation(segment, wide, counts))
+            held = np.flatnonzero(scores > 0)
             ids.append(segment.postings.row_ids[held])
             found.append(scores[held].astype(np.float32))
         return np.concatenate(ids), np.concatenate(found)
