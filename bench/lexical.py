@@ -162,7 +162,10 @@ def load_questions(path: Path, texts: Sequence[str]) -> list[Question]:
 
 
 def synthetic(n: int) -> tuple[list[str], list[str]]:
-    """Passages of words by Zipf's law, and queries of five words of a passage."""
+    """Passages of words by Zipf's law, and queries of five words of a passage.
+
+    All are of one length, so that many scores are equal, and each system breaks the ties its own way.
+    """
     rng = np.random.default_rng(0)
     chances = 1.0 / np.arange(1, VOCABULARY + 1)
     drawn = rng.choice(VOCABULARY, (n, N_WORDS), p=chances / chances.sum())

@@ -187,7 +187,7 @@ class Bm25Index:
             scores = np.zeros(len(segment.postings.row_ids), dtype=np.float64)
             for term in asked:
                 places, counts = term.holders[number]
-                wide = places.astype(np.int64)  # what numpy's fast paths want
+                wide = places.astype(np.int64)  # what numpy's fast paths want, here and below
                 np.add.at(scores, wide, term.weight * self._saturation(segment, wide, counts))
             held = np.flatnonzero(scores > 0)
             ids.append(segment.postings.row_ids[held])
