@@ -321,8 +321,10 @@ def tiny_model_dir(directory: Path, family: str = "bart", kind: str = "rag-token
 
 
 def tiny_kb(directory: Path, model: Path, n: int = 12, seed: int = 0) -> Path:
-    """A knowledge base of tiny passages, embedded by the passage encoder of a model directory."""
-    source = write_jsonl(directory / f"passages-{n}-{seed}.jsonl", tiny_passages(n, seed))
+    """A knowledge base of tiny passages, embedded by a model's passage encoder; their metadata is their `number`."""
+    source = directory / f"passages-{n}-{seed}.jsonl"
+    rows = [{**asdict(passage), "number": number} for number, passage in enumerate(tiny_passages(n, seed))]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     out = directory / f"kb-{n}-{seed}"
     build_knowledge_base(source, out, model)
     return out

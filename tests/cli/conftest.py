@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -10,14 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from ragserve_cli.plan import DEFAULT_PORTS
-from retriever_svc.build import build_knowledge_base
-from tests.tiny import tiny_model_dir, tiny_passages
+from tests.tiny import tiny_kb, tiny_model_dir
 
 RAGSERVE = Path(sys.executable).with_name("ragserve")
 START_SECONDS = 90.0
@@ -58,11 +56,7 @@ def assets(tmp_path_factory: pytest.TempPathFactory) -> Assets:
     model = tiny_model_dir(directory, "bart", "rag-token", seed=1, max_length=12)
     config = directory / "free.toml"
     config.write_text(free_ports())
-    source = directory / "passages.jsonl"
-    rows = [{**asdict(passage), "number": number} for number, passage in enumerate(tiny_passages(N_PASSAGES))]
-    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    build_knowledge_base(source, directory / "kb", model)
-    return Assets(model, directory / "kb", config)
+    return Assets(model, tiny_kb(directory, model, N_PASSAGES), config)
 
 
 @dataclass
