@@ -113,12 +113,19 @@ class ServiceProcess:
             self.process.wait()
 
 
+def flag(name: str, value: object) -> str:
+    """A setting on the command line."""
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name}={value}"
+
+
 def start(module: str, flags: Mapping[str, object], logs: Path, *, threads: int = 1) -> ServiceProcess:
     """Starts `python -m module` on free ports, or those that the flags name; does not wait."""
     free = dict(zip(("server.port", "server.metrics_port"), free_ports(2), strict=True))
     settings = {**free, **flags}
     port, metrics_port = (int(str(settings[name])) for name in free)
-    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    arguments = [flag(name.replace("_", "-"), value) for name, value in settings.items()]
     logs.mkdir(parents=True, exist_ok=True)
     log = logs / f"{module}-{port}.log"
     with log.open("wb") as output:

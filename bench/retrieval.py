@@ -16,6 +16,7 @@ from bench.questions import questions
 from bench.retrieval_report import stages_table, verdict_table
 from bench.sides import Asked, Bm25s, InProcess, Ragserve, Side
 from bench.turns import Load, Measured, one_round
+from ragserve.v1 import common_pb2
 
 MODEL, KNOWLEDGE = Path("demo/model"), Path("demo/kb")
 K = 5
@@ -53,21 +54,25 @@ class Group:
 
 def sides(options: argparse.Namespace, threads: int, stack: ExitStack) -> tuple[Ragserve, list[Group]]:
     """Everyone, started and warm, each with this many threads; `stack` ends them."""
-    flags = {"model": MODEL, "knowledge": KNOWLEDGE, "device": options.device, "threads": threads}
+    flags: dict[str, object] = {"model": MODEL, "knowledge": KNOWLEDGE, "device": options.device, "threads": threads}
+    flags["lexical"] = True
     process = processes.start("retriever_svc", flags, CACHE.resolve() / "logs", threads=threads)
     stack.callback(process.kill)
     inner = InProcess(MODEL, KNOWLEDGE, K, threads, options.device)
     server = MilvusServer(inner.rows, threads=threads)
     stack.callback(server.stop)
     ours = Ragserve(process.wait_healthy(), K)
+    by_words = Ragserve(process, K, common_pb2.SEARCH_KIND_BM25)
     milvus = [MilvusLite(server, K), MilvusLite(server, K, ("id",), "milvus-lite, ids only")]
-    services: list[Side] = [ours, *milvus]
+    services: list[Side] = [ours, by_words, *milvus]
     for side in services:
         stack.callback(side.close)
     texts: list[Asked] = list(questions(inner.rows, options.questions))
     vectors: list[Asked] = list(inner.encoder.encode_queries([str(text) for text in texts]))
+    bm25s = Bm25s(inner.rows, K)
     groups = [
-        Group("text", texts, [ours, inner, Bm25s(inner.rows, K)]),
+        Group("text", texts, [ours, inner, bm25s]),
+        Group("text, by words", texts, [by_words, bm25s]),
         Group("vector", vectors, [ours, inner, *milvus]),
     ]
     for group in groups:

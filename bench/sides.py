@@ -15,7 +15,7 @@ import grpc
 import numpy as np
 
 from bench.processes import ServiceProcess
-from ragserve.v1 import retriever_pb2, retriever_pb2_grpc
+from ragserve.v1 import common_pb2, retriever_pb2, retriever_pb2_grpc
 from retriever_svc.device import Device
 from retriever_svc.encoder import TextEncoder
 from retriever_svc.index import FaissIndex, IndexSpec
@@ -70,6 +70,7 @@ class Ragserve:
 
     process: ServiceProcess
     k: int
+    kind: common_pb2.SearchKind = common_pb2.SEARCH_KIND_DENSE
     name: str = "ragserve"
     remote: bool = True
     # Of every single question asked as text: the service's stages and the whole, in seconds.
@@ -92,7 +93,8 @@ class Ragserve:
             else retriever_pb2.Query(vector=query.astype("<f4").tobytes())
             for query in queries
         ]
-        return retriever_pb2.RetrieverServiceRetrieveRequest(queries=messages, k=self.k)
+        options = common_pb2.SearchOptions(kind=self.kind)
+        return retriever_pb2.RetrieverServiceRetrieveRequest(queries=messages, k=self.k, options=options)
 
     def one(self, query: Asked) -> Any:
         """One request with one query."""
@@ -126,7 +128,7 @@ class Ragserve:
         return [[passage[0] for passage in passages] for passages in answer]
 
     def close(self) -> None:
-        """Close channels and stop the process."""
+        """Close channels and stop the process, if another side has not."""
         self._runner.run(self._aio.close())
         self._runner.close()
         self._channel.close()
