@@ -69,7 +69,7 @@ def _seconds(timestamp: Any) -> float:
 def _operation(dataset: lance.LanceDataset, version: int) -> str:
     try:
         operation: Any = getattr(dataset.read_transaction(version), "operation", None)
-    except (OSError, ValueError):
+    except (OSError, RuntimeError, ValueError):
         return "other"
     name = type(operation).__name__
     if name == "Update" and not operation.new_fragments:

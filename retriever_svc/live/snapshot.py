@@ -117,7 +117,7 @@ class Snapshot:
     def _base_metadata(self) -> MetadataColumns:
         try:
             return self.base.metadata
-        except OSError:  # the files of the base's version are removed; those of this one hold all that is alive in it
+        except (OSError, ValueError):  # its version's files are removed; those of this one hold what is alive in it
             return _columns(self.rows)
 
     @cached_property
