@@ -13,7 +13,7 @@ import numpy as np
 
 from ragserve.errors import FailedPreconditionError
 from retriever_svc.filters import Filter
-from retriever_svc.lexical import Bm25Index
+from retriever_svc.lexical import WEIGHT, Bm25Index
 from retriever_svc.lexical.fusion import Candidates, reciprocal_rank_fusion, weighted_sum
 from retriever_svc.live.snapshot import Snapshot, View
 from retriever_svc.ranking import find_nearest, scan_nearest
@@ -44,7 +44,7 @@ class LookupOptions:
     nprobe: int = 0
     ef_search: int = 0
     kind: SearchKind = SearchKind.DENSE
-    lexical_weight: float = 0.5  # part of BM25 in a weighted sum, 0 to 1
+    lexical_weight: float = WEIGHT  # part of BM25 in a weighted sum, 0 to 1
 
 
 DEFAULT_OPTIONS = LookupOptions()

@@ -22,6 +22,7 @@ from retriever_svc.knowledge import (
     passage_encoder_hash,
     reading,
 )
+from retriever_svc.lexical import BM25_SCALE, RECIPROCAL_RANK_SCALE
 from retriever_svc.live.snapshot import Base, Snapshot, index_words
 from retriever_svc.query_cache import QueryCache
 from retriever_svc.rows import Rows
@@ -30,9 +31,6 @@ from retriever_svc.types import QueryHits
 
 DEFAULT_MEMORY_BYTES = 2 * 2**30
 CACHE_NAME = "indexes"
-# Fitted on development questions, as the demo's dense scale is: see bench/LOG.md.
-DEFAULT_BM25_SCALE = 0.25
-DEFAULT_RRF_SCALE = 100.0
 # How many versions back a start looks for an index on disk that it can go on from.
 CACHED_VERSIONS_BACK = 64
 
@@ -59,8 +57,8 @@ class RetrievalOptions:
     score_scale: float | None = None
     milvus: MilvusServer | None = None
     lexical: bool = False
-    bm25_score_scale: float = DEFAULT_BM25_SCALE
-    rrf_score_scale: float = DEFAULT_RRF_SCALE
+    bm25_score_scale: float = BM25_SCALE
+    rrf_score_scale: float = RECIPROCAL_RANK_SCALE
     max_memory_bytes: int = DEFAULT_MEMORY_BYTES
     index_cache: bool = True
     index_cache_dir: Path | None = None

@@ -13,7 +13,7 @@ Out = TypeVar("Out")
 async def pipelined(
     requests: AsyncIterator[In], answer: Callable[[In], Awaitable[Out]], at_most: int
 ) -> AsyncIterator[Out]:
-    """The answers to requests, as they finish, in any order; no more than `at_most` are at work at a time.
+    """The answers to requests, as they finish, in any order; no more than `at_most` are at work or not yet taken.
 
     Beyond that no request is read, which holds the sender up. What is at work is cancelled when the caller stops.
     """
@@ -21,10 +21,7 @@ async def pipelined(
     answers: asyncio.Queue[Out | None] = asyncio.Queue()
 
     async def work(request: In) -> None:
-        try:
-            answers.put_nowait(await answer(request))
-        finally:
-            free.release()
+        answers.put_nowait(await answer(request))
 
     async def read() -> None:
         try:
@@ -40,6 +37,7 @@ async def pipelined(
     try:
         while (response := await answers.get()) is not None:
             yield response
+            free.release()
         await reader
     finally:
         reader.cancel()

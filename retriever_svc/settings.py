@@ -16,11 +16,10 @@ from retriever_svc.index import IndexSpec
 from retriever_svc.index.spec import Gpus
 from retriever_svc.index.spec import Precision as IndexPrecision
 from retriever_svc.kinds import LookupOptions, SearchKind
+from retriever_svc.lexical import BM25_SCALE, RECIPROCAL_RANK_SCALE, WEIGHT
 from retriever_svc.live.follower import FollowOptions
 from retriever_svc.loading import (
-    DEFAULT_BM25_SCALE,
     DEFAULT_MEMORY_BYTES,
-    DEFAULT_RRF_SCALE,
     MilvusServer,
     RetrievalOptions,
 )
@@ -52,10 +51,10 @@ class RetrieverSettings(BaseSettings):
     lexical: bool = Field(False, description="hold an index of words too, for the search kinds bm25, weighted and rrf")
     search_kind: SearchKind = Field(SearchKind.DENSE, description="what is searched where a request does not say")
     lexical_weight: float = Field(
-        0.5, ge=0, le=1, description="part of BM25 in a weighted search, where it is not said"
+        WEIGHT, ge=0, le=1, description="part of BM25 in a weighted search, where it is not said"
     )
-    bm25_score_scale: float = Field(DEFAULT_BM25_SCALE, gt=0, description="as score_scale, for search kind bm25")
-    rrf_score_scale: float = Field(DEFAULT_RRF_SCALE, gt=0, description="as score_scale, for search kind rrf")
+    bm25_score_scale: float = Field(BM25_SCALE, gt=0, description="as score_scale, for search kind bm25")
+    rrf_score_scale: float = Field(RECIPROCAL_RANK_SCALE, gt=0, description="as score_scale, for search kind rrf")
     index_factory: str = Field("Flat", min_length=1, description="FAISS index_factory string, as HNSW32 or IVF256,SQ8")
     index_search_parameters: str = Field("", description="FAISS search parameters, as nprobe=16 or efSearch=64")
     index_device: Device = Field("auto", description="where the index is searched; auto: as device, if FAISS can")

@@ -24,6 +24,7 @@ from retriever_svc.types import Float32, Int64
 
 log = logging.getLogger(__name__)
 native: Any = faiss  # its stub lacks some classes
+MATRIX_QUERIES = 4  # from so many queries on, a matrix product is faster
 
 
 class FaissIndex:
@@ -41,6 +42,9 @@ class FaissIndex:
             FailedPreconditionError: CUDA is asked for, FAISS or this kind of index cannot use it, and falling back to
                 the CPU is not allowed.
         """
+        # FAISS compares a batch as one matrix product only from this many queries times their width on, which is meant
+        # for smaller vectors: 64 queries over 10,033 vectors of 384 took 2.4 ms each, and as a product 0.33 ms.
+        native.cvar.distance_compute_blas_threshold = MATRIX_QUERIES * index.d
         self._spec = spec
         self._kind = Kind.of(index)
         self._index = index

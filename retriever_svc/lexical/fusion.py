@@ -12,7 +12,7 @@ from retriever_svc.types import Float32, Int64
 RANK_CONSTANT = 60  # of reciprocal rank fusion, as Cormack, Clarke and Büttcher chose it (SIGIR 2009)
 
 # Fitted on 1,500 development questions of Natural Questions and TriviaQA over the demo's knowledge base: the weight by
-# recall among the first five, the scales by log p(z|x) of the first of five passages that holds an answer.
+# how often the first passage holds an answer, the scales by log p(z|x) of the first of five passages that does.
 WEIGHT = 0.3  # of BM25 in the weighted sum, whose own scale is 1
 BM25_SCALE = 0.6
 RECIPROCAL_RANK_SCALE = 300.0

@@ -88,16 +88,18 @@ class Snapshot:
     def vectors(self, positions: Int64) -> Float32:
         """The vectors at these positions, [n_positions, dim], in this order."""
         in_base = positions < self.base.index.size
+        if in_base.all():
+            return self.rows.vectors(positions)
         vectors = np.empty((len(positions), self.dimension), np.float32)
-        if in_base.any():
-            vectors[in_base] = self.rows.vectors(positions[in_base])
-        if not in_base.all():
-            vectors[~in_base] = self.overlay.vectors(positions[~in_base] - self.base.index.size)
+        vectors[in_base] = self.rows.vectors(positions[in_base])
+        vectors[~in_base] = self.overlay.vectors(positions[~in_base] - self.base.index.size)
         return vectors
 
     def passages(self, positions: Int64) -> list[Passage]:
         """The passages at these positions, in this order."""
         in_base = positions < self.base.index.size
+        if in_base.all():
+            return self.rows.passages(positions)
         base = iter(self.rows.passages(positions[in_base]))
         added = iter(self.overlay.passages(positions[~in_base] - self.base.index.size))
         return [next(base if inside else added) for inside in in_base]
@@ -105,6 +107,8 @@ class Snapshot:
     def row_ids(self, positions: Int64) -> Int64:
         """The stable row ids at these positions: what settles ties, the same on every replica."""
         in_base = positions < self.base.index.size
+        if in_base.all():
+            return self.base.rows.keys.row_ids[positions]
         ids = np.empty(len(positions), np.int64)
         ids[in_base] = self.base.rows.keys.row_ids[positions[in_base]]
         ids[~in_base] = self.overlay.keys.row_ids[positions[~in_base] - self.base.index.size]

@@ -18,7 +18,7 @@ from retriever_svc.engine import EngineOptions, RetrieverEngine
 from retriever_svc.filters import Condition, Filter
 from retriever_svc.kinds import LookupOptions, SearchKind
 from retriever_svc.knowledge import KnowledgeBase
-from retriever_svc.lexical import Bm25Index, indexed_text
+from retriever_svc.lexical import BM25_SCALE, Bm25Index, indexed_text
 from retriever_svc.live.follower import FollowOptions
 from retriever_svc.loading import RetrievalOptions
 from retriever_svc.ranking import log_priors
@@ -68,7 +68,7 @@ async def test_bm25_finds_what_an_index_of_the_same_rows_finds(engine: Retriever
     found = await hits(engine, BM25)
     assert [hit.passage for hit in found] == [passages[row_id] for row_id in row_ids.tolist()]
     np.testing.assert_array_equal([np.float32(hit.score) for hit in found], scores)
-    np.testing.assert_allclose([hit.log_prior for hit in found], log_priors(scores, 0.25), atol=1e-6)
+    np.testing.assert_allclose([hit.log_prior for hit in found], log_priors(scores, BM25_SCALE), atol=1e-6)
 
 
 async def test_a_weight_of_nought_is_dense_and_of_one_is_bm25(engine: RetrieverEngine) -> None:
@@ -83,7 +83,7 @@ async def test_a_weighted_sum_is_exact_over_all_passages(engine: RetrieverEngine
     words, passages, rows = fresh(engine)
     vectors = rows.vectors(np.arange(rows.size)).astype(np.float64)
     dense = 0.5 * (vectors @ encoder.encode_queries([QUESTION])[0].astype(np.float64))
-    total = 0.7 * dense + 0.3 * 0.25 * words.scores(QUESTION, rows.keys.row_ids)
+    total = 0.7 * dense + 0.3 * BM25_SCALE * words.scores(QUESTION, rows.keys.row_ids)
     best = np.argsort(-total)[:7]
     found = await hits(engine, replace(WEIGHTED, lexical_weight=0.3))
     assert [hit.passage for hit in found] == [passages[int(rows.keys.row_ids[row])] for row in best]
