@@ -39,7 +39,7 @@ def linear_changes(old: int, new: lance.LanceDataset) -> Changes | None:
             return None
         inserted, updated = delta.get_inserted_rows().read_all(), delta.get_updated_rows().read_all()
         deleted = delta.get_deleted_row_ids().read_all()
-    except (OSError, RuntimeError, ValueError):
+    except (OSError, ValueError, RuntimeError):
         return None  # a version between them is removed
     gone = np.concatenate([_row_ids(deleted), _row_ids(updated)])
     return Changes(gone, MemoryRows.of(pa.concat_tables([updated, inserted])))
