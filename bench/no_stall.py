@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import json
 import multiprocessing
+import os
 import random
 import re
 import sys
@@ -40,6 +41,7 @@ DIMENSION = 384
 PASSAGE_WORDS = 80
 TIMEOUT_SECONDS = 600.0
 SETTLE_SECONDS = 3.0
+WRITER_NICENESS = 15
 K = 5
 
 
@@ -113,6 +115,7 @@ def new_passages(first: int, count: int, rng: random.Random, *, embed: bool) -> 
 
 def write(target: str, first: int, upserts: int, batch: int, embed: bool, results: multiprocessing.Queue) -> None:
     """In a process of its own: upsert passages, `batch` to a commit; every other commit replaces some."""
+    os.nice(WRITER_NICENESS)  # it stands for another machine
     try:
         results.put(upsert(target, first, upserts, batch, embed=embed))
     except grpc.RpcError as error:

@@ -93,12 +93,12 @@ class DiskRows:
     def vectors(self, positions: Int64) -> Float32:
         """The vectors at these positions, [n_positions, dim], in this order."""
         table = self._take(positions, [VECTOR_COLUMN])
-        return _to_vectors(table.column(VECTOR_COLUMN), self.dimension).astype(np.float32)
+        return _to_vectors(table.column(VECTOR_COLUMN), self.dimension).astype(np.float32, copy=False)
 
     def vector_blocks(self) -> Iterator[Float32]:
         """All vectors in order of position, as blocks [n_rows, dim]."""
         for batch in self._dataset.to_batches(columns=[VECTOR_COLUMN], batch_size=BLOCK_ROWS, scan_in_order=True):
-            yield _to_vectors(batch.column(VECTOR_COLUMN), self.dimension).astype(np.float32)
+            yield _to_vectors(batch.column(VECTOR_COLUMN), self.dimension).astype(np.float32, copy=False)
 
     def texts(self, columns: list[str]) -> pa.Table:
         """All rows' columns, in order of position; null for rows that this version has no more."""
@@ -152,12 +152,12 @@ class MemoryRows:
 
     def vectors(self, positions: Int64) -> Float32:
         """The vectors at these positions, [n_positions, dim], in this order."""
-        return self._vectors[positions].astype(np.float32)
+        return self._vectors[positions].astype(np.float32, copy=False)
 
     def vector_blocks(self) -> Iterator[Float32]:
         """All vectors in order of position, as blocks [n_rows, dim]."""
         for start in range(0, self.size, BLOCK_ROWS):
-            yield self._vectors[start : start + BLOCK_ROWS].astype(np.float32)
+            yield self._vectors[start : start + BLOCK_ROWS].astype(np.float32, copy=False)
 
     def texts(self, columns: list[str]) -> pa.Table:
         """All rows' columns, in order of position."""

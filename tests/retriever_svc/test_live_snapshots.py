@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import operator
+import os
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -226,7 +227,7 @@ def test_long_histories(tmp_path: Path, factory: str, on_disk: bool, seed: int) 
 
 def history(directory: Path, factory: str, on_disk: bool, steps: int) -> None:
     """Random commits by a writer of which the follower hears only when it looks, now and then after several."""
-    seed = random.SystemRandom().getrandbits(32)
+    seed = chosen_seed()
     print(f"seed {seed}")
     home = Home(directory / "kb", random.Random(seed), factory, on_disk)
     home.upsert(60)
@@ -252,6 +253,10 @@ def history(directory: Path, factory: str, on_disk: bool, steps: int) -> None:
     check(home, follower)
     follower.close()
     assert home.swaps
+
+
+def chosen_seed() -> int:
+    return int(os.environ.get("RAGSERVE_TEST_SEED", random.SystemRandom().getrandbits(32)))
 
 
 def test_an_emptied_knowledge_base_fills_again(tmp_path: Path) -> None:
