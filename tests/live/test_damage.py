@@ -134,6 +134,7 @@ def index_files(home: Home) -> list[Path]:
     return sorted((home.knowledge / "indexes").glob("*.faiss"))
 
 
+@pytest.mark.long
 def test_an_index_on_disk_may_go_or_be_altered(home: Home) -> None:
     answers, refusals = [], []
     for damage in (remove, alter, cut, cut):
@@ -172,6 +173,7 @@ def test_a_damaged_fragment_ends_the_start_but_not_the_service(home: Home) -> No
     replica.stop()
 
 
+@pytest.mark.long
 def test_a_damaged_fragment_fails_the_searches_that_read_it_from_disk(home: Home) -> None:
     replica = home.replica(passages_in_memory_bytes=0)
     fragment = next((home.knowledge / "passages.lance" / "data").iterdir())
@@ -188,6 +190,7 @@ SLOW = {"index_factory": "HNSW256", "rebuild_min_rows": 100, "rebuild_fraction":
 SLOW_ROWS = 20_000
 
 
+@pytest.mark.long
 def test_a_start_killed_while_it_builds_an_index_leaves_nothing_that_is_trusted(home: Home) -> None:
     home.grow(SLOW_ROWS)
     process = started(home, **SLOW)
@@ -211,6 +214,7 @@ def test_a_rebuild_at_work_is_given_up_when_told_to_stop(home: Home) -> None:
     assert replica.process.process.returncode == 0
 
 
+@pytest.mark.long
 def test_a_retriever_killed_in_a_rebuild_starts_with_all_that_was_committed(home: Home) -> None:
     replica = home.replica(**SLOW)
     home.grow(SLOW_ROWS)

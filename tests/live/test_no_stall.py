@@ -16,7 +16,7 @@ from tests.live.harness import Home, Replica, eventually, found, nearest, new_pa
 from tests.live.test_nothing_lost import read_content
 
 SWAPS = "ragserve_index_swap_seconds_count"
-ROUND_PASSAGES = 250
+ROUND_PASSAGES = 100
 SETTLE_SECONDS = 1.0
 
 
@@ -109,9 +109,10 @@ def test_no_search_fails_while_the_index_is_swapped_twenty_times(tmp_path: Path)
 def test_no_search_fails_while_ten_thousand_passages_are_upserted(tmp_path: Path) -> None:
     home = Home.build(tmp_path)
     home.grow(20_000)
-    run(home, 10_000, 40)
+    run(home, 10_000, 50)
 
 
+@pytest.mark.long
 def test_vectors_of_a_wide_knowledge_base_are_given_back(tmp_path: Path) -> None:
     """Twenty rebuilds of 20,000 rows: the memory of the indexes before is not kept."""
     home = Home.build(tmp_path)
