@@ -255,7 +255,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--passages", type=int, default=20_000, help="passages there at first (default 20,000)")
     parser.add_argument("--upserts", type=int, default=10_000, help="passages upserted (default 10,000)")
     parser.add_argument("--batch", type=int, default=100, help="passages in one commit (default 100)")
-    parser.add_argument("--rebuild-rows", type=int, default=400, help="changed rows that cause a rebuild (default 400)")
+    parser.add_argument("--rebuild-rows", type=int, default=500, help="changed rows that cause a rebuild (default 500)")
     parser.add_argument("--rate", type=float, default=100, help="searches a second (default 100)")
     parser.add_argument("--seconds", type=float, default=20, help="length of each quiet phase (default 20)")
     parser.add_argument("--text", action="store_true", help="ask questions that the service encodes, not vectors")

@@ -20,7 +20,7 @@ from retriever_svc.index import builds_interrupted
 from retriever_svc.knowledge import reading
 from retriever_svc.live.changes import linear_changes
 from retriever_svc.live.memory import give_back_memory
-from retriever_svc.live.priority import be_nice, make_lance_nice
+from retriever_svc.live.priority import LancePriority, be_nice
 from retriever_svc.live.snapshot import Snapshot
 from retriever_svc.loading import KnowledgeSource
 from retriever_svc.rows import MemoryRows
@@ -64,6 +64,7 @@ class Follower:
         self._background = ThreadPoolExecutor(1, thread_name_prefix="index-build", initializer=be_nice)
         self._rebuild: Future[None] | None = None
         self._failed_at: int | None = None  # the version whose index could not be built
+        self._lance = LancePriority()
         self._closed = False
 
     @property
@@ -127,7 +128,7 @@ class Follower:
                     raise
         self._snapshots = MappingProxyType(wanted)
         if all(isinstance(snapshot.base.rows, MemoryRows) for snapshot in wanted.values()):
-            make_lance_nice()
+            self._lance.lower()
 
     def _snapshot(self, version: int, known: Mapping[int, Snapshot]) -> Snapshot:
         """A version from the nearest one before it, from any base that it shares enough rows with, or from scratch."""

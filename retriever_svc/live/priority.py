@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 
 BACKGROUND_NICENESS = 15
+TASKS = Path("/proc/self/task")
 LANCE_NAMES = "lance"  # how the names of Lance's threads begin
 
 
@@ -20,16 +21,19 @@ def be_nice() -> None:
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND_NICENESS)
 
 
-def make_lance_nice() -> None:
-    """The same for Lance's threads. Not where searches read passages through them, from disk."""
-    for thread in Path("/proc/self/task").glob("*/comm"):
-        number = int(thread.parent.name)
-        try:
-            if thread.read_text().startswith(LANCE_NAMES) and _niceness(number) < BACKGROUND_NICENESS:
-                os.setpriority(os.PRIO_PROCESS, number, BACKGROUND_NICENESS)
-        except OSError:
-            continue  # it ended meanwhile
+class LancePriority:
+    """Lowers the priority of Lance's threads as they come. Not where searches read passages through them, from disk."""
 
+    def __init__(self) -> None:
+        self._known: set[str] = set()
 
-def _niceness(thread: int) -> int:
-    return os.getpriority(os.PRIO_PROCESS, thread)
+    def lower(self) -> None:
+        """Look for threads that were not there the last time."""
+        threads = set(os.listdir(TASKS))
+        for thread in threads - self._known:
+            try:
+                if (TASKS / thread / "comm").read_text().startswith(LANCE_NAMES):
+                    os.setpriority(os.PRIO_PROCESS, int(thread), BACKGROUND_NICENESS)
+            except OSError:
+                continue  # it ended meanwhile, or has a lower one already
+        self._known = threads
