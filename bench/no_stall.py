@@ -43,6 +43,7 @@ TIMEOUT_SECONDS = 600.0
 SETTLE_SECONDS = 3.0
 WRITER_NICENESS = 15
 K = 5
+PASSAGE_BYTES = 2 * 4 * DIMENSION + 700  # a vector held twice, by rows and by index, and the texts
 
 
 @dataclass
@@ -226,7 +227,9 @@ async def measure(process: ServiceProcess, chosen: argparse.Namespace) -> None:
         print(f"p99 of stages, ms, {name}: {phase.slowest()}")
     ratio = np.percentile(changed.latencies, 99) / np.percentile([*quiet.latencies, *again.latencies], 99)
     print(f"p99 while written: {ratio:.2f} of the quiet one; rebuilds swapped in: {swaps:.0f}")
-    print(f"resident memory: {before:.0f} MB before, {after:.0f} MB after ({after / before - 1:+.1%})")
+    grown = chosen.upserts / 2 * PASSAGE_BYTES / 2**20
+    print(f"resident memory: {before:.0f} MB before, {after:.0f} MB after ({after / before - 1:+.1%}),")
+    print(f"of which {grown:.0f} MB are the new passages ({(after - grown) / before - 1:+.1%} without them)")
     print(f"commits of {chosen.batch}, ms: median {np.median(commits) * 1e3:.0f}, slowest {max(commits) * 1e3:.0f}")
 
 
@@ -256,7 +259,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--upserts", type=int, default=10_000, help="passages upserted (default 10,000)")
     parser.add_argument("--batch", type=int, default=100, help="passages in one commit (default 100)")
     parser.add_argument("--rebuild-rows", type=int, default=500, help="changed rows that cause a rebuild (default 500)")
-    parser.add_argument("--rate", type=float, default=100, help="searches a second (default 100)")
+    parser.add_argument("--rate", type=float, default=50, help="searches a second (default 50)")
     parser.add_argument("--seconds", type=float, default=20, help="length of each quiet phase (default 20)")
     parser.add_argument("--text", action="store_true", help="ask questions that the service encodes, not vectors")
     parser.add_argument("--embed", action="store_true", help="let the service embed the passages")
