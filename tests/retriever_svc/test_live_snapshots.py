@@ -20,13 +20,13 @@ import pytest
 
 from retriever_svc.filters import Condition, Filter
 from retriever_svc.index import IndexSpec
+from retriever_svc.kinds import nearest
 from retriever_svc.knowledge import DATASET_NAME, schema
 from retriever_svc.live.follower import Follower, FollowEvents, FollowOptions
-from retriever_svc.live.snapshot import Snapshot
+from retriever_svc.live.snapshot import Snapshot, View
 from retriever_svc.live.writer import KnowledgeWriter
 from retriever_svc.loading import KnowledgeSource, RetrievalOptions
 from retriever_svc.rows import MemoryRows
-from retriever_svc.searcher import Lookup, LookupOptions, nearest_in
 from retriever_svc.types import Passage
 
 DIMENSION, ENCODER = 16, "an encoder"
@@ -194,7 +194,7 @@ def compare(
     snapshot: Snapshot, rows: Rows, keys: dict[str, int], queries: np.ndarray, wanted: Filter, k: int, *, exact: bool
 ) -> None:
     allowed = {key: row for key, row in rows.items() if accepts(wanted, row[2])}
-    found = nearest_in(Lookup((), k, snapshot, LookupOptions(wanted)), queries)
+    found = nearest(View(snapshot, wanted), queries, k)
     for query, (positions, scores) in zip(queries, found, strict=True):
         truth = sorted(((-float(row[1] @ query), keys[key], key) for key, row in allowed.items()))[:k]
         passages = snapshot.passages(positions)
