@@ -64,7 +64,7 @@ def test_an_error_is_the_answer_of_its_own_request(replica: Replica) -> None:
     assert errors == {
         2: (invalid, "k"),
         3: (not_found, "knowledge_version"),
-        4: (invalid, "filter.conditions[0].key"),
+        4: (invalid, "options.filter[0].key"),
         5: (invalid, "queries[0].vector"),
         6: (invalid, "k"),
     }

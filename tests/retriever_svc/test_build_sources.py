@@ -27,7 +27,7 @@ from tests.tiny import tiny_text
 
 
 def stored(out: Path) -> list[Passage]:
-    rows = MemoryRows(KnowledgeBase.open(out).dataset)
+    rows = MemoryRows.read(KnowledgeBase.open(out).dataset)
     return rows.passages(np.arange(rows.size))
 
 

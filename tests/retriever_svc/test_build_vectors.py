@@ -31,7 +31,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def stored(out: Path) -> np.ndarray:
-    rows = MemoryRows(KnowledgeBase.open(out).dataset)
+    rows = MemoryRows.read(KnowledgeBase.open(out).dataset)
     return rows.vectors(np.arange(rows.size))
 
 
