@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from ragserve.errors import InvalidInputError, RagserveError
+from ragserve.serving.streams import require_ended_by_client
 from ragserve.v1 import retriever_pb2, retriever_pb2_grpc
 from retriever_svc import convert
 from retriever_svc.engine import RetrieverEngine
@@ -69,6 +70,7 @@ class RetrieverServicer(retriever_pb2_grpc.RetrieverServiceServicer):
                 check_new_passages(new, len(passages), seen, self._engine.dimension, self._engine.limits)
                 passages += new
                 await asyncio.sleep(0)
+        await require_ended_by_client(context)
         if not passages:
             raise InvalidInputError("passages", "passages is empty: give at least one passage")
         clock = self._engine.clock()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 
 import grpc
@@ -26,6 +28,9 @@ FLAGS = {"max_upsert_passages": 50, "server.max_message_bytes": 16 * MEGABYTE, "
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     return Home.build(tmp_path_factory.mktemp("bad"))
+
+
+COMMIT_SECONDS = 0.5
 
 
 @pytest.fixture(scope="module")
@@ -133,13 +138,21 @@ def diff(replica: Replica, older: int, newer: int) -> object:
 
 
 def test_a_client_that_leaves_in_the_middle_of_an_upsert_changes_nothing(replica: Replica) -> None:
-    def parts() -> Iterator[retriever_pb2.UpsertPassagesRequest]:
-        yield retriever_pb2.UpsertPassagesRequest(passages=[GOOD])
-        call.cancel()
-        yield retriever_pb2.UpsertPassagesRequest(passages=[new_passage("b", "text", ONES)])
+    def leave() -> None:
+        calling = threading.Event()
 
-    requests = parts()
-    call = replica.stub.UpsertPassages.future(requests, timeout=60)
-    with pytest.raises(grpc.FutureCancelledError):
-        call.result()
+        def parts() -> Iterator[retriever_pb2.UpsertPassagesRequest]:
+            yield retriever_pb2.UpsertPassagesRequest(passages=[GOOD])
+            assert calling.wait(60)
+            call.cancel()
+            yield retriever_pb2.UpsertPassagesRequest(passages=[new_passage("b", "text", ONES)])
+
+        call = replica.stub.UpsertPassages.future(parts(), timeout=60)
+        calling.set()
+        with pytest.raises(grpc.FutureCancelledError):
+            call.result()
+
+    for _ in range(40):
+        leave()
+    time.sleep(COMMIT_SECONDS)  # what was begun would be committed by now
     assert not replica.get(["good"])
