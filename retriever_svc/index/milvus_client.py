@@ -24,6 +24,8 @@ POSITION, VECTOR = "position", "vector"
 ROWS, STARTED = "ragserve.rows", "ragserve.started"  # properties of a collection: vectors it must hold, Unix seconds
 INSERT_ROWS = 4096  # of 1,024 float32 values: 16 MB, under Milvus's limit of 64 MB for a message
 UNAVAILABLE, NO_COLLECTION = 2, 100  # codes of a MilvusException
+# pymilvus pings every 10 s, calls or not, and gRPC's servers hang up on whoever pings that often.
+GRPC_OPTIONS = {"grpc.keepalive_time_ms": 60_000, "grpc.keepalive_permit_without_calls": 0}
 
 
 class MilvusConnection:
@@ -41,7 +43,7 @@ class MilvusConnection:
         self._address = f"{address.hostname}:{address.port}" if address.hostname else uri  # without a password
         self._timeout = timeout
         with self._errors():
-            self._client = self._pymilvus.MilvusClient(uri=uri, token=token, timeout=timeout)
+            self._client = self._pymilvus.MilvusClient(uri=uri, token=token, timeout=timeout, grpc_options=GRPC_OPTIONS)
 
     def call(self, method: str, *arguments: Any, **named: Any) -> Any:
         """Call a method of MilvusClient."""
