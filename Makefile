@@ -7,6 +7,8 @@ STAMP := $(VENV)/.installed
 DEVICE ?= cpu
 # Two cores are shared by several processes here: one pool each, set on purpose.
 export OMP_NUM_THREADS ?= 2
+# Processes that tests run in, a file in one of them.
+WORKERS ?= 2
 
 .PHONY: help install demo check test test-long bench gpu protos format clean
 
@@ -31,10 +33,10 @@ check: $(STAMP) ## lint, types, protos
 	PYTHON=$(BIN)/python scripts/protos.sh --check
 
 test: $(STAMP) ## everything but the big counts, under six minutes on two cores
-	$(BIN)/python -m pytest -m 'not long'
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not long'
 
 test-long: $(STAMP) ## the big counts
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m long
 
 bench: $(STAMP) ## measure against peers; appends to bench/results/
 	$(BIN)/python -m bench

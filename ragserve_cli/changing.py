@@ -45,10 +45,10 @@ def add(
     as_json: JsonOption = False,
 ) -> None:
     """Add passages, and replace those whose ids are there, in commits of 10,000 (--batch-passages)."""
+    knowledge, (path,) = split_values(values, retriever, "SOURCE")
     from ragserve_cli.adding import add_passages, read_source  # noqa: PLC0415  (slow to import)
     from ragserve_cli.places import opened  # noqa: PLC0415
 
-    knowledge, (path,) = split_values(values, retriever, "SOURCE")
     source = read_source(Path(path), source_format.value if source_format else None, split_words)
     own_model = None if retriever else model or demo_directory() / "model"
     with opened(knowledge, retriever, own_model) as place, console.progress_bar("adding", unit="passages") as bar:
@@ -66,12 +66,12 @@ def delete(
     as_json: JsonOption = False,
 ) -> None:
     """Delete passages by id, in one commit."""
-    from ragserve_cli.places import opened  # noqa: PLC0415  (slow to import)
-
     knowledge, ids = split_values(values, retriever, "ID", at_most=None)
     for identifier in ids:
         if not _is_text(identifier):
             raise InvalidInputError("ID", f"{identifier!r} is not UTF-8 text")
+    from ragserve_cli.places import opened  # noqa: PLC0415  (slow to import)
+
     with opened(knowledge, retriever) as place:
         done = place.delete(ids)
     if as_json:
@@ -88,10 +88,10 @@ def versions(
     as_json: JsonOption = False,
 ) -> None:
     """List the versions that can still be read, oldest first."""
+    knowledge, _ = split_values(values, retriever, "", at_most=0)
     from ragserve_cli import changes  # noqa: PLC0415  (slow to import)
     from ragserve_cli.places import opened  # noqa: PLC0415
 
-    knowledge, _ = split_values(values, retriever, "", at_most=0)
     with opened(knowledge, retriever) as place:
         found = place.versions()
     if as_json:
@@ -106,10 +106,10 @@ def rollback(
     as_json: JsonOption = False,
 ) -> None:
     """Commit a new version with the content of an older one."""
-    from ragserve_cli.places import opened  # noqa: PLC0415  (slow to import)
-
     knowledge, (wanted,) = split_values(values, retriever, "VERSION")
     version = version_of(wanted)
+    from ragserve_cli.places import opened  # noqa: PLC0415  (slow to import)
+
     with opened(knowledge, retriever) as place:
         made = place.rollback(version)
     if as_json:
@@ -125,11 +125,11 @@ def diff(
     as_json: JsonOption = False,
 ) -> None:
     """Say which passages differ between two versions: + added, ~ changed, - removed."""
+    knowledge, wanted = split_values(values, retriever, "A", at_most=2)
+    old, new = version_of(wanted[0]), version_of(wanted[1]) if len(wanted) == 2 else 0
     from ragserve_cli import changes  # noqa: PLC0415  (slow to import)
     from ragserve_cli.places import opened  # noqa: PLC0415
 
-    knowledge, wanted = split_values(values, retriever, "A", at_most=2)
-    old, new = version_of(wanted[0]), version_of(wanted[1]) if len(wanted) == 2 else 0
     with opened(knowledge, retriever) as place:
         found = place.diff(old, new, limit)
     if as_json:
@@ -150,9 +150,9 @@ def compact(
     as_json: JsonOption = False,
 ) -> None:
     """Rewrite small files and deleted rows, and remove versions that are neither among the newest nor young."""
+    knowledge, _ = split_values(values, retriever, "", at_most=0)
     from ragserve_cli.places import opened  # noqa: PLC0415  (slow to import)
 
-    knowledge, _ = split_values(values, retriever, "", at_most=0)
     with opened(knowledge, retriever) as place:
         done = place.compact(keep_versions, keep_seconds)
     if as_json:

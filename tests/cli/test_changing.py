@@ -75,6 +75,7 @@ def story(as_json: Json, place: list[object], add_options: list[object], source:
     assert len(as_json("versions", *place)["versions"]) == 2
 
 
+@pytest.mark.long  # the same story as through a retriever
 def test_on_files(as_json: Json, cli: Cli, assets: Assets, files: Path, source: Path) -> None:
     story(as_json, [files], ["--model", assets.model], source)
     offline = ["--knowledge", files, "--model", assets.model, "-k", 5]
@@ -95,6 +96,7 @@ def test_through_a_retriever(as_json: Json, retriever: tuple[ServiceProcess, Pat
     assert as_json("info", knowledge)["passages"] == N_PASSAGES + 5
 
 
+@pytest.mark.long
 def test_what_a_person_sees(cli: Cli, assets: Assets, files: Path, source: Path) -> None:
     made = cli("kb", "add", files, source, "--model", assets.model)
     assert made.returncode == 0, made.stderr
@@ -121,6 +123,7 @@ def test_a_bad_source_commits_nothing(cli: Cli, assets: Assets, files: Path, tmp
     assert cli("kb", "versions", files, "--json").stdout.count("operation") == 1
 
 
+@pytest.mark.long
 def test_two_writers_of_the_same_files(cli: Cli, as_json: Json, assets: Assets, files: Path, source: Path) -> None:
     """One adds passages one by one while the other deletes what is not there yet, or is: neither is refused."""
 

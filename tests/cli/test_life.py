@@ -93,6 +93,7 @@ def read_until(master: int, words: bytes, seconds: float = 90.0) -> bytes:
     return seen
 
 
+@pytest.mark.long
 def test_demo_at_a_terminal_takes_questions_until_ctrl_c(assets: Assets, tmp_path: Path) -> None:
     questions = tmp_path / "questions.txt"
     questions.write_text("who built the tower?\n")

@@ -41,6 +41,7 @@ def test_without_ray_the_error_says_what_to_install(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_two_workers_make_the_same_rows_and_go_on_where_a_killed_build_was(
     source: Path, model: Path, options: RetrievalOptions, tmp_path: Path
 ) -> None:

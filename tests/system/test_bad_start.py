@@ -43,7 +43,7 @@ def truncate(path: Path) -> None:
     ("service", "name"),
     [
         ("generator", "generator/model.safetensors"),
-        ("generator", "generator/tokenizer.json"),
+        pytest.param("generator", "generator/tokenizer.json", marks=pytest.mark.long),
         ("retriever", "query_encoder/model.onnx"),
         ("retriever", "query_encoder/tokenizer.json"),
     ],

@@ -19,7 +19,7 @@ from tests.system.oracle import Search
 
 SESSIONS = "ragserve_decode_sessions"
 QUESTION = "who built the old tower of the river city?"
-LONG_TOKENS = 400  # a second or two of decode steps
+LONG_TOKENS = 250  # a second of decode steps
 
 
 def request(tokens: int = LONG_TOKENS, beams: int = 4) -> orchestrator_pb2.GenerateRequest:
