@@ -118,7 +118,7 @@ def nearest(view: View, queries: Float32, k: int) -> list[Ranked]:
     few = view.size < snapshot.size and view.size <= max(SCANNED_ROWS, SCANNED_PART * snapshot.size)
     if few and not snapshot.base.index.exact:
         return [scan_nearest(view, view.positions(), query, wanted, snapshot.row_ids) for query in queries]
-    found = find_nearest(view, view, queries, wanted, snapshot.row_ids)
+    found = find_nearest(view, view, queries, wanted, snapshot.row_ids, snapshot.base.index.refine_factor)
     for row, (positions, _) in enumerate(found):
         if len(positions) < wanted:
             found[row] = scan_nearest(view, view.positions(), queries[row], wanted, snapshot.row_ids)

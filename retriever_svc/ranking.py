@@ -8,6 +8,7 @@ same alone and in a batch, on CPU and GPU, and quantized indexes are re-ranked b
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import ceil
 from typing import Protocol
 
 import numpy as np
@@ -48,13 +49,19 @@ class Vectors(Protocol):
 
 
 def find_nearest(
-    index: Searchable, source: Vectors, queries: Float32, k: int, keys: Keys = positions_as_keys
+    index: Searchable,
+    source: Vectors,
+    queries: Float32,
+    k: int,
+    keys: Keys = positions_as_keys,
+    refine_factor: float = 1.0,
 ) -> list[tuple[Int64, Float32]]:
     """Positions and scores of the k nearest vectors of each query [n_queries, dim], best first, ties by key.
 
+    They are chosen by their true scores among a few more than k candidates of the index, or `refine_factor` times k.
     An approximate index may find fewer than k.
     """
-    wanted = min(index.size, k + MARGIN)
+    wanted = min(index.size, max(k + MARGIN, min(ceil(refine_factor * k), MAX_CANDIDATES)))
     found: list[tuple[Int64, Float32]] = [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(queries)
     open_rows = np.arange(len(queries) if wanted else 0)
     while len(open_rows):

@@ -21,6 +21,7 @@ from retriever_svc.types import Float32, Int64, Passage
 TEXT_COLUMNS = ["id", "title", "text", "metadata"]
 VECTOR_COLUMN = "embedding"
 ROW_ID, STAMP = "_rowid", "_row_last_updated_at_version"
+FEW_ROWS = 64  # up to so many rows are read one by one, which takes half the time of Arrow's take
 BLOCK_ROWS = 16_384  # rows of one block of vectors: 64 MB at 1,024 float32 values
 
 
@@ -148,7 +149,10 @@ class MemoryRows:
 
     def passages(self, positions: Int64) -> list[Passage]:
         """The passages at these positions, in this order."""
-        return _to_passages(self._texts.take(positions))
+        if len(positions) > FEW_ROWS:
+            return _to_passages(self._texts.take(positions))
+        columns = self._columns
+        return [Passage(*(column[position].as_py() for column in columns)) for position in positions.tolist()]
 
     def vectors(self, positions: Int64) -> Float32:
         """The vectors at these positions, [n_positions, dim], in this order."""
@@ -162,6 +166,12 @@ class MemoryRows:
     def texts(self, columns: list[str]) -> pa.Table:
         """All rows' columns, in order of position."""
         return self._texts.select(columns)
+
+    @cached_property
+    def _columns(self) -> list[Any]:
+        """The columns of texts; one that is whole without the layer of chunks, which triples the time of a look."""
+        columns = (self._texts.column(name) for name in TEXT_COLUMNS)
+        return [column.chunk(0) if column.num_chunks == 1 else column for column in columns]
 
     @cached_property
     def matrix(self) -> Float32:

@@ -65,6 +65,12 @@ class RetrieverSettings(BaseSettings):
     index_gpu_fallback: bool = Field(False, description="search on the CPU where index_device cuda cannot be had")
     index_max_nprobe: int = Field(1024, ge=1, description="most cells of an IVF index that a request may ask for")
     index_max_ef_search: int = Field(4096, ge=1, description="most candidates that a request may ask of an HNSW index")
+    index_refine_factor: float = Field(
+        1.0,
+        ge=1,
+        le=100,
+        description="times k candidates that an approximate index gives, ranked by their true vectors",
+    )
     milvus_uri: str = Field("", description="a Milvus server that holds the index instead, as http://host:19530")
     milvus_token: SecretStr = Field(SecretStr(""), description="its token, as user:password")
     index_cache: bool = Field(True, description="keep built indexes (but Flat ones) as files for the next start")
@@ -136,6 +142,7 @@ class RetrieverSettings(BaseSettings):
             gpu_fallback=self.index_gpu_fallback,
             max_nprobe=self.index_max_nprobe,
             max_ef_search=self.index_max_ef_search,
+            refine_factor=self.index_refine_factor,
         )
         return RetrievalOptions(
             index=index,

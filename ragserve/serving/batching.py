@@ -130,21 +130,37 @@ class Batcher(Generic[In, Out]):
         for waiting in batch:
             if waiting.clock is not None:
                 waiting.clock.add("queue", started - waiting.since)
-        items = [waiting.item for waiting in batch]
-        try:
-            results = await asyncio.get_running_loop().run_in_executor(self._thread, self._run_batch, items)
-        except Exception as error:
-            results = [error] * len(batch)
+        loop = asyncio.get_running_loop()
+        finished = loop.create_future()
+
+        def run() -> None:
+            results = self._results([waiting.item for waiting in batch])
+            loop.call_soon_threadsafe(finish, results)
+
+        def finish(results: Sequence[Out | Exception]) -> None:
+            # The callers go on in the loop's next turn: by way of an executor's future it would be the one after.
+            for waiting, result in zip(batch, results, strict=True):
+                if waiting.future.done():
+                    continue
+                if isinstance(result, Exception):
+                    waiting.future.set_exception(result)
+                else:
+                    waiting.future.set_result(result)
+            finished.set_result(None)
+
+        self._thread.submit(run)
+        await finished
         self._remember(time.monotonic() - started)
-        if len(results) != len(batch):
-            results = [InternalError(f"{self._name} gave {len(results)} results for {len(batch)} items")] * len(batch)
-        for waiting, result in zip(batch, results, strict=True):
-            if waiting.future.done():
-                continue
-            if isinstance(result, Exception):
-                waiting.future.set_exception(result)
-            else:
-                waiting.future.set_result(result)
+
+    def _results(self, items: Sequence[In]) -> Sequence[Out | Exception]:
+        """In the batcher's thread: one result for each item."""
+        try:
+            results = self._run_batch(items)
+        except Exception as error:
+            return [error] * len(items)
+        if len(results) != len(items):
+            return [InternalError(f"{self._name} gave {len(results)} results for {len(items)} items")] * len(items)
+        return results
 
     def _forget_callers_that_left(self) -> None:
         """Makes room when the queue looks full: cancelled callers hold no place."""

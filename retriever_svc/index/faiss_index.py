@@ -106,6 +106,11 @@ class FaissIndex:
         """Whether a query is compared with every vector in float32."""
         return self._kind.is_exact
 
+    @property
+    def refine_factor(self) -> float:
+        """How many times k candidates are worth ranking by their true vectors."""
+        return 1.0 if self.exact else self._spec.refine_factor
+
     def check_options(self, options: SearchOptions) -> None:
         """Check the parameters of a search. Raises as `Index.check_options`."""
         check_options(options, self._spec, has_cells=self._kind.has_cells, has_graph=self._kind.has_graph)

@@ -56,6 +56,10 @@ class Index(Protocol):
     def exact(self) -> bool:
         """Whether a query is compared with every vector in float32, so that nothing is missed."""
 
+    @property
+    def refine_factor(self) -> float:
+        """How many times k candidates are worth ranking by their true vectors; 1 for an exact index."""
+
     def search(
         self, queries: Float32, n_candidates: int, options: SearchOptions = DEFAULT_OPTIONS
     ) -> tuple[Float32, Int64]:

@@ -24,7 +24,8 @@ class IndexSpec:
     shared ones its threads wait for each other (10,033 vectors of 384 on two busy cores: 0.4 ms with one thread, 16 ms
     with two). `build_threads` 0 means every core. `precision` is how vectors are held where the factory string leaves
     that open. `gpus` says what several GPUs are for: the first alone, a share of the vectors on each, or all on each.
-    `gpu_fallback` lets an index that is asked to be on CUDA and cannot be stay on the CPU.
+    `gpu_fallback` lets an index that is asked to be on CUDA and cannot be stay on the CPU. An approximate index is asked
+    for `refine_factor` times as many candidates as are wanted, which are ranked by their true vectors.
     """
 
     factory: str = "Flat"
@@ -38,6 +39,7 @@ class IndexSpec:
     gpu_fallback: bool = False
     max_nprobe: int = 1024
     max_ef_search: int = 4096
+    refine_factor: float = 1.0
 
     @property
     def full_factory(self) -> str:

@@ -200,11 +200,11 @@ class View:
 
     def search(self, queries: Float32, n_candidates: int) -> tuple[Float32, Int64]:
         """Scores and positions, both [n_queries, n_candidates], best first; position -1 where nothing was found."""
-        parts = []
+        if self.size == self._n_base:
+            return self._search_base(queries, min(n_candidates, self._n_base))
+        parts = [self._search_overlay(queries, n_candidates)]
         if self._n_base:
-            parts.append(self._search_base(queries, min(n_candidates, self._n_base)))
-        if self.size > self._n_base:
-            parts.append(self._search_overlay(queries, n_candidates))
+            parts.insert(0, self._search_base(queries, min(n_candidates, self._n_base)))
         scores, positions = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
         scores = np.where(positions >= 0, scores, -np.inf)
         order = np.argsort(-scores, axis=1, kind="stable")[:, :n_candidates]

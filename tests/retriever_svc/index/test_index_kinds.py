@@ -11,6 +11,7 @@ import pytest
 from ragserve.errors import InvalidInputError
 from retriever_svc.index import FaissIndex, Index, IndexSpec, SearchOptions
 from retriever_svc.index.milvus_index import MilvusIndex
+from retriever_svc.ranking import find_nearest
 from tests.retriever_svc.index.sources import ArraySource, clustered
 
 SIZE, DIMENSION, K = 2000, 32, 10
@@ -169,3 +170,19 @@ def test_parameters_are_checked(built: tuple[Kind, Index], name: str) -> None:
         with pytest.raises(InvalidInputError, match=name) as caught:
             index.check_options(SearchOptions(**{name: value}))
         assert caught.value.field == name
+
+
+@pytest.mark.parametrize(("factory", "exact"), [("PQ16x4", False), ("Flat", True)])
+def test_candidates_ranked_by_their_true_vectors(factory: str, exact: bool) -> None:
+    source, expected = ArraySource(VECTORS), best(true_scores(), K)
+
+    def found(refine_factor: float) -> float:
+        spec = IndexSpec(factory, device="cpu", build_threads=1, refine_factor=refine_factor)
+        index = FaissIndex.build(source, spec)
+        assert index.refine_factor == (1.0 if exact else refine_factor)
+        nearest = find_nearest(index, source, QUERIES, K, refine_factor=index.refine_factor)
+        return recall(np.array([positions for positions, _ in nearest]), expected)
+
+    plain, refined = found(1.0), found(20.0)
+    assert refined >= 0.99
+    assert plain == 1.0 if exact else plain < refined - 0.05
