@@ -69,7 +69,7 @@ class RetrieverSettings(BaseSettings):
         1.0,
         ge=1,
         le=100,
-        description="times k candidates that an approximate index gives, ranked by their true vectors",
+        description="times k candidates of an approximate index are ranked by their true vectors",
     )
     milvus_uri: str = Field("", description="a Milvus server that holds the index instead, as http://host:19530")
     milvus_token: SecretStr = Field(SecretStr(""), description="its token, as user:password")

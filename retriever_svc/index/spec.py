@@ -24,8 +24,8 @@ class IndexSpec:
     shared ones its threads wait for each other (10,033 vectors of 384 on two busy cores: 0.4 ms with one thread, 16 ms
     with two). `build_threads` 0 means every core. `precision` is how vectors are held where the factory string leaves
     that open. `gpus` says what several GPUs are for: the first alone, a share of the vectors on each, or all on each.
-    `gpu_fallback` lets an index that is asked to be on CUDA and cannot be stay on the CPU. An approximate index is asked
-    for `refine_factor` times as many candidates as are wanted, which are ranked by their true vectors.
+    `gpu_fallback` lets an index that is asked to be on CUDA and cannot be stay on the CPU. An approximate index gives
+    `refine_factor` times k candidates, which are ranked by their true vectors.
     """
 
     factory: str = "Flat"
