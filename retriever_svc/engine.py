@@ -16,6 +16,7 @@ from ragserve.serving.metrics import Metrics, StageClock, StageTiming
 from retriever_svc.editing import EditOptions, Editor
 from retriever_svc.encoder import TextEncoder
 from retriever_svc.kinds import DEFAULT_OPTIONS, Lookup, LookupOptions
+from retriever_svc.knowledge import is_panic
 from retriever_svc.live.follower import Follower, FollowEvents, FollowOptions
 from retriever_svc.live.memory import keep_memory_low
 from retriever_svc.live.snapshot import Snapshot
@@ -250,17 +251,14 @@ class RetrieverEngine:
             except Exception:  # whatever it was: never stop to look
                 self._metrics.load_failures.inc()
                 log.exception("version not loaded, the last one answers")
-            await asyncio.to_thread(self._observe_lag, follower)
             self._observe(follower)
+            try:
+                self._metrics.lag.set(await asyncio.to_thread(follower.behind))
+            except Exception as error:  # the same
+                log.warning("newest version not known", extra=fields(reason=error))
 
     def _observe(self, follower: Follower) -> None:
         self._metrics.answering(follower.newest, len(follower.snapshots))
-
-    def _observe_lag(self, follower: Follower) -> None:
-        try:
-            self._metrics.lag.set(follower.behind())
-        except RagserveError as error:
-            log.warning("newest version not known", extra=fields(reason=error.message))
 
     def _run(self, searcher: Searcher, jobs: Sequence[_Job]) -> list[tuple[QueryHits, ...] | Exception]:
         """One batch, in the batcher's thread; each of its requests took the time that the batch took.
@@ -283,7 +281,9 @@ class RetrieverEngine:
 
         try:
             return searcher.run([job.lookup for job in jobs], add_time)
-        except OSError as error:
+        except BaseException as error:
+            if not isinstance(error, OSError) and not is_panic(error):
+                raise
             raise DataLossError(f"{self.knowledge} cannot be read: {error}", field="knowledge") from error
 
     def _search_alone(self, searcher: Searcher, job: _Job) -> tuple[QueryHits, ...] | Exception:

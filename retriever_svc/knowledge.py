@@ -13,7 +13,7 @@ import lance
 import pyarrow as pa
 
 from ragserve.checkpoint import Manifest, sha256_of
-from ragserve.errors import DataLossError, FailedPreconditionError, NotFoundError
+from ragserve.errors import DataLossError, FailedPreconditionError, NotFoundError, UnavailableError
 from retriever_svc.rows import TEXT_COLUMNS, VECTOR_COLUMN, DiskRows, MemoryRows, Rows
 
 DATASET_NAME = "passages.lance"
@@ -111,9 +111,16 @@ def reading(path: Path) -> Iterator[None]:
     """Raises DataLossError for what Lance says when files of a knowledge base are damaged or gone."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except BaseException as error:
+        if not isinstance(error, OSError | ValueError) and not is_panic(error):
+            raise
         reason = str(error).partition(", /")[0]
         raise DataLossError(f"{path} is damaged, build it again: {reason}", field=str(path)) from error
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether Lance's Rust code gave up, as it may over damaged files: that is no Exception, and of a hidden class."""
+    return type(error).__name__ == "PanicException"
 
 
 def describe(path: Path, version: int = 0) -> KnowledgeInfo:
@@ -169,7 +176,11 @@ def newest_version(path: Path) -> int:
 
 def _open_dataset(path: Path, version: int) -> lance.LanceDataset:
     directory = path / DATASET_NAME
-    if not directory.is_dir():
+    try:
+        there = directory.is_dir()
+    except OSError as error:  # as of a network file system that does not answer
+        raise UnavailableError(f"{directory} cannot be reached: {error}") from error
+    if not there:
         raise NotFoundError(
             f"{path} is not a knowledge base (no {DATASET_NAME} in it): 'ragserve kb build' makes one", field=str(path)
         )

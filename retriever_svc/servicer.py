@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-from ragserve.errors import InvalidInputError, RagserveError
+from ragserve.errors import InvalidInputError
+from ragserve.serving.interceptor import told
 from ragserve.serving.streams import require_ended_by_client
 from ragserve.v1 import retriever_pb2, retriever_pb2_grpc
 from retriever_svc import convert
@@ -18,7 +19,9 @@ from retriever_svc.requests import check_ids, check_new_passages
 from retriever_svc.types import NewPassage
 
 SERVICE_NAME = retriever_pb2.DESCRIPTOR.services_by_name["RetrieverService"].full_name
-SLICE_PASSAGES = 16  # checked at a time, so that an upsert holds up no search for longer than a millisecond
+SLICE_PASSAGES = (
+    4  # checked at a time, so that an upsert holds up no search for longer than a fraction of a millisecond
+)
 
 
 class RetrieverServicer(retriever_pb2_grpc.RetrieverServiceServicer):
@@ -44,8 +47,8 @@ class RetrieverServicer(retriever_pb2_grpc.RetrieverServiceServicer):
         async def answer(item: retriever_pb2.RetrieveStreamRequest) -> retriever_pb2.RetrieveStreamResponse:
             try:
                 response = await self.Retrieve(item.request, context)
-            except RagserveError as error:
-                return convert.stream_error_to_proto(item.id, error)
+            except Exception as error:
+                return convert.stream_error_to_proto(item.id, told(error, f"{SERVICE_NAME}/RetrieveStream"))
             return retriever_pb2.RetrieveStreamResponse(id=item.id, response=response)
 
         async for response in pipelined(request_iterator, answer, self._engine.limits.max_stream_requests):

@@ -153,11 +153,15 @@ class Batcher(Generic[In, Out]):
         self._remember(time.monotonic() - started)
 
     def _results(self, items: Sequence[In]) -> Sequence[Out | Exception]:
-        """In the batcher's thread: one result for each item."""
+        """In the batcher's thread: one result for each item, whatever happens, or their callers would wait forever."""
         try:
-            results = self._run_batch(items)
+            results = list(self._run_batch(items))
         except Exception as error:
             return [error] * len(items)
+        except BaseException as error:  # as a panic in a Rust library
+            failed = InternalError(f"{self._name} failed: {error}")
+            failed.__cause__ = error
+            return [failed] * len(items)
         if len(results) != len(items):
             return [InternalError(f"{self._name} gave {len(results)} results for {len(items)} items")] * len(items)
         return results

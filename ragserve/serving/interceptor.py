@@ -103,7 +103,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         started = time.monotonic()
         allowed = remaining_seconds(context)
         code = grpc.StatusCode.OK
-        told: RagserveError | None = None
+        failure: RagserveError | None = None
         try:
             with self._admission.admitted():
                 _refuse_late(allowed)
@@ -115,13 +115,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             code = _as_code(context.code())
             raise
         except Exception as error:
-            told = _told(error, name)
-            code = code_of(told)
+            failure = told(error, name)
+            code = code_of(failure)
         finally:
             service, _, method = name.lstrip("/").partition("/")
             self._metrics.observe_call(service, method, code.name, time.monotonic() - started)
-        if told is not None:
-            await _abort(context, told)
+        if failure is not None:
+            await _abort(context, failure)
 
 
 def _refuse_late(allowed: float | None) -> None:
@@ -143,7 +143,7 @@ def _as_code(code: int | grpc.StatusCode) -> grpc.StatusCode:
     return next((known for known in grpc.StatusCode if code in (known, known.value[0])), grpc.StatusCode.UNKNOWN)
 
 
-def _told(error: Exception, method: str) -> RagserveError:
+def told(error: Exception, method: str) -> RagserveError:
     """The error as the client may see it: of our bugs an id only, under which the log has the traceback."""
     if isinstance(error, RagserveError) and not isinstance(error, InternalError):
         return error

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from ragserve.errors import DataLossError, FailedPreconditionError, NotFoundError
+from ragserve.errors import RagserveError
 from ragserve.serving.logs import fields
 from retriever_svc.index import builds_interrupted
 from retriever_svc.knowledge import reading
@@ -25,8 +25,8 @@ from retriever_svc.live.snapshot import Snapshot
 from retriever_svc.loading import KnowledgeSource
 from retriever_svc.rows import MemoryRows
 
-# A version that was removed by a compaction, is another encoder's, or damaged.
-UNREADABLE = (NotFoundError, FailedPreconditionError, DataLossError, OSError, ValueError)
+# A version that was removed by a compaction, is another encoder's, is damaged, or cannot be indexed.
+UNREADABLE = (RagserveError, OSError, ValueError)
 
 log = logging.getLogger(__name__)
 
@@ -86,15 +86,16 @@ class Follower:
             self._load_up_to(knowledge.version, {base.version: base})
 
     def behind(self) -> int:
-        """By how many versions the newest loaded one is behind the newest committed one."""
-        return max(0, self._source.newest() - self.newest.version)
+        """By how many versions the newest loaded one is behind the newest committed one. Raises as `refresh`."""
+        with reading(self._source.path):
+            return max(0, self._source.newest() - self.newest.version)
 
     def refresh(self) -> Snapshot:
         """Load what was committed meanwhile; the newest version then. Raises what `KnowledgeSource` raises."""
         with self._lock:
-            newest = self._source.newest()
-            if newest > self.newest.version and not self._closed:
-                with reading(self._source.path):
+            with reading(self._source.path):
+                newest = self._source.newest()
+                if newest > self.newest.version and not self._closed:
                     self._load_up_to(newest, dict(self._snapshots))
             self._rebuild_if_due()
             return self.newest
@@ -123,9 +124,10 @@ class Follower:
                 continue
             try:
                 wanted[version] = known[version] = self._snapshot(version, known)
-            except UNREADABLE:  # no reason not to go on to the newest
+            except UNREADABLE as error:  # no reason not to go on to the newest
                 if version == newest:
                     raise
+                log.warning("an older version is not loaded", extra=fields(version=version, reason=error))
         self._snapshots = MappingProxyType(wanted)
         if all(isinstance(snapshot.base.rows, MemoryRows) for snapshot in wanted.values()):
             self._lance.lower()

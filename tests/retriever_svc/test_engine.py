@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fnmatch
 import os
+import shutil
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 import pytest_asyncio
@@ -19,15 +22,21 @@ from ragserve.errors import (
     UnavailableError,
 )
 from ragserve.serving.metrics import Metrics
+from ragserve.v1 import retriever_pb2
 from retriever_svc.encoder import TextEncoder
 from retriever_svc.engine import EngineOptions, Retrieval, RetrieverEngine
 from retriever_svc.index import IndexSpec
+from retriever_svc.kinds import LookupOptions
+from retriever_svc.knowledge import KnowledgeBase
+from retriever_svc.live.writer import KnowledgeWriter
 from retriever_svc.loading import RetrievalOptions
 from retriever_svc.requests import RequestLimits
 from retriever_svc.rows import MemoryRows
 from retriever_svc.search import search_offline
-from retriever_svc.types import Query
+from retriever_svc.servicer import RetrieverServicer
+from retriever_svc.types import Passage, Query
 from tests.retriever_svc.models import DIMENSION, write_model
+from tests.serving.conftest import until
 
 LIMITS = RequestLimits(max_k=50, max_batch_queries=8, max_query_characters=200)
 
@@ -220,3 +229,51 @@ async def test_a_cached_answer_is_the_one_that_would_be_found_again(
     assert (await caching.retrieve(mixed, 4)).results == (await engine.retrieve(mixed, 4)).results
     assert hits() == 2
     await caching.stop()
+
+
+async def test_a_replica_goes_on_looking_after_a_file_system_did_not_answer(
+    model: Path, knowledge_base: Path, options: RetrievalOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(knowledge_base, tmp_path / "kb"))
+    chosen = EngineOptions(retrieval=options, refresh_seconds=0.04)
+    engine = RetrieverEngine(model, copy, options=chosen, metrics=Metrics())
+    await engine.start()
+    looks = 0
+
+    def not_answering(path: Path) -> bool:
+        nonlocal looks
+        looks += 1
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "is_dir", not_answering)
+        await until(lambda: looks > 4)
+    other = KnowledgeWriter(copy, KnowledgeBase.open(copy).encoder)
+    other.upsert([Passage("new", "", "text")], np.ones((1, DIMENSION), np.float32))
+    await until(lambda: engine.info().knowledge_version == 2)
+    await engine.stop()
+
+
+async def test_a_bug_met_on_a_stream_is_told_by_an_id_and_ends_no_other_request(
+    engine: RetrieverEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = engine.retrieve
+
+    async def failing(queries: list[Query], k: int, version: int, lookup: LookupOptions) -> Retrieval:
+        if k == 3:
+            raise RuntimeError("a secret")
+        return await whole(queries, k, version, lookup)
+
+    monkeypatch.setattr(engine, "retrieve", failing)
+
+    async def requests() -> AsyncIterator[retriever_pb2.RetrieveStreamRequest]:
+        for k in (2, 3, 4):
+            request = retriever_pb2.RetrieverServiceRetrieveRequest(queries=[retriever_pb2.Query(text="who?")], k=k)
+            yield retriever_pb2.RetrieveStreamRequest(id=k, request=request)
+
+    answers = {each.id: each async for each in RetrieverServicer(engine).RetrieveStream(requests(), None)}
+    assert [len(answers[k].response.results[0].passages) for k in (2, 4)] == [2, 4]
+    assert answers[3].error.code == grpc.StatusCode.INTERNAL.value[0]
+    assert "secret" not in answers[3].error.message
+    assert answers[3].error.message.split()[-1] in str(caplog.records[-1].__dict__)
+    assert "a secret" in caplog.text

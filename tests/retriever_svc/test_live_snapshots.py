@@ -9,7 +9,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
@@ -372,20 +372,3 @@ def test_the_overlay_is_read_as_stored(tmp_path: Path) -> None:
     for passage, vector in zip(overlay.passages(np.arange(5)), overlay.vectors(np.arange(5)), strict=True):
         np.testing.assert_array_equal(vector, home.rows[passage.id][1])
     follower.close()
-
-
-def test_a_version_is_searched_with_the_refine_factor_of_its_settings(tmp_path: Path) -> None:
-    def found(refine_factor: float) -> int:
-        home = Home(tmp_path / f"kb{refine_factor}", random.Random(11), "PQ4x4")
-        home.options = RetrievalOptions(index=replace(home.options.index, refine_factor=refine_factor))
-        home.overwrite(home.draw(len(IDS)))
-        snapshot = home.follower().newest
-        queries = np.random.default_rng(5).normal(size=(20, DIMENSION)).astype(np.float32)
-        plain = nearest(View(snapshot, Filter()), queries, 2)
-        vectors = snapshot.vectors(np.arange(snapshot.size)).astype(np.float64)
-        return sum(
-            len(set(positions.tolist()) & set(np.argsort(-(vectors @ query))[:2].tolist()))
-            for (positions, _), query in zip(plain, queries, strict=True)
-        )
-
-    assert found(1.0) < found(60.0) == 40

@@ -192,3 +192,20 @@ async def test_close_finishes_what_is_queued_and_refuses_the_rest() -> None:
 async def test_closing_an_unused_batcher() -> None:
     async with batcher(Work()):
         pass
+
+
+async def test_what_is_no_exception_fails_the_batch_and_nothing_else() -> None:
+    """As a panic in a library written in Rust: a BaseException."""
+
+    class Panic(BaseException):
+        pass
+
+    def work(items: Sequence[int]) -> list[int]:
+        if 13 in items:
+            raise Panic("gave up")
+        return list(items)
+
+    async with batcher(work) as batches:
+        with pytest.raises(InternalError, match="work failed: gave up"):
+            await asyncio.wait_for(batches.submit(13), 30)
+        assert await asyncio.wait_for(batches.submit(1), 30) == 1

@@ -1,0 +1,53 @@
+"""Versions that are loaded with other settings, or beside one that cannot be."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ragserve.errors import InvalidInputError
+from retriever_svc.filters import Filter
+from retriever_svc.kinds import nearest
+from retriever_svc.live.snapshot import View
+from retriever_svc.loading import RetrievalOptions
+from tests.retriever_svc.test_live_snapshots import DIMENSION, IDS, Home, check
+
+
+def test_a_version_is_searched_with_the_refine_factor_of_its_settings(tmp_path: Path) -> None:
+    def found(refine_factor: float) -> int:
+        home = Home(tmp_path / f"kb{refine_factor}", random.Random(11), "PQ4x4")
+        home.options = RetrievalOptions(index=replace(home.options.index, refine_factor=refine_factor))
+        home.overwrite(home.draw(len(IDS)))
+        snapshot = home.follower().newest
+        queries = np.random.default_rng(5).normal(size=(20, DIMENSION)).astype(np.float32)
+        plain = nearest(View(snapshot, Filter()), queries, 2)
+        vectors = snapshot.vectors(np.arange(snapshot.size)).astype(np.float64)
+        return sum(
+            len(set(positions.tolist()) & set(np.argsort(-(vectors @ query))[:2].tolist()))
+            for (positions, _), query in zip(plain, queries, strict=True)
+        )
+
+    assert found(1.0) < found(60.0) == 40
+
+
+def test_an_older_version_that_cannot_be_indexed_does_not_hold_up_the_newest(tmp_path: Path) -> None:
+    home = Home(tmp_path / "kb", random.Random(7), "IVF64,Flat")
+    home.upsert(100)
+    home.upsert(3)
+    follower, whole = home.follower(keep_versions=2), max(home.history)
+    home.overwrite(home.draw(5))  # too few to train on
+    with pytest.raises(InvalidInputError, match="index_factory"):
+        follower.refresh()
+    assert follower.newest.version == whole
+    home.committed(home.writer.rollback(whole), home.history[whole])
+    assert follower.refresh().version == whole + 2
+    assert sorted(follower.snapshots) == [whole + 2]
+    check(home, follower)
+    follower.close()
+    restarted = home.follower(keep_versions=2)
+    assert sorted(restarted.snapshots) == [whole + 2]
+    restarted.close()
