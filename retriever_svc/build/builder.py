@@ -80,7 +80,7 @@ def build_knowledge_base(  # noqa: PLR0913
     identity = fingerprint(source, source_format, embeddings, model, split_words, precision, build)
     report = progress or (lambda _progress: None)
     with open_journal(out, identity) as journal:
-        staged = load_staged(journal.staged)
+        staged = load_staged(journal.staged, embeddings)
         if staged is None:
             _renew(journal.staged)
             rows = read_rows(source, source_format, build.max_text_bytes)

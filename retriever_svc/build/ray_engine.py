@@ -93,8 +93,19 @@ def _results(ray: Any, written: Any) -> Iterator[int]:
 
 def _for_actor(plan: ShardPlan) -> ShardPlan:
     """An actor is given one core, so it computes with one thread unless told otherwise; files by their full names."""
-    options = replace(plan.options, threads=plan.options.threads or 1)
-    return replace(plan, options=options)
+    vectors = plan.staged.vectors
+    staged = replace(
+        plan.staged,
+        directory=plan.staged.directory.absolute(),
+        vectors=vectors and replace(vectors, path=vectors.path.absolute()),
+    )
+    return replace(
+        plan,
+        journal=replace(plan.journal, directory=plan.journal.directory.absolute()),
+        staged=staged,
+        model=plan.model.absolute(),
+        options=replace(plan.options, threads=plan.options.threads or 1),
+    )
 
 
 def _import_ray() -> Any:

@@ -18,6 +18,7 @@ from ragserve.errors import InvalidInputError, NotFoundError
 from retriever_svc.build.lines import bad_row, too_long
 from retriever_svc.build.readers import READERS
 from retriever_svc.knowledge import DATASET_NAME
+from retriever_svc.metadata import check_metadata, parse_metadata
 
 FORMATS = ("jsonl", "tsv", "csv", "parquet", "lance", "folder")
 DIRECTORIES = ("lance", "folder")
@@ -141,14 +142,14 @@ def _check_text(source: Path, line: int, column: str, value: object, max_text_by
 def _metadata(source: Path, line: int, values: Mapping[str, Any]) -> str:
     """The metadata column and the further columns as one JSON object; empty when there are none."""
     own = values.get("metadata")
-    if isinstance(own, str):
-        try:
-            own = json.loads(own) if own.strip() else None
-        except (ValueError, RecursionError) as error:
-            raise bad_row(source, line, f"column 'metadata' is not JSON: {error}") from error
-    if not isinstance(own, dict | None):
-        raise bad_row(source, line, "column 'metadata' must be a JSON object")
-    merged = {**{key: value for key, value in values.items() if key not in COLUMNS}, **(own or {})}
+    try:
+        if isinstance(own, str):
+            own = parse_metadata(own) if own.strip() else None
+        merged = {key: value for key, value in values.items() if key not in COLUMNS}
+        merged |= {} if own is None else check_metadata(own)
+        check_metadata(merged)
+    except ValueError as error:
+        raise bad_row(source, line, f"column 'metadata' {error}") from error
     if not merged:
         return ""
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from retriever_svc.build.files import write_atomically
 from retriever_svc.build.vectors import VectorFile
 from retriever_svc.types import Int64
 
-TEXTS, RECORD, DROPPED = "texts.lance", "staged.json", "dropped.npy"
+TEXTS, RECORD, DROPPED, RAW_VECTORS = "texts.lance", "staged.json", "dropped.npy", "vectors.raw"
 SCAN_ROWS = 8192
 
 
@@ -54,11 +54,16 @@ class Staged:
         write_atomically(self.directory / RECORD, json.dumps(asdict(self), default=str))
 
 
-def load_staged(directory: Path) -> Staged | None:
-    """What an earlier build staged here completely; None when none did."""
+def load_staged(directory: Path, embeddings: Sequence[Path] = ()) -> Staged | None:
+    """What an earlier build staged here completely; None when none did.
+
+    `embeddings` are this build's files, with the same content as the earlier one's, whatever stands under the names
+    that those had.
+    """
     try:
         body = json.loads((directory / RECORD).read_text(encoding="utf-8"))
-        vectors = body["vectors"] and VectorFile(**{**body["vectors"], "path": Path(body["vectors"]["path"])})
+        path = embeddings[0] if embeddings and embeddings[0].suffix == ".npy" else directory / RAW_VECTORS
+        vectors = body["vectors"] and VectorFile(**{**body["vectors"], "path": path})
         return Staged(**{**body, "directory": directory, "examples": tuple(body["examples"]), "vectors": vectors})
     except FileNotFoundError:
         return None

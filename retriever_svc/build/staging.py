@@ -17,7 +17,7 @@ from retriever_svc.build.files import write_batches
 from retriever_svc.build.lines import bad_row
 from retriever_svc.build.sources import SourcePassage, SourceRow
 from retriever_svc.build.split import Cut, split_passage
-from retriever_svc.build.staged import DROPPED, TEXTS, Staged, among, scan
+from retriever_svc.build.staged import DROPPED, RAW_VECTORS, TEXTS, Staged, among, scan
 from retriever_svc.build.vectors import VectorFile, open_npy, unpickle
 from retriever_svc.types import Int64
 
@@ -112,7 +112,7 @@ class Stager:
         if embeddings[0].suffix == ".npy":
             vectors = open_npy(embeddings[0])
         else:
-            vectors = unpickle(embeddings, self._names(), self._directory / "vectors.raw", dimension)
+            vectors = unpickle(embeddings, self._names(), self._directory / RAW_VECTORS, dimension)
         named = f"{embeddings[0]}" + (f" and {len(embeddings) - 1} more" if len(embeddings) > 1 else "")
         if vectors.dimension != dimension:
             raise InvalidInputError(

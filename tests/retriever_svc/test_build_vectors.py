@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ragserve.errors import InvalidInputError
-from retriever_svc.build import BuildOptions, build_knowledge_base
+from retriever_svc.build import BuildOptions, Progress, build_knowledge_base
 from retriever_svc.build.vectors import embedding_files
 from retriever_svc.knowledge import KnowledgeBase, describe
 from retriever_svc.loading import RetrievalOptions
@@ -182,3 +182,39 @@ def test_files_of_other_kinds_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InvalidInputError, match=r"no \.pkl or \.pickle files there"):
         embedding_files([tmp_path / "empty"], allow_pickle=True)
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_a_build_goes_on_with_its_own_vectors_wherever_they_are_now(
+    pickled: bool, source: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(name: str, given: np.ndarray) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        if not pickled:
+            return save(path, given)
+        path.write_bytes(pickle.dumps([(str(row), vector) for row, vector in enumerate(given)]))
+        return path
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(progress: Progress) -> None:
+        if progress.done >= 14:
+            raise StoppedError
+
+    name = "v.pkl" if pickled else "v.npy"
+    monkeypatch.chdir(tmp_path)
+    first = BuildOptions(
+        embeddings=(write(f"first/{name}", vectors()).relative_to(tmp_path),), shard_passages=7, allow_pickle=pickled
+    )
+    with pytest.raises(StoppedError):
+        build_knowledge_base(source, Path("kb"), model, build=first, progress=stop)
+    moved = write(f"archive/{name}", vectors())
+    write(f"first/{name}", vectors(seed=1))  # of another job
+    monkeypatch.chdir(tmp_path / "archive")
+    said: list[str] = []
+    build = BuildOptions(embeddings=(moved,), shard_passages=7, allow_pickle=pickled, notify=said.append)
+    build_knowledge_base(source, tmp_path / "kb", model, build=build)
+    assert said[0].startswith("going on with an earlier build")
+    np.testing.assert_array_equal(stored(tmp_path / "kb"), vectors())
