@@ -92,6 +92,6 @@ def metadata(text: str) -> Mapping[str, Any]:
     """The metadata object; empty where there is none or it is no JSON object."""
     try:
         value = json.loads(text) if text else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

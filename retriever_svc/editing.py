@@ -58,30 +58,31 @@ class Editor:
         self._ending = False
 
     async def upsert(self, passages: Sequence[NewPassage], clock: StageClock) -> Upsert:
-        """Add or replace passages in one commit; the clock gets the stages encode, commit and apply.
+        """Add or replace passages in one commit; the clock gets the stages embed, commit and apply.
 
         Raises what `KnowledgeWriter.upsert` raises, and see `_run`.
         """
 
         def work() -> Upsert:
-            with clock.measure("encode"):
+            with clock.measure("embed"):
                 vectors = self._vectors(passages)
-            with clock.measure("commit"):
-                return self._writer.upsert([new.passage for new in passages], vectors)
+            return measured(lambda: self._writer.upsert([new.passage for new in passages], vectors), clock)
 
         return await self._run("upsert", work, clock)
 
     async def delete(self, ids: Sequence[str], clock: StageClock) -> Deletion:
         """Delete passages in one commit. Raises what `KnowledgeWriter.delete` raises, and see `_run`."""
-        return await self._run("delete", lambda: self._writer.delete(ids), clock)
+        return await self._run("delete", lambda: measured(lambda: self._writer.delete(ids), clock), clock)
 
     async def rollback(self, version: int, clock: StageClock) -> int:
         """Commit the content of an older version. Raises what `KnowledgeWriter.rollback` raises, and see `_run`."""
-        return await self._run("rollback", lambda: self._writer.rollback(version), clock)
+        return await self._run("rollback", lambda: measured(lambda: self._writer.rollback(version), clock), clock)
 
     async def compact(self, keep_versions: int, keep_seconds: float, clock: StageClock) -> Compaction:
         """Compact the files. Raises what `KnowledgeWriter.compact` raises, and see `_run`."""
-        return await self._run("compact", lambda: self._writer.compact(keep_versions, keep_seconds), clock)
+        return await self._run(
+            "compact", lambda: measured(lambda: self._writer.compact(keep_versions, keep_seconds), clock), clock
+        )
 
     def give_up(self) -> None:
         """Embed no further: what is not being committed fails."""
@@ -136,3 +137,9 @@ class Editor:
         if self._encoder is None:
             self._encoder = self._load_encoder()
         return self._encoder
+
+
+def measured(commit: Callable[[], T], clock: StageClock) -> T:
+    """What a commit returns, its time in the clock."""
+    with clock.measure("commit"):
+        return commit()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from retriever_svc.filters import check_filter
 from retriever_svc.index import SearchOptions
 from retriever_svc.kinds import LookupOptions, SearchKind, require_words
 from retriever_svc.live.snapshot import Snapshot
+from retriever_svc.metadata import parse_metadata
 from retriever_svc.types import NewPassage, Passage, Query
 
 
@@ -123,11 +123,9 @@ def _check_passage(field: str, passage: Passage, limits: RequestLimits) -> None:
             )
     if passage.metadata_json:
         try:
-            parsed = json.loads(passage.metadata_json)
+            parse_metadata(passage.metadata_json)
         except ValueError as error:
-            raise InvalidInputError(f"{field}.metadata_json", f"{field}.metadata_json is not JSON: {error}") from error
-        if not isinstance(parsed, dict):
-            raise InvalidInputError(f"{field}.metadata_json", f"{field}.metadata_json must be a JSON object")
+            raise InvalidInputError(f"{field}.metadata_json", f"{field}.metadata_json {error}") from error
 
 
 def _check_text(field: str, text: str, max_characters: int) -> None:

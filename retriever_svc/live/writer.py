@@ -28,6 +28,7 @@ from retriever_svc.types import Float32, Passage
 RETRY_SECONDS = 0.05  # after a lost race: a commit of a few passages takes about this long
 DEFAULT_KEEP_VERSIONS = 10
 DEFAULT_KEEP_SECONDS = 3_600.0
+MOST_KEEP_SECONDS = 100 * 365 * 86_400  # Lance counts microseconds in 64 bits
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ class KnowledgeWriter:
     def delete(self, ids: Sequence[str]) -> Deletion:
         """Delete passages by id in one commit; none is made when none of them is there."""
         dataset = self._open()
-        known = set(find_ids(dataset, ids))
+        with self._committing():
+            known = set(find_ids(dataset, ids))
         missing = tuple(identifier for identifier in dict.fromkeys(ids) if identifier not in known)
         if not known:
             return Deletion(int(dataset.version), 0, missing)
@@ -120,12 +122,14 @@ class KnowledgeWriter:
         need to follow.
 
         Raises:
-            InvalidInputError: keep_versions is below 1, or keep_seconds below 0.
+            InvalidInputError: keep_versions is below 1, or keep_seconds below 0 or above 100 years.
         """
         if keep_versions < 1:
             raise InvalidInputError("keep_versions", f"keep_versions is {keep_versions}; it must be at least 1")
-        if not 0 <= keep_seconds < timedelta.max.total_seconds():
-            raise InvalidInputError("keep_seconds", f"keep_seconds is {keep_seconds}; it must be at least 0")
+        if not 0 <= keep_seconds <= MOST_KEEP_SECONDS:
+            raise InvalidInputError(
+                "keep_seconds", f"keep_seconds is {keep_seconds}; it must be from 0 to {MOST_KEEP_SECONDS} (100 years)"
+            )
         dataset = self._open()
         with self._committing():
             dataset.optimize.compact_files()

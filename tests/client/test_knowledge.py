@@ -72,7 +72,7 @@ def test_what_is_written_is_there(client: ragserve.KnowledgeClient) -> None:
     done = client.upsert([*dated("w", 3), mapping], progress=lambda *counts: told.append(counts))
     assert (done.inserted, done.updated, told) == (4, 0, [(4, 4)])
     assert done.knowledge_version == before.knowledge_version + 1
-    assert {"encode", "commit", "apply"} <= done.timings_seconds.keys()
+    assert {"embed", "commit", "apply"} <= done.timings_seconds.keys()
     replaced = client.upsert([{"id": "w0", "text": "another text", "vector": vector(0)}])
     assert (replaced.inserted, replaced.updated) == (0, 1)
 

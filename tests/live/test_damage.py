@@ -168,6 +168,7 @@ def test_a_damaged_fragment_ends_the_start_but_not_the_service(home: Home) -> No
     fragment.write_bytes(fragment.read_bytes()[:200])
     assert found(replica.search(ONES, 10)) == before
     assert isinstance(refused(lambda: replica.get(["1"])), DataLossError)
+    assert isinstance(refused(lambda: replica.delete(["1"])), DataLossError)
     refused_start(home, "damaged", str(home.knowledge))
     assert found(replica.search(ONES, 10)) == before
     replica.stop()
