@@ -25,7 +25,7 @@ def factory(kind: str, size: int) -> tuple[str, str]:
     if kind == "Flat":
         return "Flat", ""
     if kind == "HNSW32":
-        return "HNSW32", "efSearch=64"
+        return "HNSW32", "efSearch=256"
     if kind == "IVF-PQ":
         cells = 4 * math.isqrt(size)
         return f"IVF{cells},PQ96np", f"nprobe={max(16, cells // 32)}"
