@@ -255,6 +255,7 @@ def wrong_width() -> ragserve.NewPassage:
     return ragserve.NewPassage("x", "t", vector=np.ones(DIMENSION + 1))
 
 
+@pytest.mark.long
 def test_two_writers_on_one_folder_lose_nothing(home: Home, replica: Replica) -> None:
     """Their ids overlap, so that they come in each other's way; each acknowledged write must be in the history."""
     other = home.replica(**FLAGS)

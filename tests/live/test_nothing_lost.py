@@ -187,7 +187,7 @@ def chosen_seed() -> int:
 
 
 def test_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
-    run(tmp_path, steps=500, kills=3, seed=chosen_seed())
+    run(tmp_path, steps=400, kills=3, seed=chosen_seed())
 
 
 @pytest.mark.long

@@ -59,7 +59,7 @@ def test_rag_token(seed: int) -> None:
     assert best.log_prob == pytest.approx(case.log_prob(Mode.TOKEN, best.tokens), abs=1e-4)
 
 
-@pytest.mark.parametrize("seed", seeds(20, 150))
+@pytest.mark.parametrize("seed", seeds(10, 150))
 def test_rag_sequence_thorough(seed: int) -> None:
     case, options = drawn(seed, Mode.SEQUENCE)
     session = case.session(Mode.SEQUENCE)

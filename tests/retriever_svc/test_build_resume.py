@@ -141,6 +141,7 @@ def test_another_source_or_option_starts_over(
     assert rows(out).column("text")[0].as_py() == tiny_passages(1, seed=8)[0].text
 
 
+@pytest.mark.long
 def test_a_source_that_was_only_touched_is_the_same(
     source: Path, model: Path, options: RetrievalOptions, tmp_path: Path
 ) -> None:

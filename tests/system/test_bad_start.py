@@ -66,7 +66,7 @@ def test_no_knowledge_base(launcher: Launcher, tmp_path: Path) -> None:
     assert "gone" in log_of_failure(nothing.retriever())
 
 
-@pytest.mark.parametrize("service", ["retriever", "generator", "orchestrator"])
+@pytest.mark.parametrize("service", ["retriever", pytest.param("generator", marks=pytest.mark.long), "orchestrator"])
 def test_a_port_in_use(service: str, launcher: Launcher) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

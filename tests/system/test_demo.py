@@ -58,7 +58,7 @@ def test_the_sample_questions_are_answered_right(demo: Demo) -> None:
         assert any(answer in passage.text for passage in found.passages)
 
 
-@pytest.mark.parametrize("mode", ["token", "sequence"])
+@pytest.mark.parametrize("mode", ["token", pytest.param("sequence", marks=pytest.mark.long)])
 def test_what_the_services_measure_adds_up_to_the_whole(demo: Demo, mode: str) -> None:
     """Without what is only a remainder: the time on the wire, and what the orchestrator did besides."""
     before, begun = demo.totals(), time.monotonic()

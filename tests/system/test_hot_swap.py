@@ -14,9 +14,9 @@ from bench.hot_swap.experiment import MODES, Asked, ask_all, count
 from bench.hot_swap.system import MODEL, System, serving
 from retriever_svc.build import build_knowledge_base
 
-QUESTIONS = {"token": 8, "sequence": 4}  # of each mode
+QUESTIONS = {"token": 20, "sequence": 6}  # of each mode
 MATCHED, MISMATCHED = 0.7, 0.15  # shares; the paper: 0.70 and 0.68 against 0.12 and 0.04
-pytestmark = pytest.mark.timeout(400)  # the fixtures ask all questions within the first test
+pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]  # the fixtures ask all questions within the first test
 OLD, NEW = VERSIONS
 
 

@@ -117,6 +117,7 @@ def both_get_work(fleet: Fleet, pool: ThreadPoolExecutor) -> bool:
     return len(seen) == len(fleet.generators)
 
 
+@pytest.mark.long
 def test_sigterm_drains_a_generator(fleet: Fleet, stack: Stack, launcher: Launcher) -> None:
     expected = stack.generate("bart", request()).hypotheses[0]
     with ThreadPoolExecutor(4) as pool:

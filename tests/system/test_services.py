@@ -78,7 +78,7 @@ def test_streams_name_the_text_that_is_not_utf8(service: str, method: str, field
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
-@pytest.mark.parametrize("name", ["retriever", "generator"])
+@pytest.mark.parametrize("name", ["retriever", pytest.param("generator", marks=pytest.mark.long)])
 def test_cuda_that_is_not_there_is_refused(name: str, launcher: Launcher) -> None:
     (line,) = [
         line for line in log_of_failure(getattr(launcher, name)(device="cuda")).splitlines() if "cannot start" in line
