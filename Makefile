@@ -3,6 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEMO_STAMP := $(VENV)/.installed-demo
 # cpu or gpu: which builds of FAISS and ONNX Runtime go into a new environment.
 DEVICE ?= cpu
 # Two cores are shared by several processes here: one pool each, set on purpose.
@@ -20,9 +21,15 @@ install: $(STAMP) ## create the environment and install what is missing
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[all,$(DEVICE),dev]'
+	touch $@ $(DEMO_STAMP)
+
+# What the services need, without the tools of development.
+$(DEMO_STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[all,$(DEVICE)]'
 	touch $@
 
-demo: $(STAMP) ## start the three services with the embedded models and answer questions
+demo: $(DEMO_STAMP) ## start the three services with the embedded models and answer questions
 	$(BIN)/ragserve demo
 
 check: $(STAMP) ## lint, types, protos
