@@ -11,14 +11,8 @@ import sys
 from collections.abc import Sequence
 
 PARTS = ("generator", "retrieval")
-ALONE = (
-    "scale",
-    "no_stall",
-    "hot_swap",
-    "lexical",
-    "encoder",
-    "gpu_index",
-)  # longer, or without a peer: only when named
+# Longer ones, or without a peer.
+ALONE = ("scale", "no_stall", "hot_swap", "lexical", "encoder", "gpu_index")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

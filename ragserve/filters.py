@@ -53,13 +53,22 @@ class Condition:
     below: str | None = None
 
 
+# Inner product of vectors, BM25 of words, and two hybrids: a weighted sum, reciprocal rank fusion.
+SEARCH_KINDS = ("dense", "bm25", "weighted", "rrf")
+
+
 @dataclass(frozen=True)
 class SearchOptions:
-    """Conditions that passages must fulfil, and how an approximate index searches; 0: its own setting."""
+    """Conditions that passages must fulfil, what they are found by, and how an approximate index searches.
+
+    kind: one of SEARCH_KINDS; empty: the retriever's setting, as a weight of None and a 0 are.
+    """
 
     filter: tuple[Condition, ...] = ()
     nprobe: int = 0
     ef_search: int = 0
+    kind: str = ""
+    lexical_weight: float | None = None
 
 
 def conditions(wanted: Filter | None) -> tuple[Condition, ...]:

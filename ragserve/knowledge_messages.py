@@ -123,8 +123,9 @@ def lookup_to_proto(lookup: Lookup) -> pb.RetrieverServiceRetrieveRequest:
             message.vector = _vector(f"{path}.vector", query)
     set_field(request, "k", lookup.k)
     set_field(request, "knowledge_version", lookup.knowledge_version)
-    if lookup.filter or lookup.nprobe or lookup.ef_search:
-        set_search(request.options, lookup.filter, lookup.nprobe, lookup.ef_search, "options.")
+    options = {name: getattr(lookup, name) for name in ("nprobe", "ef_search", "kind", "lexical_weight")}
+    if lookup.filter or any(value not in (None, 0, "") for value in options.values()):
+        set_search(request.options, lookup.filter, "options.", **options)
     return request
 
 

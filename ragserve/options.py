@@ -88,6 +88,8 @@ class RetrieveKeywords(TypedDict, total=False):
     filter: what the passages' metadata must be, as {"lang": "en", "year": ragserve.between(1990, 2000)}.
     nprobe: cells of an IVF index to visit; default: the index's.
     ef_search: candidates that an HNSW index keeps; default: the index's.
+    search_kind: what passages are found by: dense, bm25, weighted or rrf; default: the retriever's setting.
+    lexical_weight: part of BM25 in a weighted search, 0 to 1; default: the retriever's setting.
     timeout_seconds: deadline of this call; default: the client's.
     """
 
@@ -96,6 +98,8 @@ class RetrieveKeywords(TypedDict, total=False):
     filter: Filter | None
     nprobe: int | None
     ef_search: int | None
+    search_kind: str | None
+    lexical_weight: float | None
     timeout_seconds: float | None
 
 

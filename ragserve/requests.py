@@ -10,7 +10,7 @@ from typing import Any
 from google.protobuf.message import Message
 
 from ragserve.errors import InvalidInputError
-from ragserve.filters import Filter, SearchOptions, conditions
+from ragserve.filters import SEARCH_KINDS, Filter, SearchOptions, conditions
 from ragserve.options import (
     ContextKeywords,
     GenerateKeywords,
@@ -20,7 +20,7 @@ from ragserve.options import (
     ScoreKeywords,
     SourceKeywords,
 )
-from ragserve.serving.convert import search_to_proto
+from ragserve.serving.convert import KINDS, search_to_proto
 from ragserve.v1 import common_pb2, generator_pb2, orchestrator_pb2
 
 # Options that are enumerations on the wire, by their value here.
@@ -87,12 +87,19 @@ def retrieve_request(question: str, keywords: RetrieveKeywords) -> orchestrator_
     return request
 
 
-def set_search(
-    target: common_pb2.SearchOptions, wanted: Filter | None, nprobe: int | None, ef_search: int | None, path: str
-) -> None:
-    """Sets what a search may find and how. Raises InvalidInputError, with `path` in front, where it cannot be sent."""
-    set_field(target, "nprobe", nprobe, path)
-    set_field(target, "ef_search", ef_search, path)
+def set_search(target: common_pb2.SearchOptions, wanted: Filter | None, path: str, **options: Any) -> None:
+    """Sets what a search may find and how. Raises InvalidInputError, with `path` in front, where it cannot be sent.
+
+    `options` are `nprobe`, `ef_search`, `kind` and `lexical_weight`, as `SearchOptions` has them.
+    """
+    if (kind := options.pop("kind", None)) is not None:
+        if kind not in KINDS:
+            raise InvalidInputError(
+                f"{path}kind", f"{path}kind is {kind!r}; it must be one of {', '.join(SEARCH_KINDS)}"
+            )
+        target.kind = KINDS[kind]
+    for name, value in options.items():
+        set_field(target, name, value, path)
     try:
         target.MergeFrom(search_to_proto(SearchOptions(conditions(wanted))))
     except (TypeError, ValueError) as error:
@@ -108,9 +115,10 @@ def _check_known(method: str, keywords: Mapping[str, Any], known: type) -> None:
 def _set_retrieval(request: Any, keywords: RetrieveKeywords) -> None:
     set_field(request, "n_docs", keywords.get("docs"))
     set_field(request, "knowledge_version", keywords.get("knowledge_version"))
-    options = (keywords.get("filter"), keywords.get("nprobe"), keywords.get("ef_search"))
-    if any(options):
-        set_search(request.search, *options, "search.")
+    options = {name: keywords.get(name) for name in ("nprobe", "ef_search", "lexical_weight")}
+    options["kind"] = keywords.get("search_kind")
+    if keywords.get("filter") or any(value not in (None, 0, "") for value in options.values()):
+        set_search(request.search, keywords.get("filter"), "search.", **options)
 
 
 def _set_sources(request: Any, keywords: SourceKeywords) -> None:

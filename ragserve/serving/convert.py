@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ragserve.filters import Condition, SearchOptions
+from ragserve.errors import InvalidInputError
+from ragserve.filters import SEARCH_KINDS, Condition, SearchOptions
 from ragserve.serving.metrics import StageTiming
 from ragserve.v1 import common_pb2
 
+KINDS = {"": common_pb2.SEARCH_KIND_UNSPECIFIED} | {
+    name: common_pb2.SearchKind.Value(f"SEARCH_KIND_{name.upper()}") for name in SEARCH_KINDS
+}
 BOUNDS = ("at_least", "above", "at_most", "below")
 
 
@@ -24,13 +28,23 @@ def timings_from_proto(messages: Iterable[common_pb2.StageTiming]) -> tuple[Stag
 def search_to_proto(options: SearchOptions) -> common_pb2.SearchOptions:
     """Options of a search as a message. Raises ValueError or TypeError for what protobuf cannot hold."""
     conditions = [_condition_to_proto(condition) for condition in options.filter]
-    return common_pb2.SearchOptions(filter=conditions, nprobe=options.nprobe, ef_search=options.ef_search)
+    return common_pb2.SearchOptions(
+        filter=conditions,
+        nprobe=options.nprobe,
+        ef_search=options.ef_search,
+        kind=KINDS[options.kind],
+        lexical_weight=options.lexical_weight,
+    )
 
 
 def search_from_proto(message: common_pb2.SearchOptions) -> SearchOptions:
-    """The options that a message holds."""
+    """The options that a message holds. Raises InvalidInputError for a kind that there is not."""
     conditions = tuple(_condition_from_proto(condition) for condition in message.filter)
-    return SearchOptions(conditions, message.nprobe, message.ef_search)
+    kind = next((name for name, value in KINDS.items() if value == message.kind), None)
+    if kind is None:
+        raise InvalidInputError("search.kind", f"search.kind is {message.kind}, which is no kind of search")
+    weight = message.lexical_weight if message.HasField("lexical_weight") else None
+    return SearchOptions(conditions, message.nprobe, message.ef_search, kind, weight)
 
 
 def _condition_to_proto(condition: Condition) -> common_pb2.Condition:

@@ -63,13 +63,25 @@ def test_a_filter_that_is_no_mapping() -> None:
     ],
 )
 def test_the_wire_keeps_conditions_as_they_are(condition: Condition) -> None:
-    options = SearchOptions((condition,), nprobe=3, ef_search=4)
+    options = SearchOptions((condition,), nprobe=3, ef_search=4, kind="weighted", lexical_weight=0.0)
     assert search_from_proto(search_to_proto(options)) == options
 
 
 def test_the_options_of_a_search_reach_the_wire() -> None:
-    expected = common_pb2.SearchOptions(filter=[common_pb2.Condition(key="lang", equals="en")], nprobe=2, ef_search=3)
-    keywords: Any = {"filter": {"lang": "en"}, "nprobe": 2, "ef_search": 3}
+    expected = common_pb2.SearchOptions(
+        filter=[common_pb2.Condition(key="lang", equals="en")],
+        nprobe=2,
+        ef_search=3,
+        kind=common_pb2.SEARCH_KIND_WEIGHTED,
+        lexical_weight=0.25,
+    )
+    keywords: Any = {
+        "filter": {"lang": "en"},
+        "nprobe": 2,
+        "ef_search": 3,
+        "search_kind": "weighted",
+        "lexical_weight": 0.25,
+    }
     assert generate_request("q", keywords).search == expected
     assert score_request("q", "a", keywords).search == expected
     assert retrieve_request("q", keywords).search == expected
@@ -81,6 +93,7 @@ def test_the_options_of_a_search_reach_the_wire() -> None:
     [
         ({"nprobe": -1}, "search.nprobe"),
         ({"ef_search": 1.5}, "search.ef_search"),
+        ({"search_kind": "words"}, "search.kind"),
         ({"filter": {"\ud800": "x"}}, "search.filter"),
         ({"filter": {"lang": "\ud800"}}, "search.filter"),
         ({"filter": {3: "x"}}, "search.filter"),

@@ -14,6 +14,7 @@ from ragserve.calls import Retries, TimeLeft
 from ragserve.errors import AbortedError, InvalidInputError, UnavailableError
 from ragserve.knowledge import Lookup, NewPassage, StreamedLookup
 from ragserve.knowledge_messages import PART_BYTES, PART_PASSAGES, Parts, lookup_to_proto, message_of, parts_of
+from ragserve.v1 import common_pb2
 from ragserve.v1 import retriever_pb2 as pb
 
 
@@ -76,10 +77,11 @@ def test_lookups_as_they_are_sent() -> None:
     vector = np.array([1, 2], np.float32)
     for queries in (vector, [vector], vector[np.newaxis]):
         assert [query.vector for query in lookup_to_proto(Lookup(queries)).queries] == [vector.tobytes()]
-    request = lookup_to_proto(Lookup(["q", vector], 3, 7, {"lang": "en"}, nprobe=2, ef_search=4))
+    request = lookup_to_proto(Lookup(["q", vector], 3, 7, {"lang": "en"}, nprobe=2, ef_search=4, kind="bm25"))
     assert [query.WhichOneof("query") for query in request.queries] == ["text", "vector"]
     assert (request.k, request.knowledge_version) == (3, 7)
     assert (request.options.filter[0].key, request.options.nprobe, request.options.ef_search) == ("lang", 2, 4)
+    assert request.options.kind == common_pb2.SEARCH_KIND_BM25
     assert lookup_to_proto(Lookup("q")) == pb.RetrieverServiceRetrieveRequest(queries=[pb.Query(text="q")], k=5)
 
 

@@ -181,6 +181,7 @@ async def test_the_other_mode_warns() -> None:
         ("InvalidInputError", "search.nprobe", asked(search=common_pb2.SearchOptions(nprobe=3))),
         ("InvalidInputError", "search.filter[0].key", asked(search={"filter": [{"key": "x", "equals": "y"}]})),
         ("InvalidInputError", "search", asked(search={"nprobe": 3}, documents=[{"text": "x"}])),
+        ("InvalidInputError", "search.kind", asked(search=common_pb2.SearchOptions(kind=9))),  # type: ignore[arg-type]
     ],
     ids=str,
 )
