@@ -15,7 +15,17 @@ from ragserve_cli.reach import reached
 DEFAULT_TIMEOUT = 60.0  # seconds
 EARLY_STOPPING: dict[str, bool | str] = {"heuristic": False, "first": True, "never": "never"}
 SAME_NAME = (
-    *("mode", "docs", "knowledge_version", "decoding", "beams", "max_length", "min_length", "max_new_tokens"),
+    *(
+        "mode",
+        "docs",
+        "knowledge_version",
+        "search_kind",
+        "decoding",
+        "beams",
+        "max_length",
+        "min_length",
+        "max_new_tokens",
+    ),
     *("min_new_tokens", "length_penalty", "repetition_penalty", "question_form", "truncation", "max_context_tokens"),
 )
 SAMPLING = ("temperature", "top_k", "top_p", "seed")
@@ -30,6 +40,7 @@ def ask(  # noqa: PLR0913
     docs: choices.DocsOption = None,
     knowledge_version: choices.VersionOption = None,
     filters: choices.FilterOption = None,
+    search_kind: choices.SearchKindOption = None,
     decoding: choices.DecodingOption = None,
     beams: choices.BeamsOption = None,
     returns: choices.ReturnsOption = None,
@@ -72,6 +83,7 @@ def score(  # noqa: PLR0913
     docs: choices.DocsOption = None,
     knowledge_version: choices.VersionOption = None,
     filters: choices.FilterOption = None,
+    search_kind: choices.SearchKindOption = None,
     as_json: choices.JsonOption = False,
 ) -> None:
     """Say how probable an answer is: log p(answer | question), marginalized over the passages."""
@@ -79,6 +91,7 @@ def score(  # noqa: PLR0913
     from ragserve_cli import answers  # noqa: PLC0415
 
     chosen: dict[str, Any] = {"mode": mode, "docs": docs, "knowledge_version": knowledge_version}
+    chosen["search_kind"] = search_kind
     chosen["filter"] = parse_filters(filters)
     with reached(target), Client(target, timeout_seconds=timeout) as client:
         found = client.score(question, answer, **_given(chosen))
@@ -96,15 +109,17 @@ def retrieve(
     docs: choices.DocsOption = None,
     knowledge_version: choices.VersionOption = None,
     filters: choices.FilterOption = None,
+    search_kind: choices.SearchKindOption = None,
     as_json: choices.JsonOption = False,
 ) -> None:
     """Show the passages that a question retrieves, with their priors."""
     from ragserve.client import Client  # noqa: PLC0415  (slow to import)
     from ragserve_cli import answers  # noqa: PLC0415
 
-    wanted = parse_filters(filters)
+    chosen: dict[str, Any] = {"docs": docs, "knowledge_version": knowledge_version, "search_kind": search_kind}
+    chosen["filter"] = parse_filters(filters)
     with reached(target), Client(target, timeout_seconds=timeout) as client:
-        found = client.retrieve(question, docs=docs, knowledge_version=knowledge_version, filter=wanted)
+        found = client.retrieve(question, **_given(chosen))
     if as_json:
         console.print_json(found.to_dict())
     else:

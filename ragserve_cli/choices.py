@@ -34,6 +34,15 @@ class EarlyStopping(StrEnum):
     NEVER = "never"
 
 
+class SearchKind(StrEnum):
+    """What passages are found by."""
+
+    DENSE = "dense"
+    BM25 = "bm25"
+    WEIGHTED = "weighted"
+    RRF = "rrf"
+
+
 class QuestionForm(StrEnum):
     """Which form of the question the generator reads."""
 
@@ -67,6 +76,14 @@ FilterOption = Annotated[
         "--filter",
         metavar="KEY=VALUE",
         help="Only passages with this metadata: KEY=VALUE, KEY=A,B, KEY>=VALUE (also >, <=, <); may be repeated.",
+    ),
+]
+
+SearchKindOption = Annotated[
+    SearchKind | None,
+    typer.Option(
+        "--search-kind",
+        help="Find passages by vector, by words, or by both; all but dense need a retriever with lexical=true.",
     ),
 ]
 

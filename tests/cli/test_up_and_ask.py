@@ -108,6 +108,7 @@ def test_filters_reach_the_retriever(cli: Cli, target: str) -> None:
         (["--beams", 1000], "num_beams"),
         (["--length-penalty", -1, "--early-stopping", "never", "--beams", 2], "length_penalty"),
         (["--knowledge-version", 9], "knowledge_version"),
+        (["--search-kind", "bm25"], "lexical"),
     ],
 )
 def test_bad_requests_are_one_line_and_the_services_go_on(
