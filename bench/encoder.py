@@ -62,7 +62,7 @@ def _fetch_jar() -> Path:
 
 def nearest(knowledge: Path, vectors: Float32) -> list[set[int]]:
     """Positions of the five passages nearest to each vector."""
-    rows = MemoryRows(KnowledgeBase.open(knowledge).dataset)
+    rows = MemoryRows.read(KnowledgeBase.open(knowledge).dataset)
     index = FaissIndex.build(rows, IndexSpec(device="cpu"))
     return [set(positions.tolist()) for positions, _ in find_nearest(index, rows, vectors, TOP)]
 
