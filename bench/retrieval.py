@@ -13,7 +13,7 @@ from typing import Any
 from bench import CACHE, processes, report
 from bench.milvus_lite import MilvusLite, MilvusServer
 from bench.questions import questions
-from bench.retrieval_report import stages_table, verdict_table
+from bench.retrieval_report import BARE, stages_table, verdict_table
 from bench.sides import Asked, Bm25s, InProcess, Ragserve, Side
 from bench.turns import Load, Measured, one_round
 from ragserve.v1 import common_pb2
@@ -58,20 +58,24 @@ def sides(options: argparse.Namespace, threads: int, stack: ExitStack) -> tuple[
     flags["lexical"] = True
     process = processes.start("retriever_svc", flags, CACHE.resolve() / "logs", threads=threads)
     stack.callback(process.kill)
+    flags = {"model": MODEL, "knowledge": KNOWLEDGE, "device": options.device, "threads": threads, "k": K}
+    bare_process = processes.start("bench.bare_service", flags, CACHE.resolve() / "logs", threads=threads)
+    stack.callback(bare_process.kill)
     inner = InProcess(MODEL, KNOWLEDGE, K, threads, options.device)
     server = MilvusServer(inner.rows, threads=threads)
     stack.callback(server.stop)
     ours = Ragserve(process.wait_healthy(), K)
+    bare = Ragserve(bare_process.wait_healthy(), K, name=BARE)
     by_words = Ragserve(process, K, common_pb2.SEARCH_KIND_BM25)
     milvus = [MilvusLite(server, K), MilvusLite(server, K, ("id",), "milvus-lite, ids only")]
-    services: list[Side] = [ours, by_words, *milvus]
+    services: list[Side] = [ours, by_words, bare, *milvus]
     for side in services:
         stack.callback(side.close)
     texts: list[Asked] = list(questions(inner.rows, options.questions))
     vectors: list[Asked] = list(inner.encoder.encode_queries([str(text) for text in texts]))
     bm25s = Bm25s(inner.rows, K)
     groups = [
-        Group("text", texts, [ours, inner, bm25s]),
+        Group("text", texts, [ours, inner, bare, bm25s]),
         Group("text, by words", texts, [by_words, bm25s]),
         Group("vector", vectors, [ours, inner, *milvus]),
     ]

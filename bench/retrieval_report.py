@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from bench.turns import Measured
 
-OURS, SAME_PARTS = "ragserve", "in-process"
+OURS, SAME_PARTS, BARE = "ragserve", "in-process", "in-process behind bare gRPC"
 LEAST_THROUGHPUT = 0.85  # of the same ONNX session and FAISS index called in-process
 MOST_ADDED_SECONDS = 0.002  # at the median above them, one question at a time
 HEAD = ("queries", "load", "peer", "unit", "ragserve", "peer's", "ragserve is faster by", "target", "same passages")

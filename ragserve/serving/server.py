@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NoReturn, Protocol
 
 import grpc.aio
+import uvloop
 from grpc_reflection.v1alpha import reflection
 
 from ragserve.errors import RagserveError
@@ -168,7 +169,7 @@ async def serve(
 def run(main: Callable[[], Coroutine[Any, Any, int]]) -> NoReturn:
     """Runs a service's main and exits with its status; a RagserveError becomes one line and status 2."""
     try:
-        status = asyncio.run(main())
+        status = uvloop.run(main())
     except RagserveError as error:
         named = error.field and not error.message.startswith(error.field)
         print(f"error: {error.field}: {error.message}" if named else f"error: {error.message}", file=sys.stderr)
