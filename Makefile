@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_STAMP := $(VENV)/.installed-demo
+KERNELS := $(wildcard generator_svc/kernels/*.[ch])
 # cpu or gpu: which builds of FAISS and ONNX Runtime go into a new environment.
 DEVICE ?= cpu
 # Two cores are shared by several processes here: one pool each, set on purpose.
@@ -18,13 +19,13 @@ help: ## list the targets
 
 install: $(STAMP) ## create the environment and install what is missing
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml $(KERNELS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[all,$(DEVICE),dev]'
 	touch $@ $(DEMO_STAMP)
 
 # What the services need, without the tools of development.
-$(DEMO_STAMP): pyproject.toml
+$(DEMO_STAMP): pyproject.toml $(KERNELS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[all,$(DEVICE)]'
 	touch $@

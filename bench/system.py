@@ -18,9 +18,12 @@ TIMEOUT_SECONDS = 600.0
 class Ragserve:
     """Generator and orchestrator; the documents come with the request, so no retriever is asked."""
 
-    def __init__(self, model: Path, workload: Workload, logs: Path, *, threads: int, device: str) -> None:
+    def __init__(
+        self, model: Path, workload: Workload, logs: Path, *, threads: int, device: str, precision: str = "float32"
+    ) -> None:
         self._workload = workload
-        generator = start("generator_svc", {"model": model, "device": device}, logs, threads=threads)
+        flags = {"model": model, "device": device, "precision": precision}
+        generator = start("generator_svc", flags, logs, threads=threads)
         orchestrator = start("orchestrator", {"generator": generator.target, "retriever": "127.0.0.1:1"}, logs)
         self._processes: tuple[ServiceProcess, ...] = (generator, orchestrator)
         self._channel = grpc.insecure_channel(orchestrator.target)

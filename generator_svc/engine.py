@@ -13,7 +13,8 @@ from typing import Any
 from generator_svc.commands import Mode
 from generator_svc.device import choose_device, use_threads
 from generator_svc.loading import LoadedGenerator, SpecialTokens, load_generator
-from generator_svc.options import EngineOptions, Precision
+from generator_svc.models.numerics import Precision
+from generator_svc.options import EngineOptions
 from generator_svc.runner import Runner
 from generator_svc.scheduler import Capacity, Scheduler
 from generator_svc.session import DecodeSession
@@ -52,14 +53,14 @@ class GeneratorEngine:
         """Load the model. Raises RagserveError as `load_generator` does."""
         device = choose_device(self._options.device)
         use_threads(self._options.threads)
-        self._loaded = await asyncio.to_thread(load_generator, self._directory, device)
+        self._loaded = await asyncio.to_thread(load_generator, self._directory, device, self._options.precision)
         shape, options = self._loaded.model.shape, self._options
         capacity = Capacity(
             max_sessions=options.max_sessions,
             max_rows=options.max_rows,
             cache_bytes=options.cache_bytes,
-            document_token_bytes=shape.bytes_per_token,
-            slot_bytes=shape.bytes_per_token,
+            document_token_bytes=shape.bytes_per_document_token,
+            slot_bytes=shape.bytes_per_slot,
             prefill_tokens=options.prefill_tokens,
             idle_seconds=options.idle_seconds,
         )

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from generator_svc.kernels import native
 from generator_svc.models.base import PositionBias, Shape
 from generator_svc.slots import INITIAL_SLOTS, SlotArray
 from generator_svc.trie import Trie
@@ -18,7 +19,9 @@ class KVCache:
 
     def __init__(self, shape: Shape, device: torch.device) -> None:
         self.device = device
-        self.layers = [torch.empty(INITIAL_SLOTS, 2 * shape.inner, device=device) for _ in range(shape.n_layers)]
+        self.dtype = shape.numerics.activations
+        size = (INITIAL_SLOTS, 2 * shape.inner)
+        self.layers = [torch.empty(size, dtype=self.dtype, device=device) for _ in range(shape.n_layers)]
 
     @property
     def n_slots(self) -> int:
@@ -29,7 +32,7 @@ class KVCache:
         """Make room for slots below `n_slots`. Where memory is short it raises, and what was there is kept."""
         for i, old in enumerate(self.layers):
             if old.shape[0] < n_slots:
-                grown = torch.empty(n_slots, old.shape[1], device=self.device)
+                grown = torch.empty(n_slots, old.shape[1], dtype=self.dtype, device=self.device)
                 grown[: old.shape[0]] = old
                 self.layers[i] = grown
 
@@ -54,6 +57,8 @@ class CachedAttention:
         positions = np.arange(longest)[None, :]
         self._distances = torch.from_numpy(lengths[:, None] - 1 - positions).to(cache.device)
         self._hidden = self._distances < 0 if bool((lengths != longest).any()) else None
+        self._lengths = torch.from_numpy(lengths)
+        self._native = cache.dtype == torch.float32 and native.usable(shape.head_dim, cache.layers[0])
         self._bias: torch.Tensor | None = None
 
     def start(self, position_bias: PositionBias | None) -> None:
@@ -63,8 +68,8 @@ class CachedAttention:
             if self._hidden is not None:
                 bias = bias.masked_fill(self._hidden[:, None, None], -torch.inf)
             self._bias = bias.contiguous()
-        elif self._hidden is not None:
-            visible = torch.zeros(self._size, device=self._cache.device)
+        elif self._hidden is not None and not self._native:
+            visible = torch.zeros(self._size, dtype=self._cache.dtype, device=self._cache.device)
             self._bias = visible.masked_fill_(self._hidden, -torch.inf)[:, None, None]
 
     def attend(self, layer: int, qkv: torch.Tensor) -> torch.Tensor:
@@ -72,6 +77,10 @@ class CachedAttention:
         n_rows, longest = self._size
         inner, heads = self._shape.inner, self._shape.n_heads
         slots = self._cache.layers[layer]
+        if self._native:
+            table = self._table.view(self._size)
+            scale = self._shape.scale
+            return native.path_attention(qkv, slots, table, self._lengths, self._shape.head_dim, scale, self._bias)
         slots.index_copy_(0, self._own, qkv[:, inner:])
         past = slots.index_select(0, self._table).view(n_rows, longest, 2, heads, self._shape.head_dim)
         keys, values = past.permute(2, 0, 3, 1, 4).unbind(0)  # [n_rows, n_heads, longest, head_dim]
@@ -103,7 +112,8 @@ class TreeAttention:
     def _tree_bias(self, tree: Trie, position_bias: PositionBias | None) -> torch.Tensor:
         hidden = torch.from_numpy(~tree.visible).to(self._cache.device)
         if position_bias is None:
-            return torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, -torch.inf)[None, None]
+            zeros = torch.zeros(hidden.shape, dtype=self._cache.dtype, device=hidden.device)
+            return zeros.masked_fill_(hidden, -torch.inf)[None, None]
         distances = torch.from_numpy(tree.depths[:, None] - tree.depths[None, :]).to(hidden.device)
         bias = position_bias(distances).permute(2, 0, 1)
         return bias.masked_fill(hidden, -torch.inf)[None].contiguous()

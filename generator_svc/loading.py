@@ -14,15 +14,16 @@ from transformers import AutoConfig
 from generator_svc.commands import Mode
 from generator_svc.models.bart import Bart
 from generator_svc.models.base import Seq2SeqModel
+from generator_svc.models.numerics import NUMERICS, Numerics, Precision
 from generator_svc.models.t5 import T5
 from generator_svc.text import Codec, load_codec
-from generator_svc.weights import WeightMap, read_tensors
+from generator_svc.weights import TensorFile, WeightMap
 from ragserve.checkpoint import Manifest, RagSettings, load_manifest, verify_files
 from ragserve.errors import FailedPreconditionError, NotFoundError
 
 PART = "generator"
 WEIGHTS = "model.safetensors"
-FAMILIES: dict[str, Callable[[Any, WeightMap, torch.device], Seq2SeqModel]] = {"bart": Bart, "t5": T5}
+FAMILIES: dict[str, Callable[[Any, WeightMap, torch.device, Numerics], Seq2SeqModel]] = {"bart": Bart, "t5": T5}
 TRAINED_MODES: dict[str, Mode | None] = {"rag-token": "token", "rag-sequence": "sequence", "pair": None}
 
 
@@ -50,7 +51,7 @@ class LoadedGenerator:
     device: torch.device
 
 
-def load_generator(directory: Path, device: torch.device) -> LoadedGenerator:
+def load_generator(directory: Path, device: torch.device, precision: Precision = "float32") -> LoadedGenerator:
     """Load MODEL/generator.
 
     Raises:
@@ -62,8 +63,7 @@ def load_generator(directory: Path, device: torch.device) -> LoadedGenerator:
     verify_files(directory, manifest, PART)
     part = directory / PART
     config = _load_config(part)
-    weights = part / WEIGHTS
-    model = FAMILIES[config.model_type](config, WeightMap(read_tensors(weights), weights), device)
+    model = FAMILIES[config.model_type](config, WeightMap(TensorFile(part / WEIGHTS)), device, NUMERICS[precision])
     generation = _generation(part, manifest)
     return LoadedGenerator(
         model=model,

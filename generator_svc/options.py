@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from generator_svc.models.numerics import Precision
+
 Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["float32"]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ An int8 tensor NAME [rows, cols] comes with NAME.scale [rows, 1]; its value is N
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,88 +15,104 @@ from ragserve.errors import DataLossError, FailedPreconditionError, NotFoundErro
 
 BASE_PREFIX = "model."  # BART has it before all names but the head's, T5 never
 SCALE_SUFFIX = ".scale"
+MAPPED_BYTES = 64 * 2**20
 FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a file by name, as float32.
+class TensorFile:
+    """Tensors of a file, read one at a time: a model is never in memory twice.
 
-    Raises:
+    Raises, when made:
         NotFoundError: there is no such file.
         DataLossError: the file is truncated or is not a safetensors file.
-        FailedPreconditionError: a tensor is of a type not known here, or an int8 tensor has no scale.
     """
-    if not path.is_file():
-        raise NotFoundError(f"{path} is missing: import the checkpoint again", field=str(path))
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            raw: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise DataLossError(
-            f"{path} is truncated or not a safetensors file ({error}): import the checkpoint again", field=str(path)
-        ) from error
-    scales = {name for name in raw if name.endswith(SCALE_SUFFIX) and name.removesuffix(SCALE_SUFFIX) in raw}
-    return {name: _as_float32(name, raw, path) for name in raw if name not in scales}
 
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise NotFoundError(f"{path} is missing: import the checkpoint again", field=str(path))
+        self.path = path
+        self._read = 0  # bytes through the mapping that is open
+        try:
+            self._file: Any = self._open()
+            names = set(self._file.keys())
+        except (SafetensorError, OSError, ValueError) as error:
+            raise DataLossError(
+                f"{path} is truncated or not a safetensors file ({error}): import the checkpoint again", field=str(path)
+            ) from error
+        scales = {name for name in names if name.endswith(SCALE_SUFFIX) and name.removesuffix(SCALE_SUFFIX) in names}
+        self._with_scale = {name.removesuffix(SCALE_SUFFIX) for name in scales}
+        self.names = frozenset(names - scales)
 
-def _as_float32(name: str, raw: dict[str, torch.Tensor], path: Path) -> torch.Tensor:
-    tensor = raw[name]
-    if tensor.dtype in FLOAT_TYPES:
-        return tensor.float()
-    scale = raw.get(name + SCALE_SUFFIX)
-    if tensor.dtype != torch.int8 or scale is None:
-        raise FailedPreconditionError(
-            f"{path}: tensor {name} is {tensor.dtype}; expected a float type, or int8 with {name}{SCALE_SUFFIX}",
-            field=str(path),
-        )
-    return tensor.float() * scale.float()
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor, as float32 in memory of its own.
+
+        Raises:
+            FailedPreconditionError: it is of a type not known here, or an int8 tensor has no scale.
+        """
+        if self._read > MAPPED_BYTES:  # pages that were read stay with the process until they are unmapped
+            self._file, self._read = self._open(), 0
+        tensor: torch.Tensor = self._file.get_tensor(name)
+        self._read += tensor.nbytes
+        if tensor.dtype in FLOAT_TYPES:
+            return tensor.to(torch.float32, copy=True)
+        if tensor.dtype != torch.int8 or name not in self._with_scale:
+            raise FailedPreconditionError(
+                f"{self.path}: tensor {name} is {tensor.dtype}; expected a float type, or int8 with "
+                f"{name}{SCALE_SUFFIX}",
+                field=str(self.path),
+            )
+        return tensor.float().mul_(self._file.get_tensor(name + SCALE_SUFFIX).float())
+
+    def _open(self) -> Any:
+        return safe_open(str(self.path), framework="pt").__enter__()  # type: ignore[no-untyped-call]
 
 
 class WeightMap:
     """Hands out tensors by name, `model.` left off, and knows afterwards which were not asked for."""
 
-    def __init__(self, tensors: dict[str, torch.Tensor], source: Path) -> None:
-        self._tensors = {name.removeprefix(BASE_PREFIX): tensor for name, tensor in tensors.items()}
-        self._source = source
-        self._shared: set[str] = set()
+    def __init__(self, file: TensorFile) -> None:
+        self._names = {name.removeprefix(BASE_PREFIX): name for name in file.names}
+        self._file = file
+        self._source = file.path
+        self._shared: dict[str, torch.Tensor] = {}
 
     def __contains__(self, name: str) -> bool:
-        return name in self._tensors
+        return name in self._names
 
     def take(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """The tensor of this name, handed over: the map lets go of it, so that two copies of a model never exist.
+        """The tensor of this name, for its one user.
 
         Raises:
             FailedPreconditionError: it is missing, or its shape is not the one that config.json implies.
         """
-        if name not in self._tensors:
+        if name not in self._names:
             raise FailedPreconditionError(f"{self._source}: tensor {name} is missing", field=str(self._source))
-        tensor = self._tensors[name]
+        tensor = self._file.read(self._names.pop(name))
         if tuple(tensor.shape) != shape:
             raise FailedPreconditionError(
                 f"{self._source}: tensor {name} has shape {list(tensor.shape)}, config.json implies {list(shape)}",
                 field=str(self._source),
             )
-        del self._tensors[name]
         return tensor
 
     def take_first(self, names: tuple[str, ...], shape: tuple[int, ...]) -> torch.Tensor:
-        """The first of these tensors that is there, and it stays: tied weights are stored under one of their names."""
+        """The first of these tensors that is there, the same each time: tied weights are stored under one name."""
         for name in names:
-            if name in self._tensors:
-                tensor = self.take(name, shape)
-                self._tensors[name] = tensor
-                self._shared.add(name)
-                return tensor
+            if name in self._shared:
+                return self._shared[name]
+            if name in self._names:
+                self._shared[name] = self.take(name, shape)
+                return self._shared[name]
         return self.take(names[0], shape)
 
     def finish(self, ignored: tuple[str, ...] = ()) -> None:
-        """Check that every tensor was used.
+        """Check that every tensor was used, and let go of what was shared.
 
         Raises:
             FailedPreconditionError: names the tensors that this model has no place for.
         """
-        unexpected = sorted(set(self._tensors) - self._shared - set(ignored))
+        self._shared.clear()
+        unexpected = sorted(set(self._names) - set(ignored))
         if unexpected:
             shown = ", ".join(unexpected[:5]) + (f" and {len(unexpected) - 5} more" if len(unexpected) > 5 else "")
             raise FailedPreconditionError(

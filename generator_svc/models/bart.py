@@ -21,6 +21,7 @@ from generator_svc.models.base import (
     split_documents,
 )
 from generator_svc.models.linear import Linear, check_activation, fuse, make_linear
+from generator_svc.models.numerics import FLOAT32, Numerics
 from generator_svc.weights import WeightMap
 
 POSITION_OFFSET = 2  # the first two rows of the position table are not positions
@@ -96,8 +97,8 @@ class DecoderLayer:
 class Bart:
     """The model; see `Seq2SeqModel`."""
 
-    def __init__(self, config: Any, weights: WeightMap, device: torch.device) -> None:
-        load = _Loader(config, weights, device)
+    def __init__(self, config: Any, weights: WeightMap, device: torch.device, numerics: Numerics = FLOAT32) -> None:
+        load = _Loader(config, weights, device, numerics)
         self._device = device
         self.shape = Shape(
             vocab_size=config.vocab_size,
@@ -107,6 +108,7 @@ class Bart:
             scale=(config.d_model // config.decoder_attention_heads) ** -0.5,
             max_source_tokens=config.max_position_embeddings,
             max_target_tokens=config.max_position_embeddings,
+            numerics=numerics,
         )
         self._encoder_heads: int = config.encoder_attention_heads
         self._encoder_scale = (config.d_model // self._encoder_heads) ** -0.5
@@ -124,7 +126,7 @@ class Bart:
         for layer in self._encoder:
             attended = packed_attention(layer.qkv(x), lengths, self._encoder_heads, self._encoder_scale)
             x = layer.feed_forward(layer.norm(layer.out(attended, residual=x)))
-        return split_documents([layer.cross_kv(x) for layer in self._decoder], lengths, self.shape.n_heads)
+        return split_documents([layer.cross_kv(x) for layer in self._decoder], lengths, self.shape)
 
     def decode(self, rows: Rows, attention: SelfAttention) -> torch.Tensor:
         """See `Seq2SeqModel`."""
@@ -132,28 +134,29 @@ class Bart:
         x = self._decoder_embedding(rows.tokens, rows.positions)
         for i, layer in enumerate(self._decoder):
             x = layer.norm(layer.out(attention.attend(i, layer.qkv(x)), residual=x))
-            attended = cross_attention(layer.cross_query(x), rows.groups, i, self.shape.scale)
+            attended = cross_attention(layer.cross_query(x), rows, i, self.shape.scale)
             x = layer.cross_norm(layer.cross_out(attended, residual=x))
             x = layer.feed_forward(x)
         return x
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """See `Seq2SeqModel`."""
-        return self._head(hidden)
+        return self._head(hidden).float()
 
 
 class _Loader:
     """Builds the layers from the checkpoint's tensors, by their Hugging Face names without `model.`."""
 
-    def __init__(self, config: Any, weights: WeightMap, device: torch.device) -> None:
+    def __init__(self, config: Any, weights: WeightMap, device: torch.device, numerics: Numerics) -> None:
         self._config = config
         self._weights = weights
         self._device = device
+        self._numerics = numerics
         self._width: int = config.d_model
         self._activation = check_activation(config.activation_function)
 
     def _take(self, name: str, *shape: int) -> torch.Tensor:
-        return self._weights.take(name, shape).to(self._device)
+        return self._weights.take(name, shape).to(self._device, self._numerics.activations)
 
     def _norm(self, name: str) -> Norm:
         return Norm(self._take(f"{name}.weight", self._width), self._take(f"{name}.bias", self._width))
@@ -161,13 +164,15 @@ class _Loader:
     def _linear(self, names: Sequence[str], out: int, width: int, activation: str = "none") -> Linear:
         weight = fuse(*[self._take(f"{name}.weight", out, width) for name in names])
         bias = fuse(*[self._take(f"{name}.bias", out) for name in names])
-        return make_linear(weight, bias, activation)
+        return make_linear(weight, bias, activation, self._numerics)
 
     def _square(self, *names: str) -> Linear:
         return self._linear(names, self._width, self._width)
 
     def _words(self, *names: str) -> torch.Tensor:
-        return self._weights.take_first(names, (self._config.vocab_size, self._width)).to(self._device)
+        return self._weights.take_first(names, (self._config.vocab_size, self._width)).to(
+            self._device, self._numerics.activations
+        )
 
     def embedding(self, part: str) -> Embedding:
         """The embedding of `encoder` or `decoder`."""
@@ -219,4 +224,4 @@ class _Loader:
         bias = None
         if "final_logits_bias" in self._weights:
             bias = self._take("final_logits_bias", 1, size).reshape(size).contiguous()
-        return make_linear(self._words(*names), bias)
+        return make_linear(self._words(*names), bias, numerics=self._numerics)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
+
+from generator_svc.kernels import native
+from generator_svc.models.numerics import FLOAT32, Numerics
 
 PositionBias = Callable[[torch.Tensor], torch.Tensor]
 
@@ -23,6 +28,7 @@ class Shape:
     scale: float  # of the products of queries and keys
     max_source_tokens: int | None
     max_target_tokens: int | None
+    numerics: Numerics = FLOAT32
 
     @property
     def inner(self) -> int:
@@ -30,9 +36,14 @@ class Shape:
         return self.n_heads * self.head_dim
 
     @property
-    def bytes_per_token(self) -> int:
-        """Bytes of float32 keys and values of one token in all layers."""
-        return self.n_layers * 2 * self.inner * 4
+    def bytes_per_document_token(self) -> int:
+        """Bytes of the cross-attention keys and values of one token in all layers."""
+        return self.n_layers * 2 * self.inner * self.numerics.documents.itemsize
+
+    @property
+    def bytes_per_slot(self) -> int:
+        """Bytes of the self-attention keys and values of one decoder token in all layers."""
+        return self.n_layers * 2 * self.inner * self.numerics.activations.itemsize
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,11 @@ class DocumentState:
     """
 
     layers: tuple[torch.Tensor, ...]
+
+    @cached_property
+    def addresses(self) -> native.Addresses:
+        """Where each layer is in memory."""
+        return np.array([layer.data_ptr() for layer in self.layers], dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -55,6 +71,21 @@ class Rows:
     tokens: torch.Tensor  # int64 [n_rows]
     positions: torch.Tensor  # int64 [n_rows]
     groups: tuple[tuple[DocumentState, int], ...]
+
+    @cached_property
+    def starts(self) -> native.Addresses:
+        """The first row of each group, and the number of rows."""
+        return np.cumsum([0, *(count for _, count in self.groups)], dtype=np.int64)
+
+    @cached_property
+    def document_tokens(self) -> native.Addresses:
+        """Tokens of the document of each group."""
+        return np.array([state.layers[0].shape[2] for state, _ in self.groups], dtype=np.int64)
+
+    @cached_property
+    def addresses(self) -> native.Addresses:
+        """Where the document of each group is in memory, [n_layers, n_groups]."""
+        return np.ascontiguousarray(np.stack([state.addresses for state, _ in self.groups], axis=1))
 
 
 class SelfAttention(Protocol):
@@ -102,28 +133,31 @@ def packed_attention(
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def cross_attention(
-    query: torch.Tensor, groups: Sequence[tuple[DocumentState, int]], layer: int, scale: float
-) -> torch.Tensor:
+def cross_attention(query: torch.Tensor, rows: Rows, layer: int, scale: float) -> torch.Tensor:
     """Attention of the stacked rows of each document over that document's tokens.
 
     query [n_rows, inner] -> [n_rows, inner]. Keys and values are read once per document, never expanded.
     """
+    documents = rows.groups[0][0].layers[layer]
+    dim = documents.shape[3]
+    if query.dtype == torch.float32 and native.usable(dim, query, documents):
+        half = documents.dtype == torch.float16
+        where = (rows.addresses[layer], rows.document_tokens, rows.starts)
+        return native.cross_attention(query, *where, dim, scale, half=half)
     outputs = []
-    for (state, _), rows in zip(groups, torch.split(query, [count for _, count in groups]), strict=True):
-        keys, values = state.layers[layer].unbind(0)  # [n_heads, n_tokens, head_dim]
-        n_heads, _, head_dim = keys.shape
-        stacked = rows.view(-1, n_heads, head_dim).transpose(0, 1)
+    for (state, _), own in zip(rows.groups, torch.split(query, [count for _, count in rows.groups]), strict=True):
+        keys, values = state.layers[layer].to(query.dtype).unbind(0)  # [n_heads, n_tokens, head_dim]
+        stacked = own.view(-1, keys.shape[0], dim).transpose(0, 1)
         attended = F.scaled_dot_product_attention(stacked[None], keys[None], values[None], scale=scale)
-        outputs.append(attended[0].transpose(0, 1).reshape(rows.shape))
+        outputs.append(attended[0].transpose(0, 1).reshape(own.shape))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def split_documents(kv: Sequence[torch.Tensor], lengths: Sequence[int], n_heads: int) -> list[DocumentState]:
+def split_documents(kv: Sequence[torch.Tensor], lengths: Sequence[int], shape: Shape) -> list[DocumentState]:
     """Packed keys and values of each layer, [n_tokens, 2 * inner], as one state per document."""
     per_layer: list[list[torch.Tensor]] = []
     for packed in kv:
-        heads = packed.view(packed.shape[0], 2, n_heads, -1)
+        heads = packed.to(shape.numerics.documents).view(packed.shape[0], 2, shape.n_heads, -1)
         per_layer.append([part.permute(1, 2, 0, 3).contiguous() for part in torch.split(heads, list(lengths))])
     return [DocumentState(tuple(layer[i] for layer in per_layer)) for i in range(len(lengths))]
 

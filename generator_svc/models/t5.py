@@ -21,6 +21,7 @@ from generator_svc.models.base import (
     split_documents,
 )
 from generator_svc.models.linear import Linear, check_activation, fuse, make_linear
+from generator_svc.models.numerics import FLOAT32, Numerics
 from generator_svc.weights import WeightMap
 
 TIED = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
@@ -115,8 +116,8 @@ def relative_bucket(relative: torch.Tensor, n_buckets: int, max_distance: int, *
 class T5:
     """The model; see `Seq2SeqModel`."""
 
-    def __init__(self, config: Any, weights: WeightMap, device: torch.device) -> None:
-        load = _Loader(config, weights, device)
+    def __init__(self, config: Any, weights: WeightMap, device: torch.device, numerics: Numerics = FLOAT32) -> None:
+        load = _Loader(config, weights, device, numerics)
         self._device = device
         self.shape = Shape(
             vocab_size=config.vocab_size,
@@ -126,6 +127,7 @@ class T5:
             scale=SCALE,
             max_source_tokens=None,
             max_target_tokens=None,
+            numerics=numerics,
         )
         self._output_scale: float = config.d_model**-0.5 if config.scale_decoder_outputs else 1.0
         self._encoder_words, self._decoder_words = load.words("encoder"), load.words("decoder")
@@ -158,7 +160,7 @@ class T5:
             x = attention.out(packed_attention(qkv, lengths, self.shape.n_heads, SCALE, bias), residual=x)
             x = feed_forward(x)
         x = self._encoder_norm(x)
-        return split_documents([cross.kv(x) for _, cross, _ in self._decoder], lengths, self.shape.n_heads)
+        return split_documents([cross.kv(x) for _, cross, _ in self._decoder], lengths, self.shape)
 
     def decode(self, rows: Rows, attention: SelfAttention) -> torch.Tensor:
         """See `Seq2SeqModel`."""
@@ -166,42 +168,49 @@ class T5:
         x = F.embedding(rows.tokens, self._decoder_words)
         for i, (own, cross, feed_forward) in enumerate(self._decoder):
             x = own.out(attention.attend(i, own.qkv(own.norm(x))), residual=x)
-            attended = cross_attention(cross.query(cross.norm(x)), rows.groups, i, SCALE)
+            attended = cross_attention(cross.query(cross.norm(x)), rows, i, SCALE)
             x = feed_forward(cross.out(attended, residual=x))
         return self._decoder_norm(x)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """See `Seq2SeqModel`."""
-        return self._head(hidden * self._output_scale)
+        return self._head(hidden * self._output_scale).float()
 
 
 class _Loader:
     """Builds the layers from the checkpoint's tensors, by their Hugging Face names."""
 
-    def __init__(self, config: Any, weights: WeightMap, device: torch.device) -> None:
+    def __init__(self, config: Any, weights: WeightMap, device: torch.device, numerics: Numerics) -> None:
         self._config = config
         self._weights = weights
         self._device = device
+        self._numerics = numerics
         self._width: int = config.d_model
         self._inner: int = config.num_heads * config.d_kv
         self._activation = check_activation(config.dense_act_fn)
 
     def _take(self, name: str, *shape: int) -> torch.Tensor:
-        return self._weights.take(name, shape).to(self._device)
+        return self._weights.take(name, shape).to(self._device, self._numerics.activations)
 
     def _linear(self, names: Sequence[str], out: int, width: int, activation: str = "none") -> Linear:
-        return make_linear(fuse(*[self._take(f"{name}.weight", out, width) for name in names]), None, activation)
+        return make_linear(
+            fuse(*[self._take(f"{name}.weight", out, width) for name in names]), None, activation, self._numerics
+        )
 
     def words(self, part: str) -> torch.Tensor:
         """The word embedding of `encoder` or `decoder`."""
         names = (f"{part}.embed_tokens.weight", *TIED)
-        return self._weights.take_first(names, (self._config.vocab_size, self._width)).to(self._device)
+        return self._weights.take_first(names, (self._config.vocab_size, self._width)).to(
+            self._device, self._numerics.activations
+        )
 
     def head(self) -> Linear:
         """The output projection: its own weight where the checkpoint has one, else the word embedding."""
         names = ("lm_head.weight", *TIED)
-        weight = self._weights.take_first(names, (self._config.vocab_size, self._width)).to(self._device)
-        return make_linear(weight)
+        weight = self._weights.take_first(names, (self._config.vocab_size, self._width)).to(
+            self._device, self._numerics.activations
+        )
+        return make_linear(weight, numerics=self._numerics)
 
     def norm(self, name: str) -> Norm:
         """One RMS norm."""

@@ -13,10 +13,11 @@ from transformers import T5ForConditionalGeneration as T5Model
 
 from generator_svc.loading import FAMILIES
 from generator_svc.models.base import DocumentState, Seq2SeqModel
+from generator_svc.models.numerics import NUMERICS, Precision
 from generator_svc.runner import Runner, StepRows
 from generator_svc.scheduler import Capacity, Scheduler
 from generator_svc.sessions import Hypothesis, Session, Start
-from generator_svc.weights import WeightMap, read_tensors
+from generator_svc.weights import TensorFile, WeightMap
 
 CPU = torch.device("cpu")
 VOCAB = 120
@@ -78,11 +79,11 @@ def build(variant: str, seed: int = 0) -> PreTrainedModel:
     return model.eval()
 
 
-def load(directory: Path) -> Seq2SeqModel:
+def load(directory: Path, precision: Precision = "float32") -> Seq2SeqModel:
     """Our model from what `save_pretrained` wrote."""
     config = AutoConfig.from_pretrained(str(directory))
-    path = directory / "model.safetensors"
-    return FAMILIES[config.model_type](config, WeightMap(read_tensors(path), path), CPU)
+    weights = WeightMap(TensorFile(directory / "model.safetensors"))
+    return FAMILIES[config.model_type](config, weights, CPU, NUMERICS[precision])
 
 
 def random_tokens(n: int, rng: random.Random, vocab: int = VOCAB) -> list[int]:

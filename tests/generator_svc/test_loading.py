@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from generator_svc.device import choose_device
 from generator_svc.loading import load_generator
-from generator_svc.weights import read_tensors
+from generator_svc.weights import TensorFile
 from ragserve.checkpoint import MANIFEST_NAME
 from ragserve.errors import DataLossError, FailedPreconditionError, NotFoundError, RagserveError
 from tests.generator_svc.support import CPU
@@ -71,14 +71,15 @@ def test_int8_rows_and_halves_are_read_as_float32(tmp_path: Path) -> None:
         "d.scale": weight[0].clone(),
     }
     save_file(stored, str(path), metadata={"ragserve.quantization": "int8-rowwise"})
-    tensors = read_tensors(path)
+    file = TensorFile(path)
+    tensors = {name: file.read(name) for name in file.names}
     assert set(tensors) == {"a", "b", "c", "d.scale"}
     assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
     torch.testing.assert_close(tensors["a"], weight, atol=float(scale.max()), rtol=0)
     assert torch.equal(tensors["c"], weight)
     save_file({"a": stored["a"]}, str(path))
     with pytest.raises(FailedPreconditionError, match=r"a\.scale"):
-        read_tensors(path)
+        TensorFile(path).read("a")
 
 
 def test_a_model_stored_in_int8_loads(copy: Path) -> None:

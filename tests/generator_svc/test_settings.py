@@ -24,7 +24,7 @@ def test_flags_go_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (settings.max_sessions, settings.server.port, settings.device) == (5, 0, "cpu")
 
 
-@pytest.mark.parametrize("flag", ["--precision=int8", "--device=tpu", "--max_rows=0", "--nonsense=1"])
+@pytest.mark.parametrize("flag", ["--precision=int4", "--device=tpu", "--max_rows=0", "--nonsense=1"])
 def test_what_is_wrong_is_named(flag: str) -> None:
     with pytest.raises(InvalidInputError, match=flag.strip("-").split("=")[0]):
         load_settings(GeneratorSettings, ["--model", "m", flag])

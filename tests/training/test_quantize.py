@@ -8,7 +8,7 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from generator_svc.weights import read_tensors
+from generator_svc.weights import TensorFile
 from training.quantize import quantize_onnx, quantize_rows, write_generator_weights
 
 
@@ -25,7 +25,8 @@ def test_the_generator_reads_what_was_written(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     state = {"big": torch.randn(128, 256, generator=generator), "norm": torch.randn(64, generator=generator)}
     write_generator_weights(state, tmp_path / "model.safetensors")
-    read = read_tensors(tmp_path / "model.safetensors")
+    file = TensorFile(tmp_path / "model.safetensors")
+    read = {name: file.read(name) for name in file.names}
     assert read.keys() == state.keys()
     assert torch.equal(read["norm"], state["norm"])
     assert (read["big"] - state["big"]).abs().max() < state["big"].abs().max() / 127

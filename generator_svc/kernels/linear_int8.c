@@ -1,0 +1,184 @@
+/* y = activation(x @ w.T + bias) + residual, with weights of 7 bits and activations quantized row by row.
+ *
+ * A row x is minimum + step * q with q in 0..127; a row w is scale * q with q in -63..63. So four products fit into
+ * 16 bits (4 * 127 * 63 < 32768) and nothing saturates on processors without VNNI. Sums are exact integers, so that
+ * a row's result does not depend on the rows beside it.
+ */
+#if defined(__x86_64__)
+
+#include "vector.h"
+
+#include <math.h>
+#include <omp.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define LEVELS 127
+#define PANEL 16 /* outputs that are computed together */
+#define BLOCK 8  /* inputs that are multiplied together */
+#define CHUNK 2  /* panels that a thread takes at a time */
+
+enum { NONE, RELU, GELU };
+
+typedef struct {
+    const uint8_t *q; /* [rows, width], width a multiple of BLOCK */
+    const float *step, *minimum;
+    const int8_t *weight;
+    const float *scale, *sum, *bias; /* of the outputs, padded to panels; sum of the weights' q */
+    const float *residual;
+    float *y;
+    int64_t rows, width, out;
+    int activation;
+} Product;
+
+/* Panels [out / 16][width / 8][2][16][4]: the two groups of four inputs of a block, each for 16 outputs. */
+int64_t packed_bytes(int64_t out, int64_t in) {
+    return (out + PANEL - 1) / PANEL * PANEL * ((in + BLOCK - 1) / BLOCK * BLOCK);
+}
+
+/* weight [out, in] in -63..63 -> packed, and the sum of each row. */
+void pack_int8(const int8_t *weight, int64_t out, int64_t in, int8_t *packed, float *sums) {
+    const int64_t blocks = (in + BLOCK - 1) / BLOCK, panels = (out + PANEL - 1) / PANEL;
+    memset(packed, 0, (size_t)packed_bytes(out, in));
+#pragma omp parallel for
+    for (int64_t o = 0; o < panels * PANEL; o++) {
+        int32_t sum = 0;
+        for (int64_t i = 0; o < out && i < in; i++) {
+            const int64_t place = ((o / PANEL * blocks + i / BLOCK) * 2 + i % BLOCK / 4) * PANEL + o % PANEL;
+            packed[place * 4 + i % 4] = weight[o * in + i];
+            sum += weight[o * in + i];
+        }
+        sums[o] = (float)sum;
+    }
+}
+
+static void quantize(const float *x, int64_t in, int64_t width, uint8_t *q, float *step, float *minimum) {
+    __m256 low = _mm256_set1_ps(x[0]), high = low, unlike = _mm256_setzero_ps();
+    int64_t i = 0;
+    for (; i + 8 <= in; i += 8) {
+        const __m256 v = _mm256_loadu_ps(x + i);
+        low = _mm256_min_ps(low, v);
+        high = _mm256_max_ps(high, v);
+        unlike = _mm256_or_ps(unlike, _mm256_cmp_ps(v, v, _CMP_UNORD_Q)); /* NaN is lost in a minimum */
+    }
+    int is_nan = _mm256_movemask_ps(unlike);
+    float least = min8(low), most = max8(high);
+    for (; i < in; i++) {
+        least = x[i] < least ? x[i] : least;
+        most = x[i] > most ? x[i] : most;
+        is_nan |= x[i] != x[i];
+    }
+    const float size = (most - least) / LEVELS, factor = size > 0 ? 1 / size : 0;
+    *step = is_nan ? NAN : size;
+    *minimum = least;
+    for (i = 0; i + 8 <= in; i += 8) {
+        const __m256 v = _mm256_mul_ps(_mm256_sub_ps(_mm256_loadu_ps(x + i), _mm256_set1_ps(least)), _mm256_set1_ps(factor));
+        const __m256i n = _mm256_cvtps_epi32(v);
+        const __m128i n16 = _mm_packus_epi32(_mm256_castsi256_si128(n), _mm256_extracti128_si256(n, 1));
+        _mm_storel_epi64((__m128i *)(q + i), _mm_min_epu8(_mm_packus_epi16(n16, n16), _mm_set1_epi8(LEVELS)));
+    }
+    for (; i < in; i++) {
+        const int n = _mm_cvtss_si32(_mm_set_ss((x[i] - least) * factor));
+        q[i] = (uint8_t)(n < 0 ? 0 : n > LEVELS ? LEVELS : n);
+    }
+    memset(q + in, 0, (size_t)(width - in));
+}
+
+static inline __attribute__((always_inline)) void finish(const Product *p, int64_t row, int64_t first, __m256i sums) {
+    const float *bias = p->bias;
+    const __m256 scale = _mm256_loadu_ps(p->scale + first);
+    const __m256 total = _mm256_fmadd_ps(_mm256_set1_ps(p->step[row]), _mm256_cvtepi32_ps(sums),
+                                         _mm256_mul_ps(_mm256_set1_ps(p->minimum[row]), _mm256_loadu_ps(p->sum + first)));
+    __m256 y = bias ? _mm256_fmadd_ps(scale, total, _mm256_loadu_ps(bias + first)) : _mm256_mul_ps(scale, total);
+    if (p->activation == GELU)
+        y = gelu8(y);
+    else if (p->activation == RELU)
+        y = _mm256_max_ps(y, _mm256_setzero_ps());
+    float *to = p->y + row * p->out + first;
+    const float *more = p->residual ? p->residual + row * p->out + first : 0;
+    if (first + 8 <= p->out) {
+        _mm256_storeu_ps(to, more ? _mm256_add_ps(y, _mm256_loadu_ps(more)) : y);
+        return;
+    }
+    float last[8];
+    _mm256_storeu_ps(last, y);
+    for (int64_t i = 0; first + i < p->out; i++)
+        to[i] = last[i] + (more ? more[i] : 0);
+}
+
+static inline __attribute__((always_inline)) void tile(const Product *p, int64_t panel, int64_t row, const int rows) {
+    const int8_t *w = p->weight + panel * PANEL * p->width;
+    const uint8_t *x = p->q + row * p->width;
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256i sums[4][2];
+    for (int r = 0; r < rows; r++)
+        sums[r][0] = sums[r][1] = _mm256_setzero_si256();
+    for (int64_t k = 0; k < p->width; k += BLOCK, w += BLOCK * PANEL) {
+        const __m256i *v = (const __m256i *)w;
+        const __m256i w00 = _mm256_loadu_si256(v), w01 = _mm256_loadu_si256(v + 1);
+        const __m256i w10 = _mm256_loadu_si256(v + 2), w11 = _mm256_loadu_si256(v + 3);
+        for (int r = 0; r < rows; r++) {
+            int32_t four[2];
+            memcpy(four, x + r * p->width + k, sizeof four);
+            const __m256i a = _mm256_set1_epi32(four[0]), b = _mm256_set1_epi32(four[1]);
+            const __m256i left = _mm256_add_epi16(_mm256_maddubs_epi16(a, w00), _mm256_maddubs_epi16(b, w10));
+            const __m256i right = _mm256_add_epi16(_mm256_maddubs_epi16(a, w01), _mm256_maddubs_epi16(b, w11));
+            sums[r][0] = _mm256_add_epi32(sums[r][0], _mm256_madd_epi16(left, ones));
+            sums[r][1] = _mm256_add_epi32(sums[r][1], _mm256_madd_epi16(right, ones));
+        }
+    }
+    for (int r = 0; r < rows; r++) {
+        finish(p, row + r, panel * PANEL, sums[r][0]);
+        if (panel * PANEL + 8 < p->out)
+            finish(p, row + r, panel * PANEL + 8, sums[r][1]);
+    }
+}
+
+static void panel_rows(const Product *p, int64_t panel) {
+    int64_t row = 0;
+    while (row < p->rows) {
+        const int64_t left = p->rows - row;
+        if (left >= 6 || left == 4) {
+            tile(p, panel, row, 4);
+            row += 4;
+        } else if (left == 5 || left == 3) {
+            tile(p, panel, row, 3);
+            row += 3;
+        } else if (left == 2) {
+            tile(p, panel, row, 2);
+            row += 2;
+        } else {
+            tile(p, panel, row, 1);
+            row += 1;
+        }
+    }
+}
+
+/* x [rows, in] contiguous; residual null or [rows, out]; bias null or padded to panels. 0, or -1 without memory. */
+int linear_int8(const float *x, int64_t rows, int64_t in, int64_t out, const int8_t *weight, const float *scale,
+                const float *sum, const float *bias, const float *residual, float *y, int activation, int threads) {
+    const int64_t width = (in + BLOCK - 1) / BLOCK * BLOCK, panels = (out + PANEL - 1) / PANEL;
+    uint8_t *q = malloc((size_t)(rows * width) + 64);
+    float *of_rows = malloc((size_t)rows * 2 * sizeof(float));
+    if (!q || !of_rows) {
+        free(q);
+        free(of_rows);
+        return -1;
+    }
+    float *step = of_rows, *minimum = of_rows + rows;
+    const Product p = {q, step, minimum, weight, scale, sum, bias, residual, y, rows, width, out, activation};
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)
+        for (int64_t row = 0; row < rows; row++)
+            quantize(x + row * in, in, width, q + row * width, step + row, minimum + row);
+#pragma omp for schedule(dynamic, CHUNK)
+        for (int64_t panel = 0; panel < panels; panel++)
+            panel_rows(&p, panel);
+    }
+    free(q);
+    free(of_rows);
+    return 0;
+}
+
+#endif

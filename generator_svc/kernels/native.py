@@ -1,0 +1,168 @@
+"""The C kernels as Python functions over tensors. Built with the package; None where they cannot run.
+
+They share torch's OpenMP pool: torch is loaded first, and brings the library that both are linked to.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import logging
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Addresses = npt.NDArray[np.int64]
+
+MODULE = f"{__package__}._native"
+ALIGNED = 8  # floats of one vector: widths of heads must be multiples of it
+PANEL = 16  # outputs of a packed weight are padded to whole panels
+ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2}
+ADDRESS, COUNT, FLAG, REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+SIGNATURES: dict[str, tuple[list[Any], Any]] = {
+    "packed_bytes": ([COUNT, COUNT], COUNT),
+    "pack_int8": ([ADDRESS, COUNT, COUNT, ADDRESS, ADDRESS], None),
+    "linear_int8": ([ADDRESS, COUNT, COUNT, COUNT, *[ADDRESS] * 6, FLAG, FLAG], FLAG),
+    "cross_attention": ([*[ADDRESS] * 5, COUNT, COUNT, COUNT, REAL, FLAG, FLAG], FLAG),
+    "path_attention": ([*[ADDRESS] * 6, COUNT, COUNT, COUNT, COUNT, REAL, FLAG], FLAG),
+}
+
+log = logging.getLogger(__name__)
+
+
+@cache
+def library() -> Any:
+    """The kernels; None where they were not built (no C compiler, not x86-64) or the processor lacks AVX2."""
+    spec = importlib.util.find_spec(MODULE)
+    if spec is None or spec.origin is None or not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
+        log.warning("the C kernels are not here: slower ones of torch take their place")
+        return None
+    loaded = ctypes.CDLL(spec.origin)
+    for name, (arguments, result) in SIGNATURES.items():
+        function = getattr(loaded, name)
+        function.argtypes, function.restype = arguments, result
+    return loaded
+
+
+class Int8Product:
+    """`activation(x @ (weight * scale).T + bias) + residual`, weight int8 [out, in] of -63..63, scale [out]."""
+
+    def __init__(self, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, activation: str) -> None:
+        self._library = library()
+        self._out, self._in = weight.shape
+        weight = weight.contiguous()
+        self._weight = torch.empty(self._library.packed_bytes(self._out, self._in), dtype=torch.int8)
+        self._scale, self._sums = self._padded(scale), self._padded(scale)
+        self._bias = None if bias is None else self._padded(bias)
+        self._activation = ACTIVATIONS[activation]
+        self._library.pack_int8(weight.data_ptr(), self._out, self._in, self._weight.data_ptr(), self._sums.data_ptr())
+        fixed = (self._weight, self._scale, self._sums, self._bias)
+        self._fixed = [None if tensor is None else tensor.data_ptr() for tensor in fixed]
+
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """X [rows, in], residual [rows, out] -> [rows, out]."""
+        x = x.contiguous()
+        y = torch.empty(x.shape[0], self._out)
+        more = None if residual is None else residual.contiguous()
+        _check(
+            self._library.linear_int8(
+                x.data_ptr(),
+                x.shape[0],
+                self._in,
+                self._out,
+                *self._fixed,
+                None if more is None else more.data_ptr(),
+                y.data_ptr(),
+                self._activation,
+                torch.get_num_threads(),
+            )
+        )
+        return y
+
+    def _padded(self, values: torch.Tensor) -> torch.Tensor:
+        padded = torch.zeros(-(-self._out // PANEL) * PANEL)
+        padded[: self._out] = values
+        return padded
+
+
+def cross_attention(
+    query: torch.Tensor,
+    documents: Addresses,
+    tokens: Addresses,
+    starts: Addresses,
+    dim: int,
+    scale: float,
+    *,
+    half: bool,
+) -> torch.Tensor:
+    """Attention of query [n_rows, inner] over documents; rows `starts[g]` to `starts[g + 1]` belong to document g.
+
+    `documents` are the addresses of contiguous [2, n_heads, tokens[g], dim], float16 where `half`, else float32.
+    """
+    query = query.contiguous()
+    y = torch.empty_like(query)
+    _check(
+        library().cross_attention(
+            query.data_ptr(),
+            y.data_ptr(),
+            documents.ctypes.data,
+            tokens.ctypes.data,
+            starts.ctypes.data,
+            len(tokens),
+            query.shape[1] // dim,
+            dim,
+            scale,
+            int(half),
+            torch.get_num_threads(),
+        )
+    )
+    return y
+
+
+def path_attention(
+    qkv: torch.Tensor,
+    cache: torch.Tensor,
+    table: torch.Tensor,
+    lengths: torch.Tensor,
+    dim: int,
+    scale: float,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """Attention of qkv [n_rows, 3 * inner] over slots of the cache [n_slots, 2 * inner]; writes the rows' own first.
+
+    `table` int64 [n_rows, longest] holds the slots of each row's path, `lengths` [n_rows] how many of them, its own
+    last; `bias` is [n_rows, n_heads, 1, longest]. Returns [n_rows, inner].
+    """
+    qkv = qkv.contiguous()
+    inner = cache.shape[1] // 2
+    y = torch.empty(qkv.shape[0], inner)
+    _check(
+        library().path_attention(
+            qkv.data_ptr(),
+            y.data_ptr(),
+            cache.data_ptr(),
+            table.data_ptr(),
+            lengths.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            *table.shape,
+            inner // dim,
+            dim,
+            scale,
+            torch.get_num_threads(),
+        )
+    )
+    return y
+
+
+def usable(dim: int, *tensors: torch.Tensor) -> bool:
+    """Whether the attention kernels can run: heads of this width, tensors on CPU of types that they read."""
+    fits = all(tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float16) for tensor in tensors)
+    return fits and dim % ALIGNED == 0 and library() is not None
+
+
+def _check(status: int) -> None:
+    if status:
+        raise MemoryError("no memory for a kernel's buffers")

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from generator_svc.kernels import native
+from generator_svc.models.linear import ACTIVATIONS, Int8Linear, Int8Torch, PlainLinear, quantize_weight
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason="the kernels need a C compiler and AVX2")
+HEADS, DIM = 3, 16
+
+
+@pytest.mark.parametrize(("out", "width"), [(64, 32), (50, 44), (17, 9), (7, 3), (256, 1024)])
+@pytest.mark.parametrize("activation", ["none", "relu", "gelu"])
+def test_the_int8_kernel_computes_what_torch_computes(out: int, width: int, activation: str) -> None:
+    torch.manual_seed(out)
+    weight, scale = quantize_weight(torch.randn(out, width))
+    for rows in range(1, 10):
+        x, bias, residual = torch.randn(rows, width), torch.randn(out), torch.randn(rows, out)
+        for own_bias, more in ((None, None), (bias, None), (bias, residual)):
+            ours = native.Int8Product(weight, scale, own_bias, activation)(x, more)
+            theirs = Int8Torch(weight, scale, own_bias, activation)(x, more)
+            torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_int8_is_near_float32(activation: str) -> None:
+    torch.manual_seed(0)
+    weight, bias, x, residual = torch.randn(96, 256), torch.randn(96), torch.randn(40, 256), torch.randn(40, 96)
+    exact = PlainLinear(weight, bias, activation)(x, residual)
+    error = (Int8Linear(weight, bias, activation)(x, residual) - exact).norm() / exact.norm()
+    assert 0 < error < 0.05
+
+
+def test_nothing_saturates_at_the_extremes() -> None:
+    weight = torch.full((16, 4096), -63, dtype=torch.int8)
+    weight[::2] = 63
+    x = torch.ones(3, 4096)
+    x[:, 0] = 0  # so that every other input is the highest level
+    y = native.Int8Product(weight, torch.ones(16), None, "none")(x)
+    expected = 63.0 * 4095 * torch.tensor([1.0, -1.0]).repeat(8)
+    torch.testing.assert_close(y, expected.expand(3, -1), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("rows", [2, 3, 5, 6, 50])
+def test_a_row_does_not_depend_on_those_beside_it(rows: int) -> None:
+    torch.manual_seed(rows)
+    product = Int8Linear(torch.randn(80, 64), torch.randn(80), "gelu")
+    x = torch.randn(rows, 64) * torch.logspace(-2, 2, rows)[:, None]
+    together = product(x)
+    for row in range(rows):
+        assert torch.equal(product(x[row : row + 1])[0], together[row])
+
+
+@pytest.mark.parametrize("place", [0, 7, 8, 12])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_stays_none(place: int, value: float) -> None:
+    x = torch.ones(2, 13)
+    x[1, place] = value
+    y = Int8Linear(torch.randn(20, 13), None, "none")(x)
+    assert y[0].isfinite().all()
+    assert y[1].isnan().all()
+
+
+def test_a_row_of_equal_inputs() -> None:
+    weight = torch.randn(24, 40)
+    torch.testing.assert_close(
+        Int8Linear(weight, None, "none")(torch.full((2, 40), 0.5)), 0.5 * weight.sum(1).expand(2, -1), atol=0.2, rtol=0
+    )
+    assert torch.equal(Int8Linear(weight, None, "none")(torch.zeros(2, 40)), torch.zeros(2, 24))
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_cross_attention_equals_torch(half: bool) -> None:
+    torch.manual_seed(1)
+    tokens, rows = [1, 5, 8, 33, 160], [1, 2, 3, 4, 9]
+    documents = [torch.randn(2, HEADS, n, DIM).to(torch.float16 if half else torch.float32) for n in tokens]
+    query, scale = torch.randn(sum(rows), HEADS * DIM), DIM**-0.5
+    starts = np.cumsum([0, *rows], dtype=np.int64)
+    addresses = np.array([document.data_ptr() for document in documents], dtype=np.int64)
+    ours = native.cross_attention(query, addresses, np.array(tokens, np.int64), starts, DIM, scale, half=half)
+    for document, part, result in zip(documents, query.split(rows), ours.split(rows), strict=True):
+        keys, values = document.float()
+        stacked = part.view(-1, HEADS, DIM).transpose(0, 1)
+        theirs = F.scaled_dot_product_attention(stacked, keys, values, scale=scale)
+        torch.testing.assert_close(result, theirs.transpose(0, 1).reshape(part.shape), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_path_attention_equals_torch(biased: bool) -> None:
+    torch.manual_seed(2)
+    rng, inner, n_rows, longest = np.random.default_rng(0), HEADS * DIM, 6, 21
+    cache, qkv = torch.randn(200, 2 * inner), torch.randn(n_rows, 3 * inner)
+    lengths = torch.tensor([1, 2, 7, 8, 9, longest])
+    table = torch.from_numpy(rng.permutation(200)[: n_rows * longest].reshape(n_rows, longest).astype(np.int64))
+    bias = torch.randn(n_rows, HEADS, 1, longest) if biased else None
+    before = cache.clone()
+    ours = native.path_attention(qkv, cache, table, lengths, DIM, 0.3, bias)
+    for row, length in enumerate(lengths.tolist()):
+        path = table[row, :length]
+        before[path[-1]] = qkv[row, inner:]
+        keys, values = before[path].view(length, 2, HEADS, DIM).permute(1, 2, 0, 3)
+        query = qkv[row, :inner].view(HEADS, 1, DIM)
+        mask = None if bias is None else bias[row, :, :, :length]
+        theirs = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=0.3)
+        torch.testing.assert_close(ours[row], theirs.reshape(-1), atol=1e-5, rtol=1e-5)
+    assert torch.equal(cache, before)
+
+
+def test_scores_far_apart_do_not_overflow() -> None:
+    documents = torch.zeros(2, 1, 9, 8)
+    documents[0, 0, 4], documents[1, 0, 4] = 1e4, 3.0
+    ours = native.cross_attention(
+        torch.ones(1, 8), *(np.array(v, np.int64) for v in ([documents.data_ptr()], [9], [0, 1])), 8, 1.0, half=False
+    )
+    assert torch.equal(ours, torch.full((1, 8), 3.0))

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from generator_svc.kernels import native
+from generator_svc.models.numerics import NUMERICS, Precision
+from generator_svc.runner import Runner
+from generator_svc.sessions import Start
+from tests.generator_svc.support import CPU, VARIANTS, Chain, build, load, random_tokens
+
+CONTEXTS = [random_tokens(length, random.Random(length)) for length in (23, 7, 1, 60)]
+TOKENS = random_tokens(12, random.Random(1))
+
+
+def chain_of(directory: Path, precision: Precision, start: int, contexts: list[list[int]] = CONTEXTS) -> Chain:
+    return Chain(Runner(load(directory, precision), CPU), contexts, shared=True, starts=[Start((start,))])
+
+
+def log_probs(chain: Chain) -> np.ndarray:
+    """Of TOKENS' steps, [n_steps, n_docs, vocab]."""
+    steps = [chain.step(), *(chain.advance([(0, token)]) for token in TOKENS)]
+    return np.stack([torch.from_numpy(logits[:, 0]).log_softmax(-1).numpy() for logits in steps])
+
+
+@pytest.mark.parametrize("precision", [name for name in NUMERICS if name != "float32"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_precision_is_near_float32(variant: str, precision: Precision, tmp_path: Path) -> None:
+    reference = build(variant)
+    reference.save_pretrained(tmp_path)
+    start = reference.config.decoder_start_token_id
+    exact, other = (log_probs(chain_of(tmp_path, name, start)) for name in ("float32", precision))
+    spread = float(np.std(exact))
+    assert 0 < np.abs(other - exact).mean() < 0.05 * max(spread, 0.4)
+
+
+@pytest.mark.parametrize("variant", ["bart", "bart-silu", "t5-gated"])
+def test_int8_is_the_same_without_the_kernels(variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = build(variant)
+    reference.save_pretrained(tmp_path)
+    start = reference.config.decoder_start_token_id
+    exact, ours = (log_probs(chain_of(tmp_path, name, start)) for name in ("float32", "int8"))
+    monkeypatch.setattr(native, "library", lambda: None)
+    theirs = log_probs(chain_of(tmp_path, "int8", start))
+    # A level more or less where a value lies between two: that is all that float32's rounding may change.
+    assert np.abs(theirs - ours).mean() < 0.2 * np.abs(ours - exact).mean()
+    np.testing.assert_allclose(theirs[0, 0], ours[0, 0], atol=0.02, rtol=0)
+
+
+def test_an_int8_session_alone_equals_itself_among_others(tmp_path: Path) -> None:
+    reference = build("bart")
+    reference.save_pretrained(tmp_path)
+    start = reference.config.decoder_start_token_id
+    runner = Runner(load(tmp_path, "int8"), CPU)
+    alone = Chain(runner, CONTEXTS, shared=True, starts=[Start((start,))])
+    documents = runner.encode([random_tokens(40, random.Random(3)), *CONTEXTS])[1:]
+    expected = runner.step([alone.rows()])[0]
+    alone.documents = documents
+    other = Chain(Runner(load(tmp_path, "int8"), CPU), CONTEXTS[:2], shared=True, starts=[Start((start, 5, 9))])
+    runner.cache.grow(1024)
+    together = runner.step([alone.rows(), other.rows()])[0]
+    torch.testing.assert_close(together, expected, atol=1e-5, rtol=0)
+
+
+def test_keys_and_values_of_documents_take_half_in_int8(tmp_path: Path) -> None:
+    build("bart").save_pretrained(tmp_path)
+    exact, quantized = load(tmp_path), load(tmp_path, "int8")
+    assert quantized.shape.bytes_per_document_token * 2 == exact.shape.bytes_per_document_token
+    for model in (exact, quantized):
+        (state,) = model.encode([CONTEXTS[0]])
+        assert sum(layer.nbytes for layer in state.layers) == model.shape.bytes_per_document_token * len(CONTEXTS[0])
