@@ -21,6 +21,7 @@ from generator_svc.session import DecodeSession
 from generator_svc.validation import Limits
 from generator_svc.worker import Worker
 from ragserve.errors import DeadlineExceededError, UnavailableError
+from ragserve.serving.memory import keep_memory_low
 from ragserve.serving.metrics import Metrics
 
 
@@ -53,6 +54,7 @@ class GeneratorEngine:
         """Load the model. Raises RagserveError as `load_generator` does."""
         device = choose_device(self._options.device)
         use_threads(self._options.threads)
+        keep_memory_low()
         self._loaded = await asyncio.to_thread(load_generator, self._directory, device, self._options.precision)
         shape, options = self._loaded.model.shape, self._options
         capacity = Capacity(

@@ -15,6 +15,7 @@ from ragserve.errors import DataLossError, FailedPreconditionError, NotFoundErro
 
 BASE_PREFIX = "model."  # BART has it before all names but the head's, T5 never
 SCALE_SUFFIX = ".scale"
+CPU_FLOAT32 = (torch.device("cpu"), torch.float32)
 MAPPED_BYTES = 64 * 2**20
 FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -74,7 +75,7 @@ class WeightMap:
         self._names = {name.removeprefix(BASE_PREFIX): name for name in file.names}
         self._file = file
         self._source = file.path
-        self._shared: dict[str, torch.Tensor] = {}
+        self._shared: dict[str, dict[tuple[torch.device, torch.dtype], torch.Tensor]] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._names
@@ -95,23 +96,31 @@ class WeightMap:
             )
         return tensor
 
-    def take_first(self, names: tuple[str, ...], shape: tuple[int, ...]) -> torch.Tensor:
-        """The first of these tensors that is there, the same each time: tied weights are stored under one name."""
-        for name in names:
-            if name in self._shared:
-                return self._shared[name]
-            if name in self._names:
-                self._shared[name] = self.take(name, shape)
-                return self._shared[name]
-        return self.take(names[0], shape)
+    def take_first(
+        self, names: tuple[str, ...], shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """The first of these tensors that is there, on a device and of a type.
+
+        Tied weights are stored under one name: whoever asks for it gets the same tensor.
+        """
+        name = next((name for name in names if name in self._names or name in self._shared), names[0])
+        if name not in self._shared:
+            self._shared[name] = {CPU_FLOAT32: self.take(name, shape)}
+        versions = self._shared[name]
+        if (device, dtype) not in versions:
+            versions[device, dtype] = versions[CPU_FLOAT32].to(device, dtype)
+        return versions[device, dtype]
+
+    def forget_shared(self) -> None:
+        """Let go of tied weights: all their users have them."""
+        self._shared.clear()
 
     def finish(self, ignored: tuple[str, ...] = ()) -> None:
-        """Check that every tensor was used, and let go of what was shared.
+        """Check that every tensor was used.
 
         Raises:
             FailedPreconditionError: names the tensors that this model has no place for.
         """
-        self._shared.clear()
         unexpected = sorted(set(self._names) - set(ignored))
         if unexpected:
             shown = ", ".join(unexpected[:5]) + (f" and {len(unexpected) - 5} more" if len(unexpected) > 5 else "")

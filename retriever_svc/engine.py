@@ -12,13 +12,13 @@ from pathlib import Path
 from ragserve.errors import DataLossError, FailedPreconditionError, NotFoundError, RagserveError, UnavailableError
 from ragserve.serving.batching import Batcher
 from ragserve.serving.logs import fields
+from ragserve.serving.memory import keep_memory_low
 from ragserve.serving.metrics import Metrics, StageClock, StageTiming
 from retriever_svc.editing import EditOptions, Editor
 from retriever_svc.encoder import TextEncoder
 from retriever_svc.kinds import DEFAULT_OPTIONS, Lookup, LookupOptions
 from retriever_svc.knowledge import is_panic
 from retriever_svc.live.follower import Follower, FollowEvents, FollowOptions
-from retriever_svc.live.memory import keep_memory_low
 from retriever_svc.live.snapshot import Snapshot
 from retriever_svc.live.writer import KnowledgeWriter
 from retriever_svc.loading import KnowledgeSource, RetrievalOptions, load_passage_encoder, load_searcher

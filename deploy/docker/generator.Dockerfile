@@ -3,6 +3,9 @@ FROM python:3.12-slim-bookworm AS build
 # An index that holds the torch build wanted. For CPU nodes give the index of the CPU builds that the PyTorch site
 # names; without it pip takes the CUDA build, which is several gigabytes larger.
 ARG TORCH_INDEX_URL=
+# The C kernels are built here.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY ragserve ragserve

@@ -1,8 +1,8 @@
-/* y = activation(x @ w.T + bias) + residual, with weights of 7 bits and activations quantized row by row.
+/* y = activation(x @ w.T + bias) + residual, with weights of 7 bits and activations of 7 bits in groups.
  *
- * A row x is minimum + step * q with q in 0..127; a row w is scale * q with q in -63..63. So four products fit into
- * 16 bits (4 * 127 * 63 < 32768) and nothing saturates on processors without VNNI. Sums are exact integers, so that
- * a row's result does not depend on the rows beside it.
+ * A group of 128 values of a row x is minimum + step * q with q in 0..127; a row w is scale * q with q in -63..63. So
+ * four products fit into 16 bits (4 * 127 * 63 < 32768) and nothing saturates on processors without VNNI. Sums within
+ * a group are exact integers, and groups are added in order: a row's result does not depend on the rows beside it.
  */
 #if defined(__x86_64__)
 
@@ -16,18 +16,20 @@
 #define LEVELS 127
 #define PANEL 16 /* outputs that are computed together */
 #define BLOCK 8  /* inputs that are multiplied together */
+#define GROUP 128 /* inputs of a row that share step and minimum; a multiple of BLOCK */
 #define CHUNK 2  /* panels that a thread takes at a time */
 
 enum { NONE, RELU, GELU };
 
 typedef struct {
     const uint8_t *q; /* [rows, width], width a multiple of BLOCK */
-    const float *step, *minimum;
+    const float *step, *minimum; /* [rows, groups] */
     const int8_t *weight;
-    const float *scale, *sum, *bias; /* of the outputs, padded to panels; sum of the weights' q */
+    const float *scale, *bias; /* of the outputs, padded to panels */
+    const float *sums;         /* [groups, padded outputs]: of the weights' q */
     const float *residual;
     float *y;
-    int64_t rows, width, out;
+    int64_t rows, width, groups, out, padded;
     int activation;
 } Product;
 
@@ -36,23 +38,26 @@ int64_t packed_bytes(int64_t out, int64_t in) {
     return (out + PANEL - 1) / PANEL * PANEL * ((in + BLOCK - 1) / BLOCK * BLOCK);
 }
 
-/* weight [out, in] in -63..63 -> packed, and the sum of each row. */
+int64_t group_count(int64_t in) { return (in + GROUP - 1) / GROUP; }
+
+/* weight [out, in] in -63..63 -> packed, and sums [groups, padded outputs] of each row's groups. */
 void pack_int8(const int8_t *weight, int64_t out, int64_t in, int8_t *packed, float *sums) {
     const int64_t blocks = (in + BLOCK - 1) / BLOCK, panels = (out + PANEL - 1) / PANEL;
     memset(packed, 0, (size_t)packed_bytes(out, in));
 #pragma omp parallel for
     for (int64_t o = 0; o < panels * PANEL; o++) {
-        int32_t sum = 0;
+        for (int64_t g = 0; g < group_count(in); g++)
+            sums[g * panels * PANEL + o] = 0;
         for (int64_t i = 0; o < out && i < in; i++) {
             const int64_t place = ((o / PANEL * blocks + i / BLOCK) * 2 + i % BLOCK / 4) * PANEL + o % PANEL;
             packed[place * 4 + i % 4] = weight[o * in + i];
-            sum += weight[o * in + i];
+            sums[i / GROUP * panels * PANEL + o] += weight[o * in + i]; /* below 2^24: exact */
         }
-        sums[o] = (float)sum;
     }
 }
 
-static void quantize(const float *x, int64_t in, int64_t width, uint8_t *q, float *step, float *minimum) {
+/* One group of `in` values. */
+static void quantize(const float *x, int64_t in, uint8_t *q, float *step, float *minimum) {
     __m256 low = _mm256_set1_ps(x[0]), high = low, unlike = _mm256_setzero_ps();
     int64_t i = 0;
     for (; i + 8 <= in; i += 8) {
@@ -81,14 +86,11 @@ static void quantize(const float *x, int64_t in, int64_t width, uint8_t *q, floa
         const int n = _mm_cvtss_si32(_mm_set_ss((x[i] - least) * factor));
         q[i] = (uint8_t)(n < 0 ? 0 : n > LEVELS ? LEVELS : n);
     }
-    memset(q + in, 0, (size_t)(width - in));
 }
 
-static inline __attribute__((always_inline)) void finish(const Product *p, int64_t row, int64_t first, __m256i sums) {
+static inline __attribute__((always_inline)) void finish(const Product *p, int64_t row, int64_t first, __m256 total) {
     const float *bias = p->bias;
     const __m256 scale = _mm256_loadu_ps(p->scale + first);
-    const __m256 total = _mm256_fmadd_ps(_mm256_set1_ps(p->step[row]), _mm256_cvtepi32_ps(sums),
-                                         _mm256_mul_ps(_mm256_set1_ps(p->minimum[row]), _mm256_loadu_ps(p->sum + first)));
     __m256 y = bias ? _mm256_fmadd_ps(scale, total, _mm256_loadu_ps(bias + first)) : _mm256_mul_ps(scale, total);
     if (p->activation == GELU)
         y = gelu8(y);
@@ -110,27 +112,42 @@ static inline __attribute__((always_inline)) void tile(const Product *p, int64_t
     const int8_t *w = p->weight + panel * PANEL * p->width;
     const uint8_t *x = p->q + row * p->width;
     const __m256i ones = _mm256_set1_epi16(1);
-    __m256i sums[4][2];
+    __m256 totals[4][2];
     for (int r = 0; r < rows; r++)
-        sums[r][0] = sums[r][1] = _mm256_setzero_si256();
-    for (int64_t k = 0; k < p->width; k += BLOCK, w += BLOCK * PANEL) {
-        const __m256i *v = (const __m256i *)w;
-        const __m256i w00 = _mm256_loadu_si256(v), w01 = _mm256_loadu_si256(v + 1);
-        const __m256i w10 = _mm256_loadu_si256(v + 2), w11 = _mm256_loadu_si256(v + 3);
+        totals[r][0] = totals[r][1] = _mm256_setzero_ps();
+    for (int64_t g = 0; g < p->groups; g++) {
+        __m256i sums[4][2];
+        for (int r = 0; r < rows; r++)
+            sums[r][0] = sums[r][1] = _mm256_setzero_si256();
+        const int64_t end = (g + 1) * GROUP < p->width ? (g + 1) * GROUP : p->width;
+        for (int64_t k = g * GROUP; k < end; k += BLOCK, w += BLOCK * PANEL) {
+            const __m256i *v = (const __m256i *)w;
+            const __m256i w00 = _mm256_loadu_si256(v), w01 = _mm256_loadu_si256(v + 1);
+            const __m256i w10 = _mm256_loadu_si256(v + 2), w11 = _mm256_loadu_si256(v + 3);
+            for (int r = 0; r < rows; r++) {
+                int32_t four[2];
+                memcpy(four, x + r * p->width + k, sizeof four);
+                const __m256i a = _mm256_set1_epi32(four[0]), b = _mm256_set1_epi32(four[1]);
+                const __m256i left = _mm256_add_epi16(_mm256_maddubs_epi16(a, w00), _mm256_maddubs_epi16(b, w10));
+                const __m256i right = _mm256_add_epi16(_mm256_maddubs_epi16(a, w01), _mm256_maddubs_epi16(b, w11));
+                sums[r][0] = _mm256_add_epi32(sums[r][0], _mm256_madd_epi16(left, ones));
+                sums[r][1] = _mm256_add_epi32(sums[r][1], _mm256_madd_epi16(right, ones));
+            }
+        }
+        const float *of_weights = p->sums + g * p->padded + panel * PANEL;
         for (int r = 0; r < rows; r++) {
-            int32_t four[2];
-            memcpy(four, x + r * p->width + k, sizeof four);
-            const __m256i a = _mm256_set1_epi32(four[0]), b = _mm256_set1_epi32(four[1]);
-            const __m256i left = _mm256_add_epi16(_mm256_maddubs_epi16(a, w00), _mm256_maddubs_epi16(b, w10));
-            const __m256i right = _mm256_add_epi16(_mm256_maddubs_epi16(a, w01), _mm256_maddubs_epi16(b, w11));
-            sums[r][0] = _mm256_add_epi32(sums[r][0], _mm256_madd_epi16(left, ones));
-            sums[r][1] = _mm256_add_epi32(sums[r][1], _mm256_madd_epi16(right, ones));
+            const __m256 step = _mm256_set1_ps(p->step[(row + r) * p->groups + g]);
+            const __m256 minimum = _mm256_set1_ps(p->minimum[(row + r) * p->groups + g]);
+            for (int v = 0; v < 2; v++) {
+                const __m256 least = _mm256_fmadd_ps(minimum, _mm256_loadu_ps(of_weights + 8 * v), totals[r][v]);
+                totals[r][v] = _mm256_fmadd_ps(step, _mm256_cvtepi32_ps(sums[r][v]), least);
+            }
         }
     }
     for (int r = 0; r < rows; r++) {
-        finish(p, row + r, panel * PANEL, sums[r][0]);
+        finish(p, row + r, panel * PANEL, totals[r][0]);
         if (panel * PANEL + 8 < p->out)
-            finish(p, row + r, panel * PANEL + 8, sums[r][1]);
+            finish(p, row + r, panel * PANEL + 8, totals[r][1]);
     }
 }
 
@@ -156,22 +173,29 @@ static void panel_rows(const Product *p, int64_t panel) {
 
 /* x [rows, in] contiguous; residual null or [rows, out]; bias null or padded to panels. 0, or -1 without memory. */
 int linear_int8(const float *x, int64_t rows, int64_t in, int64_t out, const int8_t *weight, const float *scale,
-                const float *sum, const float *bias, const float *residual, float *y, int activation, int threads) {
+                const float *sums, const float *bias, const float *residual, float *y, int activation, int threads) {
     const int64_t width = (in + BLOCK - 1) / BLOCK * BLOCK, panels = (out + PANEL - 1) / PANEL;
+    const int64_t groups = group_count(in);
     uint8_t *q = malloc((size_t)(rows * width) + 64);
-    float *of_rows = malloc((size_t)rows * 2 * sizeof(float));
+    float *of_rows = malloc((size_t)(rows * groups) * 2 * sizeof(float));
     if (!q || !of_rows) {
         free(q);
         free(of_rows);
         return -1;
     }
-    float *step = of_rows, *minimum = of_rows + rows;
-    const Product p = {q, step, minimum, weight, scale, sum, bias, residual, y, rows, width, out, activation};
+    float *step = of_rows, *minimum = of_rows + rows * groups;
+    const Product p = {q,        step, minimum, weight, scale, bias,           sums,      residual,
+                       y,        rows, width,   groups, out,   panels * PANEL, activation};
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
-        for (int64_t row = 0; row < rows; row++)
-            quantize(x + row * in, in, width, q + row * width, step + row, minimum + row);
+        for (int64_t row = 0; row < rows; row++) {
+            for (int64_t g = 0; g < groups; g++) {
+                const int64_t first = g * GROUP, size = in - first < GROUP ? in - first : GROUP;
+                quantize(x + row * in + first, size, q + row * width + first, step + row * groups + g, minimum + row * groups + g);
+            }
+            memset(q + row * width + in, 0, (size_t)(width - in));
+        }
 #pragma omp for schedule(dynamic, CHUNK)
         for (int64_t panel = 0; panel < panels; panel++)
             panel_rows(&p, panel);

@@ -19,10 +19,12 @@ Addresses = npt.NDArray[np.int64]
 
 MODULE = f"{__package__}._native"
 ALIGNED = 8  # floats of one vector: widths of heads must be multiples of it
+GROUP = 128  # inputs that are quantized together
 PANEL = 16  # outputs of a packed weight are padded to whole panels
 ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2}
 ADDRESS, COUNT, FLAG, REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 SIGNATURES: dict[str, tuple[list[Any], Any]] = {
+    "group_count": ([COUNT], COUNT),
     "packed_bytes": ([COUNT, COUNT], COUNT),
     "pack_int8": ([ADDRESS, COUNT, COUNT, ADDRESS, ADDRESS], None),
     "linear_int8": ([ADDRESS, COUNT, COUNT, COUNT, *[ADDRESS] * 6, FLAG, FLAG], FLAG),
@@ -55,7 +57,8 @@ class Int8Product:
         self._out, self._in = weight.shape
         weight = weight.contiguous()
         self._weight = torch.empty(self._library.packed_bytes(self._out, self._in), dtype=torch.int8)
-        self._scale, self._sums = self._padded(scale), self._padded(scale)
+        self._scale = self._padded(scale)
+        self._sums = torch.empty(self._library.group_count(self._in), len(self._scale))
         self._bias = None if bias is None else self._padded(bias)
         self._activation = ACTIVATIONS[activation]
         self._library.pack_int8(weight.data_ptr(), self._out, self._in, self._weight.data_ptr(), self._sums.data_ptr())

@@ -53,7 +53,7 @@ class Embedding:
 
     def __call__(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """[rows], [rows] -> [rows, d_model]."""
-        words = F.embedding(tokens, self.words) * self.scale
+        words = F.embedding(tokens, self.words).to(self.positions.dtype) * self.scale
         return self.norm(words + F.embedding(positions + POSITION_OFFSET, self.positions))
 
 
@@ -112,11 +112,12 @@ class Bart:
         )
         self._encoder_heads: int = config.encoder_attention_heads
         self._encoder_scale = (config.d_model // self._encoder_heads) ** -0.5
+        self._head = load.head()
         self._encoder_embedding = load.embedding("encoder")
         self._decoder_embedding = load.embedding("decoder")
+        weights.forget_shared()
         self._encoder = [load.encoder_layer(f"encoder.layers.{i}") for i in range(config.encoder_layers)]
         self._decoder = [load.decoder_layer(f"decoder.layers.{i}") for i in range(config.decoder_layers)]
-        self._head = load.head()
         weights.finish(IGNORED)
 
     def encode(self, contexts: Sequence[Sequence[int]]) -> list[DocumentState]:
@@ -169,16 +170,14 @@ class _Loader:
     def _square(self, *names: str) -> Linear:
         return self._linear(names, self._width, self._width)
 
-    def _words(self, *names: str) -> torch.Tensor:
-        return self._weights.take_first(names, (self._config.vocab_size, self._width)).to(
-            self._device, self._numerics.activations
-        )
+    def _words(self, dtype: torch.dtype, *names: str) -> torch.Tensor:
+        return self._weights.take_first(names, (self._config.vocab_size, self._width), self._device, dtype)
 
     def embedding(self, part: str) -> Embedding:
         """The embedding of `encoder` or `decoder`."""
         rows = self._config.max_position_embeddings + POSITION_OFFSET
         return Embedding(
-            words=self._words(f"{part}.embed_tokens.weight", *TIED, "lm_head.weight"),
+            words=self._words(self._numerics.embeddings, f"{part}.embed_tokens.weight", *TIED, "lm_head.weight"),
             positions=self._take(f"{part}.embed_positions.weight", rows, self._width),
             norm=self._norm(f"{part}.layernorm_embedding"),
             scale=math.sqrt(self._width) if self._config.scale_embedding else 1.0,
@@ -224,4 +223,4 @@ class _Loader:
         bias = None
         if "final_logits_bias" in self._weights:
             bias = self._take("final_logits_bias", 1, size).reshape(size).contiguous()
-        return make_linear(self._words(*names), bias, numerics=self._numerics)
+        return make_linear(self._words(self._numerics.activations, *names), bias, numerics=self._numerics)

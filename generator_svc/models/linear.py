@@ -89,9 +89,9 @@ class PackedLinear:
 
 
 class Int8Linear:
-    """On CPU: weights of 7 bits with a scale for each output, inputs of 7 bits with step and minimum for each row.
+    """On CPU: weights of 7 bits with a scale for each output, inputs of 7 bits with step and minimum for each group.
 
-    Integer sums are exact, so a row's result does not depend on the rows beside it, nor on who computes it.
+    A group is 128 inputs of one row. Integer sums are exact, so a row's result does not depend on the rows beside it, nor on who computes it.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: str) -> None:
@@ -113,19 +113,21 @@ class Int8Torch:
     """What `native.Int8Product` computes, in operators of torch: for processors that the kernel is not for."""
 
     def __init__(self, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, activation: str) -> None:
-        self._weight = weight.T.contiguous()
+        self._weights = [part.T.contiguous() for part in weight.split(native.GROUP, dim=1)]
+        self._sums = [part.sum(0, dtype=torch.float32) for part in self._weights]
         self._scale = scale
-        self._sums = scale * weight.sum(1, dtype=torch.float32)
         self._bias = bias
         self._activation = ACTIVATIONS[activation]
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """See `Linear`."""
-        minimum, maximum = x.amin(1, keepdim=True), x.amax(1, keepdim=True)
-        step = (maximum - minimum) / ACTIVATION_LEVELS
-        quantized = ((x - minimum) / step).nan_to_num().round().clamp(0, ACTIVATION_LEVELS).to(torch.int8)
-        sums = torch._int_mm(quantized, self._weight)
-        y = step * self._scale * sums + minimum * self._sums
+        total = torch.zeros(x.shape[0], len(self._scale))
+        for part, weight, sums in zip(x.split(native.GROUP, dim=1), self._weights, self._sums, strict=True):
+            minimum, maximum = part.amin(1, keepdim=True), part.amax(1, keepdim=True)
+            step = (maximum - minimum) / ACTIVATION_LEVELS
+            levels = ((part - minimum) * (1 / step)).nan_to_num().round().clamp(0, ACTIVATION_LEVELS).to(torch.int8)
+            total += step * torch._int_mm(levels, weight) + minimum * sums
+        y = self._scale * total
         y = self._activation(y if self._bias is None else y + self._bias)
         return y if residual is None else y + residual
 

@@ -16,13 +16,14 @@ class Numerics:
 
     activations: torch.dtype
     documents: torch.dtype
+    embeddings: torch.dtype  # of the table that tokens are looked up in; rows are converted to `activations`
     quantized: bool = False  # the weights of linear maps are int8, their inputs quantized row by row
 
 
 NUMERICS: dict[Precision, Numerics] = {
-    "float32": Numerics(torch.float32, torch.float32),
-    "int8": Numerics(torch.float32, torch.float16, quantized=True),
-    "bfloat16": Numerics(torch.bfloat16, torch.bfloat16),
-    "float16": Numerics(torch.float16, torch.float16),
+    "float32": Numerics(torch.float32, torch.float32, torch.float32),
+    "int8": Numerics(torch.float32, torch.float16, torch.float16, quantized=True),
+    "bfloat16": Numerics(torch.bfloat16, torch.bfloat16, torch.bfloat16),
+    "float16": Numerics(torch.float16, torch.float16, torch.float16),
 }
 FLOAT32 = NUMERICS["float32"]

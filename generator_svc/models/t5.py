@@ -119,6 +119,7 @@ class T5:
     def __init__(self, config: Any, weights: WeightMap, device: torch.device, numerics: Numerics = FLOAT32) -> None:
         load = _Loader(config, weights, device, numerics)
         self._device = device
+        self._numerics = numerics
         self.shape = Shape(
             vocab_size=config.vocab_size,
             n_layers=config.num_decoder_layers,
@@ -130,7 +131,9 @@ class T5:
             numerics=numerics,
         )
         self._output_scale: float = config.d_model**-0.5 if config.scale_decoder_outputs else 1.0
+        self._head = load.head()
         self._encoder_words, self._decoder_words = load.words("encoder"), load.words("decoder")
+        weights.forget_shared()
         self._encoder_bias, self._decoder_bias = load.bias("encoder"), load.bias("decoder")
         self._encoder = [
             (load.attention(f"encoder.block.{i}.layer.0"), load.feed_forward(f"encoder.block.{i}.layer.1"))
@@ -146,7 +149,6 @@ class T5:
         ]
         self._encoder_norm = load.norm("encoder.final_layer_norm")
         self._decoder_norm = load.norm("decoder.final_layer_norm")
-        self._head = load.head()
         weights.finish(IGNORED)
 
     def encode(self, contexts: Sequence[Sequence[int]]) -> list[DocumentState]:
@@ -154,7 +156,7 @@ class T5:
         tokens, _, lengths = pack(contexts, self._device)
         positions = torch.arange(max(lengths), device=self._device)
         bias = self._encoder_bias(positions[None, :] - positions[:, None]).permute(2, 0, 1).contiguous()
-        x = F.embedding(tokens, self._encoder_words)
+        x = F.embedding(tokens, self._encoder_words).to(self._numerics.activations)
         for attention, feed_forward in self._encoder:
             qkv = attention.qkv(attention.norm(x))
             x = attention.out(packed_attention(qkv, lengths, self.shape.n_heads, SCALE, bias), residual=x)
@@ -165,7 +167,7 @@ class T5:
     def decode(self, rows: Rows, attention: SelfAttention) -> torch.Tensor:
         """See `Seq2SeqModel`."""
         attention.start(lambda distances: self._decoder_bias(-distances))
-        x = F.embedding(rows.tokens, self._decoder_words)
+        x = F.embedding(rows.tokens, self._decoder_words).to(self._numerics.activations)
         for i, (own, cross, feed_forward) in enumerate(self._decoder):
             x = own.out(attention.attend(i, own.qkv(own.norm(x))), residual=x)
             attended = cross_attention(cross.query(cross.norm(x)), rows, i, SCALE)
@@ -200,16 +202,14 @@ class _Loader:
     def words(self, part: str) -> torch.Tensor:
         """The word embedding of `encoder` or `decoder`."""
         names = (f"{part}.embed_tokens.weight", *TIED)
-        return self._weights.take_first(names, (self._config.vocab_size, self._width)).to(
-            self._device, self._numerics.activations
-        )
+        size = (self._config.vocab_size, self._width)
+        return self._weights.take_first(names, size, self._device, self._numerics.embeddings)
 
     def head(self) -> Linear:
         """The output projection: its own weight where the checkpoint has one, else the word embedding."""
         names = ("lm_head.weight", *TIED)
-        weight = self._weights.take_first(names, (self._config.vocab_size, self._width)).to(
-            self._device, self._numerics.activations
-        )
+        size = (self._config.vocab_size, self._width)
+        weight = self._weights.take_first(names, size, self._device, self._numerics.activations)
         return make_linear(weight, numerics=self._numerics)
 
     def norm(self, name: str) -> Norm:

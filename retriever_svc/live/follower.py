@@ -14,12 +14,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import pyarrow as pa
+
 from ragserve.errors import RagserveError
 from ragserve.serving.logs import fields
+from ragserve.serving.memory import trim
 from retriever_svc.index import builds_interrupted
 from retriever_svc.knowledge import reading
 from retriever_svc.live.changes import linear_changes
-from retriever_svc.live.memory import give_back_memory
 from retriever_svc.live.priority import LancePriority, be_nice
 from retriever_svc.live.snapshot import Snapshot
 from retriever_svc.loading import KnowledgeSource
@@ -175,7 +177,8 @@ class Follower:
         swapped = time.monotonic() - built
         self._events.swapped(swapped)
         log.info("index rebuilt", extra=fields(version=version, build_seconds=built - started, swap_seconds=swapped))
-        give_back_memory()
+        pa.default_memory_pool().release_unused()
+        trim()
 
     def _moved(self, base: Snapshot) -> dict[int, Snapshot]:
         """The loaded versions over a new base; one that has too little in common with it keeps its own."""

@@ -1,15 +1,13 @@
-"""Keeps what old versions and old indexes held from staying with the process, where the allocator is glibc's.
+"""Keeps what a service has freed from staying with its process, where the allocator is glibc's.
 
-A rebuild allocates a whole knowledge base and frees the one before. Left to itself, glibc raises the size from which
-on a block is mapped on its own (and so returned when freed), and keeps a heap for each of the many threads that read:
-after ten rebuilds of 20,000 passages a third more memory stayed resident than before them, now 6 %.
+Left to itself, glibc raises the size from which on a block is mapped on its own (and so returned when freed) up to
+32 MB, and keeps a heap for each of the many threads. A retriever that rebuilt a knowledge base of 20,000 passages ten
+times kept a third more memory than before, now 6 %; a generator that quantized BART-large 0.7 GB, now nothing.
 """
 
 from __future__ import annotations
 
 import ctypes
-
-import pyarrow as pa
 
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # malloc.h
 MAPPED_BYTES = 4 * 2**20  # blocks from this size on are mapped on their own
@@ -24,9 +22,8 @@ def keep_memory_low() -> None:
         libc.mallopt(M_ARENA_MAX, MAX_ARENAS)
 
 
-def give_back_memory() -> None:
+def trim() -> None:
     """Return what was freed to the system."""
-    pa.default_memory_pool().release_unused()
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
