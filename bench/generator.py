@@ -6,15 +6,19 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from bench import CACHE, report
 from bench.peers import HuggingFace
 from bench.report import CaseResult
 from bench.system import Ragserve
 from bench.workload import SHAPES, Workload, model_directory
+from generator_svc.models.numerics import NUMERICS
 
+OURS, *PEERS = report.PROVIDERS
 PAUSE_SECONDS = 0.5  # lets the other side's worker threads fall asleep
 CASES = (("token", 1), ("token", 4), ("sequence", 4))
 
@@ -27,7 +31,7 @@ class Measured:
     beams: int
     seconds: dict[str, list[float]] = field(default_factory=dict)
     answers: dict[str, list[int]] = field(default_factory=dict)
-    stages: dict[str, float] = field(default_factory=dict)
+    stages: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -35,10 +39,18 @@ class Measured:
         search = "greedy" if self.beams == 1 else f"{self.beams} beams"
         return f"RAG-{self.mode}, {'thorough, ' if self.mode == 'sequence' else ''}{search}"
 
-    def result(self) -> CaseResult:
-        """All repeats together."""
-        same = self.answers.get("ragserve") == self.answers.get("transformers")
-        return CaseResult(self.name, self.seconds, same, self.stages)
+    def results(self) -> list[CaseResult]:
+        """All repeats together, for each of our precisions."""
+        theirs = {name: values for name, values in self.seconds.items() if name in PEERS}
+        return [
+            CaseResult(
+                f"{self.name}, {precision}",
+                {OURS: self.seconds[precision], **theirs},
+                self.answers[precision] == self.answers[PEERS[0]],
+                stages,
+            )
+            for precision, stages in self.stages.items()
+        ]
 
 
 def timed(measured: Measured, provider: str, call: Callable[[], list[int]], *, keep: bool = True) -> None:
@@ -57,7 +69,7 @@ def ours(system: Ragserve, measured: Measured) -> Callable[[], list[int]]:
     """A call of this system that keeps its stages."""
 
     def call() -> list[int]:
-        tokens, measured.stages = system.generate(measured.mode, measured.beams)
+        tokens, measured.stages[system.precision] = system.generate(measured.mode, measured.beams)
         return tokens
 
     return call
@@ -68,18 +80,20 @@ def theirs(peer: HuggingFace, measured: Measured, *, padded: bool) -> Callable[[
     return lambda: peer.generate(measured.mode, measured.beams, padded=padded)
 
 
-def measure(system: Ragserve, peer: HuggingFace, repeats: int, *, padded: bool) -> list[CaseResult]:
+def measure(systems: Sequence[Ragserve], peer: HuggingFace, repeats: int, *, padded: bool) -> list[CaseResult]:
     """Take turns: each repeat asks every side for every case."""
     cases = [Measured(mode, beams) for mode, beams in CASES]
-    timed(cases[0], "ragserve", ours(system, cases[0]), keep=False)
-    timed(cases[0], "transformers", theirs(peer, cases[0], padded=False), keep=False)
+    for system in systems:
+        timed(cases[0], system.precision, ours(system, cases[0]), keep=False)
+    timed(cases[0], PEERS[0], theirs(peer, cases[0], padded=False), keep=False)
     for _ in range(repeats):
         for case in cases:
-            timed(case, "ragserve", ours(system, case))
-            timed(case, "transformers", theirs(peer, case, padded=False))
+            for system in systems:
+                timed(case, system.precision, ours(system, case))
+            timed(case, PEERS[0], theirs(peer, case, padded=False))
             if padded:
-                timed(case, "transformers padded", theirs(peer, case, padded=True))
-    return [case.result() for case in cases]
+                timed(case, PEERS[1], theirs(peer, case, padded=True))
+    return [result for case in cases for result in case.results()]
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -90,6 +104,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="threads of whichever side computes (default 2)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where both sides run (default cpu)")
     parser.add_argument("--shape", choices=sorted(SHAPES), default="bart-large", help="size of the random BART")
+    parser.add_argument(
+        "--precisions", nargs="+", choices=sorted(NUMERICS), default=["float32", "int8"], help="of our side"
+    )
     parser.add_argument("--no-save", action="store_true", help="print only; nothing goes to bench/results/")
     return parser.parse_args(argv)
 
@@ -102,13 +119,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"building {chosen.shape} (kept in {CACHE})", flush=True)
     model = model_directory(SHAPES[chosen.shape])
     logs = Path(CACHE).resolve() / "logs"
-    system = Ragserve(model, workload, logs, threads=chosen.threads, device=chosen.device)
-    try:
-        peer = HuggingFace(model, workload, threads=chosen.threads, device=chosen.device)
-        system.wait_healthy()
-        results = measure(system, peer, 1 if chosen.quick else chosen.repeats, padded=not chosen.quick)
-    finally:
-        system.close()
+    placed: dict[str, Any] = {"threads": chosen.threads, "device": chosen.device}
+    with ExitStack() as stack:
+        systems = [Ragserve(model, workload, logs, **placed, precision=name) for name in chosen.precisions]
+        for system in systems:
+            stack.callback(system.close)
+        peer = HuggingFace(model, workload, **placed)
+        for system in systems:
+            system.wait_healthy()
+        results = measure(systems, peer, 1 if chosen.quick else chosen.repeats, padded=not chosen.quick)
     print("\n" + report.table(results))
     if not chosen.no_save:
         print(f"appended to {report.append(results, about)}")

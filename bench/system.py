@@ -21,6 +21,7 @@ class Ragserve:
     def __init__(
         self, model: Path, workload: Workload, logs: Path, *, threads: int, device: str, precision: str = "float32"
     ) -> None:
+        self.precision = precision
         self._workload = workload
         flags = {"model": model, "device": device, "precision": precision}
         generator = start("generator_svc", flags, logs, threads=threads)

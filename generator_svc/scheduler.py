@@ -123,7 +123,8 @@ class Scheduler:
         self._check_ready(session)
         session.work, session.active = work, now
         if work is Work.SCORE:
-            self._scoring.append(session)
+            # It may still be in line from a score that has just ended.
+            self._scoring = [*(other for other in self._scoring if other is not session), session]
 
     def close(self, session: Session) -> None:
         """The session is to be freed by the next plan."""

@@ -108,32 +108,52 @@ static inline __attribute__((always_inline)) void finish(const Product *p, int64
         to[i] = last[i] + (more ? more[i] : 0);
 }
 
-static inline __attribute__((always_inline)) void tile(const Product *p, int64_t panel, int64_t row, const int rows) {
+/* Integer sums of some rows over `blocks` blocks of one panel. Kept apart, so that all of them stay in registers. */
+#define ROW_SUMS(ROWS)                                                                                                \
+    static __attribute__((noinline)) void sums_of_##ROWS(const uint8_t *x, int64_t width, const int8_t *w,            \
+                                                         int64_t blocks, __m256i *to) {                               \
+        const __m256i ones = _mm256_set1_epi16(1);                                                                    \
+        __m256i sums[ROWS][2];                                                                                        \
+        for (int r = 0; r < ROWS; r++)                                                                                \
+            sums[r][0] = sums[r][1] = _mm256_setzero_si256();                                                         \
+        for (int64_t k = 0; k < blocks; k++, w += BLOCK * PANEL) {                                                    \
+            const __m256i *v = (const __m256i *)w;                                                                    \
+            const __m256i w00 = _mm256_loadu_si256(v), w01 = _mm256_loadu_si256(v + 1);                               \
+            const __m256i w10 = _mm256_loadu_si256(v + 2), w11 = _mm256_loadu_si256(v + 3);                           \
+            for (int r = 0; r < ROWS; r++) {                                                                          \
+                int32_t four[2];                                                                                      \
+                memcpy(four, x + r * width + k * BLOCK, sizeof four);                                                 \
+                const __m256i a = _mm256_set1_epi32(four[0]), b = _mm256_set1_epi32(four[1]);                         \
+                const __m256i left = _mm256_add_epi16(_mm256_maddubs_epi16(a, w00), _mm256_maddubs_epi16(b, w10));    \
+                const __m256i right = _mm256_add_epi16(_mm256_maddubs_epi16(a, w01), _mm256_maddubs_epi16(b, w11));   \
+                sums[r][0] = _mm256_add_epi32(sums[r][0], _mm256_madd_epi16(left, ones));                             \
+                sums[r][1] = _mm256_add_epi32(sums[r][1], _mm256_madd_epi16(right, ones));                            \
+            }                                                                                                         \
+        }                                                                                                             \
+        for (int r = 0; r < ROWS; r++) {                                                                              \
+            _mm256_storeu_si256(to + 2 * r, sums[r][0]);                                                              \
+            _mm256_storeu_si256(to + 2 * r + 1, sums[r][1]);                                                          \
+        }                                                                                                             \
+    }
+
+ROW_SUMS(1)
+ROW_SUMS(2)
+ROW_SUMS(3)
+ROW_SUMS(4)
+
+typedef void (*RowSums)(const uint8_t *, int64_t, const int8_t *, int64_t, __m256i *);
+static const RowSums SUMS[] = {0, sums_of_1, sums_of_2, sums_of_3, sums_of_4};
+
+/* One panel of outputs for up to four rows. */
+static void tile(const Product *p, int64_t panel, int64_t row, const int rows) {
     const int8_t *w = p->weight + panel * PANEL * p->width;
-    const uint8_t *x = p->q + row * p->width;
-    const __m256i ones = _mm256_set1_epi16(1);
     __m256 totals[4][2];
     for (int r = 0; r < rows; r++)
         totals[r][0] = totals[r][1] = _mm256_setzero_ps();
-    for (int64_t g = 0; g < p->groups; g++) {
+    for (int64_t g = 0, k = 0; g < p->groups; g++, k += GROUP) {
         __m256i sums[4][2];
-        for (int r = 0; r < rows; r++)
-            sums[r][0] = sums[r][1] = _mm256_setzero_si256();
-        const int64_t end = (g + 1) * GROUP < p->width ? (g + 1) * GROUP : p->width;
-        for (int64_t k = g * GROUP; k < end; k += BLOCK, w += BLOCK * PANEL) {
-            const __m256i *v = (const __m256i *)w;
-            const __m256i w00 = _mm256_loadu_si256(v), w01 = _mm256_loadu_si256(v + 1);
-            const __m256i w10 = _mm256_loadu_si256(v + 2), w11 = _mm256_loadu_si256(v + 3);
-            for (int r = 0; r < rows; r++) {
-                int32_t four[2];
-                memcpy(four, x + r * p->width + k, sizeof four);
-                const __m256i a = _mm256_set1_epi32(four[0]), b = _mm256_set1_epi32(four[1]);
-                const __m256i left = _mm256_add_epi16(_mm256_maddubs_epi16(a, w00), _mm256_maddubs_epi16(b, w10));
-                const __m256i right = _mm256_add_epi16(_mm256_maddubs_epi16(a, w01), _mm256_maddubs_epi16(b, w11));
-                sums[r][0] = _mm256_add_epi32(sums[r][0], _mm256_madd_epi16(left, ones));
-                sums[r][1] = _mm256_add_epi32(sums[r][1], _mm256_madd_epi16(right, ones));
-            }
-        }
+        const int64_t size = p->width - k < GROUP ? p->width - k : GROUP;
+        SUMS[rows](p->q + row * p->width + k, p->width, w + k * PANEL, size / BLOCK, &sums[0][0]);
         const float *of_weights = p->sums + g * p->padded + panel * PANEL;
         for (int r = 0; r < rows; r++) {
             const __m256 step = _mm256_set1_ps(p->step[(row + r) * p->groups + g]);
@@ -151,23 +171,13 @@ static inline __attribute__((always_inline)) void tile(const Product *p, int64_t
     }
 }
 
+/* All rows of one panel, four at a time; the last five as three and two, for one alone takes nearly as long as two. */
 static void panel_rows(const Product *p, int64_t panel) {
-    int64_t row = 0;
-    while (row < p->rows) {
-        const int64_t left = p->rows - row;
-        if (left >= 6 || left == 4) {
-            tile(p, panel, row, 4);
-            row += 4;
-        } else if (left == 5 || left == 3) {
-            tile(p, panel, row, 3);
-            row += 3;
-        } else if (left == 2) {
-            tile(p, panel, row, 2);
-            row += 2;
-        } else {
-            tile(p, panel, row, 1);
-            row += 1;
-        }
+    for (int64_t row = 0, left = p->rows; left > 0;) {
+        const int rows = left >= 6 || left == 4 ? 4 : left == 5 ? 3 : (int)left;
+        tile(p, panel, row, rows);
+        row += rows;
+        left -= rows;
     }
 }
 
