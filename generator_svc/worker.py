@@ -139,10 +139,11 @@ class Worker:
             run()
         except Exception as error:
             log.exception("a pass over %d sessions failed", len(sessions))
+            with self.changed:  # before anybody hears of it, who could ask again
+                for session in sessions:
+                    self.scheduler.close(session)
             for session in sessions:
                 self._finish(session, error)
-                with self.changed:
-                    self.scheduler.close(session)
 
     def _encode(self, chosen: Sequence[tuple[Session, int]]) -> None:
         started = time.monotonic()

@@ -91,7 +91,8 @@ class PackedLinear:
 class Int8Linear:
     """On CPU: weights of 7 bits with a scale for each output, inputs of 7 bits with step and minimum for each group.
 
-    A group is 128 inputs of one row. Integer sums are exact, so a row's result does not depend on the rows beside it, nor on who computes it.
+    A group is 128 inputs of one row. Integer sums are exact, so a row's result does not depend on the rows beside it,
+    nor on who computes it.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: str) -> None:

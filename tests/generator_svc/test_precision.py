@@ -11,7 +11,7 @@ from generator_svc.kernels import native
 from generator_svc.models.numerics import NUMERICS, Precision
 from generator_svc.runner import Runner
 from generator_svc.sessions import Start
-from tests.generator_svc.support import CPU, VARIANTS, Chain, build, load, random_tokens
+from tests.generator_svc.support import CPU, Chain, build, load, random_tokens
 
 CONTEXTS = [random_tokens(length, random.Random(length)) for length in (23, 7, 1, 60)]
 TOKENS = random_tokens(12, random.Random(1))
@@ -28,7 +28,7 @@ def log_probs(chain: Chain) -> np.ndarray:
 
 
 @pytest.mark.parametrize("precision", [name for name in NUMERICS if name != "float32"])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ["bart", "t5", "t5-gated"])
 def test_every_precision_is_near_float32(variant: str, precision: Precision, tmp_path: Path) -> None:
     reference = build(variant)
     reference.save_pretrained(tmp_path)
