@@ -114,7 +114,7 @@ class Int8Torch:
     """What `native.Int8Product` computes, in operators of torch: for processors that the kernel is not for."""
 
     def __init__(self, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, activation: str) -> None:
-        self._weights = [part.T.contiguous() for part in weight.split(native.GROUP, dim=1)]
+        self._weights = [part.T.contiguous() for part in torch.split(weight, native.GROUP, dim=1)]
         self._sums = [part.sum(0, dtype=torch.float32) for part in self._weights]
         self._scale = scale
         self._bias = bias
@@ -123,7 +123,7 @@ class Int8Torch:
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """See `Linear`."""
         total = torch.zeros(x.shape[0], len(self._scale))
-        for part, weight, sums in zip(x.split(native.GROUP, dim=1), self._weights, self._sums, strict=True):
+        for part, weight, sums in zip(torch.split(x, native.GROUP, dim=1), self._weights, self._sums, strict=True):
             minimum, maximum = part.amin(1, keepdim=True), part.amax(1, keepdim=True)
             step = (maximum - minimum) / ACTIVATION_LEVELS
             levels = ((part - minimum) * (1 / step)).nan_to_num().round().clamp(0, ACTIVATION_LEVELS).to(torch.int8)
