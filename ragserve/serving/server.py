@@ -27,6 +27,8 @@ from ragserve.serving.settings import ServerSettings
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Clients may ping this often; ours do every 30 seconds.
 MIN_PING_INTERVAL_MS = 10_000
+# Given to the last answers to leave, once no call is at work.
+LAST_BYTES_SECONDS = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -96,17 +98,23 @@ class Server:
         await self._health.set_ready(False)
         if self._server is not None:
             server, self._server = self._server, None
-            ending = asyncio.create_task(self._end_watches())
+            ending = asyncio.create_task(self._end_idle(server))
             await server.stop(grace_seconds)
             ending.cancel()
         if self._metrics_port is not None:
             await asyncio.to_thread(self._metrics_port.close)
             self._metrics_port = None
 
-    async def _end_watches(self) -> None:
-        """Ends health watches once no call is at work: they would hold up the drain for the whole grace."""
+    async def _end_idle(self, server: grpc.aio.Server) -> None:
+        """Once no call is at work, ends whatever would hold up the drain for the whole grace.
+
+        Those are health watches, reflection streams, and calls that gRPC took as it stopped listening and will never
+        hand to us; their clients get CANCELLED.
+        """
         await self._admission.wait_idle()
         self._health.end_watches()
+        await asyncio.sleep(LAST_BYTES_SECONDS)
+        await server.stop(None)
 
 
 def server_options(settings: ServerSettings) -> list[tuple[str, Any]]:
