@@ -48,7 +48,9 @@ def truncate(path: Path) -> None:
         ("retriever", "query_encoder/tokenizer.json"),
     ],
 )
-@pytest.mark.parametrize("damage", [truncate, Path.unlink], ids=["truncated", "missing"])
+@pytest.mark.parametrize(
+    "damage", [truncate, pytest.param(Path.unlink, marks=pytest.mark.long)], ids=["truncated", "missing"]
+)
 def test_a_damaged_model(
     service: str, name: str, damage: Callable[[Path], None], launcher: Launcher, tmp_path: Path
 ) -> None:
