@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 PARTS = ("generator", "retrieval")
 # Longer ones, or without a peer.
-ALONE = ("scale", "no_stall", "hot_swap", "lexical", "encoder", "decode_step", "precision", "gpu_index")
+ALONE = ("scale", "no_stall", "hot_swap", "lexical", "encoder", "decode_step", "precision", "drafting", "gpu_index")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -101,14 +101,14 @@ def measure(precisions: Sequence[str], questions: Sequence[Question], threads: i
     found = []
     with ExitStack() as stack:
         flags = {"model": DEMO / "model", "knowledge": DEMO / "kb", "threads": 1, "query_cache_entries": 4096}
-        retriever = _started(stack, "retriever_svc", flags, logs, 1)
+        retriever = started(stack, "retriever_svc", flags, logs, 1)
         for precision in [EXACT, *(name for name in precisions if name != EXACT)]:
             print(f"{precision}: {len(questions)} questions", flush=True)
             with ExitStack() as pair:
                 flags = {"model": DEMO / "model", "precision": precision, "device": device}
-                generator = _started(pair, "generator_svc", flags, logs, threads)
+                generator = started(pair, "generator_svc", flags, logs, threads)
                 targets: dict[str, object] = {"retriever": retriever.target, "generator": generator.target}
-                orchestrator = _started(pair, "orchestrator", targets, logs, 1)
+                orchestrator = started(pair, "orchestrator", targets, logs, 1)
                 client = pair.enter_context(Client(orchestrator.target, timeout_seconds=TIMEOUT_SECONDS))
                 outcomes = ask(client, questions, [outcome.answer for outcome in exact] or None)
             exact = exact or outcomes
@@ -117,7 +117,8 @@ def measure(precisions: Sequence[str], questions: Sequence[Question], threads: i
     return found
 
 
-def _started(stack: ExitStack, module: str, flags: dict[str, object], logs: Path, threads: int) -> ServiceProcess:
+def started(stack: ExitStack, module: str, flags: dict[str, object], logs: Path, threads: int) -> ServiceProcess:
+    """A healthy service, stopped with the stack."""
     process = start(module, flags, logs, threads=threads)
     stack.callback(process.stop)
     process.wait_healthy()

@@ -72,10 +72,11 @@ class NextHypothesis:
 
 @dataclass(frozen=True)
 class AdvanceCommand:
-    """Extend hypotheses by one token each."""
+    """Extend hypotheses by one token each, and guess at most `max_drafts` tokens after the only one (token mode)."""
 
     hypotheses: tuple[NextHypothesis, ...]
     candidates: int
+    max_drafts: int = 0
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ class StepOutput:
     requested: tuple[Floats, ...]  # for each hypothesis [n_docs, number of its requested tokens]
     allowed_log_mass: Floats  # [n_hypotheses]
     log_normalizers: Floats  # [n_hypotheses, n_docs]: logit less log-probability
+    drafted: tuple[int, ...] = ()  # hypothesis i + 1 extends hypothesis i by drafted[i]
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ def _open(request: generator_pb2.OpenRequest) -> OpenCommand:
 
 def _advance(request: generator_pb2.AdvanceRequest) -> AdvanceCommand:
     hypotheses = tuple(NextHypothesis(h.parent, h.token, _control(h.control)) for h in request.hypotheses)
-    return AdvanceCommand(hypotheses, request.candidates)
+    return AdvanceCommand(hypotheses, request.candidates, request.max_drafts)
 
 
 def _control(control: generator_pb2.StepControl) -> StepControl:
@@ -150,6 +150,7 @@ def _step(step: StepOutput) -> generator_pb2.StepResult:
         candidates=step.token_ids.shape[1],
         hypotheses=step.token_ids.shape[0],
         log_normalizers=np.ascontiguousarray(step.log_normalizers, dtype="<f4").tobytes(),
+        drafted=step.drafted,
     )
 
 

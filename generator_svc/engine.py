@@ -110,6 +110,7 @@ class GeneratorEngine:
             max_targets=options.max_targets,
             max_question_characters=options.max_question_characters,
             max_document_characters=options.max_document_characters,
+            max_drafts=options.draft_tokens,
         )
 
     def info(self) -> GeneratorInfo:

@@ -22,6 +22,7 @@ class EngineOptions:
     cache_bytes: int = 4 * 2**30
     prefill_tokens: int = 1024
     idle_seconds: float = 60.0
+    draft_tokens: int = 0
     max_context_tokens: int = 1024
     max_target_tokens: int = 1024
     max_documents: int = 100

@@ -101,8 +101,15 @@ class Scheduler:
             self._start_separate(session)
         session.work, session.active = Work.ENCODE, now
 
-    def advance(self, session: Session, choices: Sequence[tuple[int, int]], now: float) -> None:
+    def advance(
+        self, session: Session, choices: Sequence[tuple[int, int]], now: float, drafted: Sequence[int] = ()
+    ) -> int:
         """Replace the hypotheses by children, given as (parent index, token), and ask for a step.
+
+        The tokens `drafted` become hypotheses too, each a child of the one before it, the first of the only choice.
+
+        Returns:
+            How many of them found room: all or none.
 
         Raises:
             InvalidInputError: the new rows would not fit if the session were alone; it is as before.
@@ -111,12 +118,16 @@ class Scheduler:
         self._check_ready(session)
         parents = [session.hypotheses[parent] for parent, _ in choices]
         rows = sum(parent.slots.shape[0] for parent in parents)
+        drafted = drafted if self._has_room(rows * (1 + len(drafted)), session) else ()
         self._check_room("advance.hypotheses", rows, rows * self.capacity.slot_bytes, session)
         old = session.hypotheses
         session.hypotheses = [self._child(parent, token) for parent, (_, token) in zip(parents, choices, strict=True)]
+        for token in drafted:
+            session.hypotheses.append(self._child(session.hypotheses[-1], token))
         for hypothesis in old:
             self.slots.release(hypothesis.slots)
         session.work, session.active = Work.STEP, now
+        return len(drafted)
 
     def request(self, session: Session, work: Work, now: float) -> None:
         """Ask for a widening or for scores."""
@@ -206,6 +217,14 @@ class Scheduler:
         raise _full(
             f"{self.used_bytes} bytes of cache in use and {more_bytes} more asked, cache_bytes is {cache_bytes}"
         )
+
+    def _has_room(self, rows: int, session: Session) -> bool:
+        """Whether a session may have so many rows, each with a slot more."""
+        try:
+            self._check_room("", rows, rows * self.capacity.slot_bytes, session)
+        except RagserveError:
+            return False
+        return True
 
     def _bytes_of(self, session: Session) -> int:
         """Bytes of cache that a session holds."""

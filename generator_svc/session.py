@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -25,6 +26,7 @@ from generator_svc.commands import (
     WidenCommand,
 )
 from generator_svc.contexts import Context, build_contexts
+from generator_svc.drafting import Drafter
 from generator_svc.loading import LoadedGenerator
 from generator_svc.scoring import plan_scores
 from generator_svc.sessions import Session, Start, Work
@@ -103,12 +105,17 @@ class DecodeSession:
         check_advance(command, [hypothesis.length for hypothesis in session.hypotheses], self._limits)
         choices = [(hypothesis.parent, hypothesis.token) for hypothesis in command.hypotheses]
         controls = tuple(hypothesis.control for hypothesis in command.hypotheses)
+        drafted = self._drafted(session, command)
 
         def submit(now: float) -> None:
-            self._worker.scheduler.advance(session, choices, now)
-            session.state.controls = controls
+            nonlocal drafted
+            drafted = drafted[: self._worker.scheduler.advance(session, choices, now, drafted)]
+            session.state.controls = controls + controls[:1] * len(drafted)
 
-        return await self._ask(session, _request(candidates=command.candidates), submit)
+        reply = await self._ask(session, _request(candidates=command.candidates), submit)
+        if session.state.drafter is not None:
+            session.state.drafter.take(*choices[0], drafted)
+        return replace(reply, output=replace(reply.output, drafted=drafted))
 
     async def widen(self, command: WidenCommand) -> Reply[StepOutput]:
         """More candidates of the present step, without running the model."""
@@ -146,6 +153,19 @@ class DecodeSession:
                 self._worker.wake()
         self._patience.cancel()
         self.ended.cancel()
+
+    def _drafted(self, session: Session, command: AdvanceCommand) -> tuple[int, ...]:
+        """Tokens guessed to follow the only hypothesis of the next step."""
+        drafter: Drafter | None = session.state.drafter
+        if drafter is None:
+            return ()
+        if len(command.hypotheses) > 1:
+            session.state.drafter = None  # a search with several hypotheses has begun
+            return ()
+        chosen = command.hypotheses[0]
+        room = self._limits.max_target_tokens - session.hypotheses[chosen.parent].length - 1
+        most = min(command.max_drafts, self._limits.max_drafts, room)
+        return drafter.propose(chosen.parent, chosen.token, most) if most > 0 else ()
 
     def _opened(self) -> Session:
         if self._session is None:
@@ -196,6 +216,7 @@ class DecodeSession:
             log_priors=priors if shared else None,
             on_end=self._on_end,
             controls=controls,
+            drafter=self._drafter(contexts, starts) if shared else None,
         )
         return Session(
             context_tokens=tuple(len(context.token_ids) for context in contexts),
@@ -204,6 +225,14 @@ class DecodeSession:
             deadline=self._deadline,
             state=state,
         )
+
+    def _drafter(self, contexts: Sequence[Context], starts: Sequence[Start]) -> Drafter | None:
+        """For a search that begins with one hypothesis."""
+        tokens, most = self._loaded.tokens, self._limits.max_drafts
+        if most == 0 or len(starts) != 1:
+            return None
+        ids = [context.token_ids for context in contexts]
+        return Drafter(ids, starts[0].tokens, most, {*tokens.eos, tokens.pad, tokens.decoder_start, tokens.bos})
 
     def _expect_open(self) -> None:
         if self._session is None and not self.ended.done():

@@ -39,6 +39,11 @@ class GeneratorSettings(BaseSettings):
     idle_seconds: float = Field(
         DEFAULTS.idle_seconds, gt=0, allow_inf_nan=False, description="a session that asks nothing for so long is freed"
     )
+    draft_tokens: int = Field(
+        DEFAULTS.draft_tokens,
+        ge=0,
+        description="most tokens guessed from the documents ahead of a search with one hypothesis; 0: none",
+    )
     max_context_tokens: int = Field(DEFAULTS.max_context_tokens, ge=8, description="longest context of a document")
     max_target_tokens: int = Field(
         DEFAULTS.max_target_tokens, ge=2, description="longest output, decoder start token included"

@@ -31,6 +31,7 @@ class Limits:
     max_targets: int
     max_question_characters: int
     max_document_characters: int
+    max_drafts: int  # beyond it nothing is guessed; asking for more is no error
 
 
 def check_open(command: OpenCommand, limits: Limits) -> None:

@@ -15,6 +15,7 @@ import torch
 
 from generator_svc.candidates import StepScores, score_step, select
 from generator_svc.commands import StepControl
+from generator_svc.drafting import Drafter
 from generator_svc.models.base import DocumentState
 from generator_svc.runner import Runner, StepRows
 from generator_svc.scheduler import RETRY_AFTER_SECONDS, Plan, Scheduler
@@ -53,6 +54,7 @@ class SessionState:
     documents: list[DocumentState] = field(default_factory=list)
     controls: tuple[StepControl, ...] = ()
     scores: StepScores | None = None
+    drafter: Drafter | None = None
     request: Request | None = None
 
 

@@ -14,6 +14,7 @@ import grpc.aio
 
 from orchestrator.deadline import Deadline
 from orchestrator.downstream import convert
+from orchestrator.downstream.ahead import Ahead, may_draft
 from orchestrator.downstream.prefixes import Prefixes
 from orchestrator.pipeline import SessionSpec
 from orchestrator.requests import Evidence, GeneratorInfo, Mode, Sources
@@ -30,6 +31,8 @@ from ragserve.v1 import generator_pb2, generator_pb2_grpc, retriever_pb2, retrie
 FIRST_BACKOFF_SECONDS = 0.1
 # How long a session that is over may take to say so before it is cancelled.
 CLOSING_SECONDS = 5.0
+# More are never of use: the generator's own limit is below.
+MAX_DRAFTS = 64
 # Fields of the other services' requests, and what the caller knows them as, with all that is in them.
 CALLER_FIELDS = (
     ("k", "n_docs"),
@@ -110,6 +113,10 @@ class GeneratorClient:
         self.failovers = metrics.counter(
             "ragserve_failovers_total", "Sessions of the generator opened again because their replica was gone."
         )
+        self.drafted = metrics.counter("ragserve_drafted_tokens_total", "Tokens that the generator guessed ahead.")
+        self.accepted = metrics.counter(
+            "ragserve_accepted_tokens_total", "Guessed tokens that the search then chose, each a step less."
+        )
 
     async def info(self, deadline: Deadline) -> GeneratorInfo:
         """What is loaded; asked again when it is old, or when a replica was gone."""
@@ -166,6 +173,7 @@ class GeneratorSession:
         self._max_attempts = max_attempts
         self._call: DecodeCall | None = None
         self._prefixes: Prefixes | None = None
+        self._ahead: Ahead | None = None
         self._n_docs = spec.evidence.n_docs
         self._step_docs = self._n_docs if spec.mode is Mode.TOKEN else 1
 
@@ -192,40 +200,62 @@ class GeneratorSession:
         if self._prefixes is None:
             raise ValueError("advance before open")
         self._prefixes = self._prefixes.extended(extensions, candidates)
-        request = convert.advance_to_proto(extensions, candidates)
+        followed = self._ahead.follow(extensions) if self._ahead is not None else None
+        if followed is not None:
+            self._ahead = followed
+            self._client.accepted.inc()
+            return followed.row()
+        max_drafts = MAX_DRAFTS if self._spec.mode is Mode.TOKEN and may_draft(extensions) else 0
 
         async def attempt() -> generator_pb2.StepResult:
             if self._call is None:
                 return (await self._start()).open.step
+            position = self._position
+            request = convert.advance_to_proto(extensions, candidates, position=position, max_drafts=max_drafts)
             return (await self._exchange(request)).step
 
-        return self._step(await self._retried(attempt))
+        step = await self._retried(attempt)
+        self._ahead = None
+        return self._with_drafts(step, extensions[0].control) if step.drafted else self._step(step)
 
     async def widen(self, rows: Sequence[int], candidates: int) -> Step:
         """More candidates for some rows."""
-        response = await self._ask(convert.widen_to_proto(rows, candidates))
+        response = await self._ask(lambda: convert.widen_to_proto([self._position + row for row in rows], candidates))
         return self._step(response.step, rows)
 
     async def score(self, targets: Sequence[Sequence[int] | str]) -> list[TargetScore]:
         """Score targets under every document."""
-        response = await self._ask(convert.score_to_proto(targets))
+        response = await self._ask(lambda: convert.score_to_proto(targets))
         return convert.scores_from_proto(response.score, self._n_docs)
 
     async def render(self, sequences: Sequence[Sequence[int]]) -> list[Rendered]:
         """Text of sequences."""
-        return convert.rendered_from_proto((await self._ask(convert.render_to_proto(sequences))).render)
+        response = await self._ask(lambda: convert.render_to_proto(sequences))
+        return convert.rendered_from_proto(response.render)
 
     def _step(self, step: generator_pb2.StepResult, rows: Sequence[int] | None = None) -> Step:
         requested = self._prefixes.requested(rows) if self._prefixes else []
         return convert.step_from_proto(step, self._step_docs, requested)
 
-    async def _ask(self, request: generator_pb2.DecodeRequest) -> generator_pb2.DecodeResponse:
+    @property
+    def _position(self) -> int:
+        """The search's row 0 among the rows of the generator's step."""
+        return 0 if self._ahead is None else self._ahead.position
+
+    def _with_drafts(self, step: generator_pb2.StepResult, control: Control) -> Step:
+        drafted = tuple(step.drafted)
+        whole = convert.step_from_proto(step, self._step_docs, [len(control.requested)] * (1 + len(drafted)))
+        self._ahead = Ahead(whole, drafted, control)
+        self._client.drafted.inc(len(drafted))
+        return self._ahead.row()
+
+    async def _ask(self, request: Callable[[], generator_pb2.DecodeRequest]) -> generator_pb2.DecodeResponse:
         """One exchange, on a stream that stands at the present step."""
 
         async def attempt() -> generator_pb2.DecodeResponse:
             if self._call is None:
                 await self._start()
-            return await self._exchange(request)
+            return await self._exchange(request())
 
         return await self._retried(attempt)
 
@@ -242,7 +272,7 @@ class GeneratorSession:
 
     async def _start(self) -> generator_pb2.DecodeResponse:
         """Open a stream at the present step."""
-        self._call = self._client.start_stream(self._deadline)
+        self._call, self._ahead = self._client.start_stream(self._deadline), None
         return await self._exchange(convert.open_to_proto(self._spec, self._prefixes))
 
     async def _exchange(self, request: generator_pb2.DecodeRequest) -> generator_pb2.DecodeResponse:

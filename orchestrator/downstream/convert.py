@@ -108,12 +108,16 @@ def open_to_proto(spec: SessionSpec, prefixes: Prefixes | None) -> pb.DecodeRequ
     return pb.DecodeRequest(open=request)
 
 
-def advance_to_proto(extensions: Sequence[Extension], candidates: int) -> pb.DecodeRequest:
-    """The next step."""
+def advance_to_proto(
+    extensions: Sequence[Extension], candidates: int, *, position: int = 0, max_drafts: int = 0
+) -> pb.DecodeRequest:
+    """The next step; `position` is the row of the generator's step that is row 0 of the search's."""
     hypotheses = [
-        pb.NextHypothesis(parent=one.parent, token=one.token, control=_control(one.control)) for one in extensions
+        pb.NextHypothesis(parent=position + one.parent, token=one.token, control=_control(one.control))
+        for one in extensions
     ]
-    return pb.DecodeRequest(advance=pb.AdvanceRequest(hypotheses=hypotheses, candidates=candidates))
+    advance = pb.AdvanceRequest(hypotheses=hypotheses, candidates=candidates, max_drafts=max_drafts)
+    return pb.DecodeRequest(advance=advance)
 
 
 def widen_to_proto(rows: Sequence[int], candidates: int) -> pb.DecodeRequest:

@@ -264,8 +264,13 @@ class AdvanceRequest(_message.Message):
 
     HYPOTHESES_FIELD_NUMBER: _builtins.int
     CANDIDATES_FIELD_NUMBER: _builtins.int
+    MAX_DRAFTS_FIELD_NUMBER: _builtins.int
     candidates: _builtins.int
     """Candidates for each hypothesis (M)."""
+    max_drafts: _builtins.int
+    """How many tokens the generator may guess to come next and answer for too; see StepResult.drafted. Token mode with
+    one hypothesis only; elsewhere nothing is guessed.
+    """
     @_builtins.property
     def hypotheses(self) -> _containers.RepeatedCompositeFieldContainer[Global___NextHypothesis]:
         """The new hypotheses, at least one, in the order the answer will have."""
@@ -275,10 +280,11 @@ class AdvanceRequest(_message.Message):
         *,
         hypotheses: _abc.Iterable[Global___NextHypothesis] | None = ...,
         candidates: _builtins.int = ...,
+        max_drafts: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "hypotheses", b"hypotheses"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "hypotheses", b"hypotheses", "max_drafts", b"max_drafts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -455,6 +461,7 @@ class StepResult(_message.Message):
     CANDIDATES_FIELD_NUMBER: _builtins.int
     HYPOTHESES_FIELD_NUMBER: _builtins.int
     LOG_NORMALIZERS_FIELD_NUMBER: _builtins.int
+    DRAFTED_FIELD_NUMBER: _builtins.int
     token_ids: _builtins.bytes
     """int32 [n_hypotheses, M]: candidate ids, by falling marginal, ties by rising id; -1 where fewer are allowed."""
     log_probs: _builtins.bytes
@@ -471,6 +478,13 @@ class StepResult(_message.Message):
     """float32 [n_hypotheses, n_docs]: log of the sum of the exponentials of the logits. A log-probability plus this is
     the logit, on which Hugging Face's greedy search applies the repetition penalty in sequence mode.
     """
+    @_builtins.property
+    def drafted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tokens guessed to come next (speculative decoding): hypothesis i + 1 of this result extends hypothesis i by
+        drafted[i], under the same control. Each is a hypothesis of this step like any other: the next Advance names the
+        last one that the choices agree with as its parent.
+        """
+
     def __init__(
         self,
         *,
@@ -481,10 +495,11 @@ class StepResult(_message.Message):
         candidates: _builtins.int = ...,
         hypotheses: _builtins.int = ...,
         log_normalizers: _builtins.bytes = ...,
+        drafted: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_log_mass", b"allowed_log_mass", "candidates", b"candidates", "hypotheses", b"hypotheses", "log_normalizers", b"log_normalizers", "log_probs", b"log_probs", "requested_log_probs", b"requested_log_probs", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_log_mass", b"allowed_log_mass", "candidates", b"candidates", "drafted", b"drafted", "hypotheses", b"hypotheses", "log_normalizers", b"log_normalizers", "log_probs", b"log_probs", "requested_log_probs", b"requested_log_probs", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -30,7 +30,7 @@ def launcher(assets: Assets, tmp_path_factory: pytest.TempPathFactory) -> Launch
 def stack(launcher: Launcher) -> Iterator[Stack]:
     """Five healthy processes: one retriever, and a generator and an orchestrator for each family."""
     retriever = launcher.retriever()
-    generators = {family: launcher.generator(family) for family in FAMILIES}
+    generators = {family: launcher.generator(family, draft_tokens=5) for family in FAMILIES}
     orchestrators = {
         family: launcher.orchestrator(retriever.target, [generators[family].target]) for family in FAMILIES
     }

@@ -1,26 +1,37 @@
-"""The three real services against `transformers`, token for token."""
+"""The three real services against `transformers`, token for token. The generators guess tokens ahead."""
 
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 
 from ragserve.v1 import orchestrator_pb2
-from tests.system.cases import Case, sequence_cases, token_cases
-from tests.system.harness import SEQUENCE, TOKEN, Stack, documents_of, read_docs, request_of
-from tests.system.oracle import Oracle
+from tests import tiny
+from tests.system.cases import FAMILIES, Case, sequence_cases, token_cases
+from tests.system.harness import SEQUENCE, TOKEN, Stack, documents_of, options_of, read_docs, request_of, scrape
+from tests.system.oracle import Doc, Oracle, Search
 
 TOKEN_CASES = token_cases(220)
 SEQUENCE_CASES = sequence_cases(110)
+SHORT = 0.45  # of the cases are in every run, all of them in the long one
 TOLERANCE = 1e-4  # of log-probabilities
+UNSEEN = -100.0  # log prior of a document that cannot change a marginal, and can be guessed from
+GREEDY = Search(num_beams=1, max_length=40, min_length=40)
+QUESTIONS = 6
+
+
+def parametrized(cases: list[Case]) -> list[object]:
+    short = round(SHORT * len(cases))
+    return [*cases[:short], *(pytest.param(case, marks=pytest.mark.long) for case in cases[short:])]
 
 
 def close(value: float) -> object:
     return pytest.approx(value, abs=TOLERANCE, rel=1e-5)
 
 
-@pytest.mark.parametrize("case", TOKEN_CASES, ids=str)
+@pytest.mark.parametrize("case", parametrized(TOKEN_CASES), ids=str)
 def test_rag_token(case: Case, stack: Stack, oracles: dict[str, Oracle]) -> None:
     response = stack.generate(case.family, request_of(case, TOKEN))
     docs = read_docs(case, response)
@@ -33,7 +44,7 @@ def test_rag_token(case: Case, stack: Stack, oracles: dict[str, Oracle]) -> None
     assert len(docs) == case.n_docs
 
 
-@pytest.mark.parametrize("case", SEQUENCE_CASES, ids=str)
+@pytest.mark.parametrize("case", parametrized(SEQUENCE_CASES), ids=str)
 def test_rag_sequence_thorough(case: Case, stack: Stack, oracles: dict[str, Oracle]) -> None:
     response = stack.generate(case.family, request_of(case, SEQUENCE))
     docs = read_docs(case, response)
@@ -43,7 +54,7 @@ def test_rag_sequence_thorough(case: Case, stack: Stack, oracles: dict[str, Orac
     assert response.hypotheses[0].log_prob == close(expected.log_prob)
 
 
-@pytest.mark.parametrize("case", TOKEN_CASES[::7], ids=str)
+@pytest.mark.parametrize("case", parametrized(TOKEN_CASES[::7]), ids=str)
 def test_score_is_the_negative_log_likelihood(case: Case, stack: Stack, oracles: dict[str, Oracle]) -> None:
     oracle, answer = oracles[case.family], "north Castle of the river"
     for mode, log_prob in ((TOKEN, oracle.log_prob_token), (SEQUENCE, oracle.log_prob_sequence)):
@@ -71,3 +82,33 @@ def test_the_cases_cover_what_they_should() -> None:
     assert len({search.length_penalty for search in searches}) >= 3
     assert {case.n_docs for case in TOKEN_CASES} == set(range(1, 9))
     assert sum(not case.docs for case in TOKEN_CASES) > len(TOKEN_CASES) / 2
+
+
+def greedy_request(question: str, docs: list[Doc]) -> orchestrator_pb2.GenerateRequest:
+    return orchestrator_pb2.GenerateRequest(
+        question=question, documents=documents_of(docs), options=options_of(GREEDY, TOKEN)
+    )
+
+
+def accepted(stack: Stack, family: str) -> tuple[float, float]:
+    samples = scrape(stack.orchestrators[family])
+    return samples["ragserve_drafted_tokens_total"], samples["ragserve_accepted_tokens_total"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_right_guesses_give_the_tokens_of_transformers(family: str, stack: Stack, oracles: dict[str, Oracle]) -> None:
+    rng = random.Random(family)
+    before = accepted(stack, family)
+    for _ in range(QUESTIONS):
+        question = tiny.tiny_text(6, rng)
+        docs = [Doc(tiny.tiny_text(2, rng), tiny.tiny_text(20, rng), -float(i)) for i in range(3)]
+        plain = stack.generate(family, greedy_request(question, docs)).hypotheses[0]
+        answer = Doc("answer", plain.text, UNSEEN)
+        guessed = stack.generate(family, greedy_request(question, [*docs, answer])).hypotheses[0]
+        assert guessed.token_ids == plain.token_ids
+        assert guessed.log_prob == pytest.approx(plain.log_prob, abs=1e-4)
+        oracle = oracles[family]
+        expected = oracle.generate_token(oracle.contexts(question, docs), GREEDY)
+        assert tuple(guessed.token_ids) == expected.token_ids
+    drafted, right = (after - first for after, first in zip(accepted(stack, family), before, strict=True))
+    assert drafted > right > QUESTIONS
