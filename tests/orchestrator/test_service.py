@@ -16,7 +16,7 @@ from ragserve.serving.status import error_from_rpc
 from ragserve.v1 import common_pb2, generator_pb2
 from ragserve.v1 import orchestrator_pb2 as pb
 from tests.orchestrator.toy import Toy
-from tests.orchestrator.toy_services import PASSAGES, VERSION, Faults, world
+from tests.orchestrator.toy_services import PASSAGES, VERSION, Faults, World, world
 
 TOY = Toy("disagree", vocab=60, seed=3)
 TOKEN, SEQUENCE = common_pb2.MODE_TOKEN, common_pb2.MODE_SEQUENCE
@@ -211,6 +211,39 @@ async def test_a_dying_replica_goes_unnoticed(options, kill_at) -> None:
         assert faults.killed == 1
         assert list(answer.hypotheses) == list(expected.hypotheses)
         assert running.metric("ragserve_failovers_total") >= 1
+
+
+LONG = pb.GenerationOptions(mode=TOKEN, max_length=12, min_length=12)
+SAMPLED = pb.GenerationOptions(mode=TOKEN, max_length=12, min_length=12, sampling=pb.Sampling(seed=5, temperature=3.0))
+
+
+@pytest.mark.parametrize("wrong", [(), (0,), (2, 3), (5,)], ids=str)
+@pytest.mark.parametrize("options", [LONG, SAMPLED], ids=["greedy", "sampled"])
+async def test_guesses_save_steps_and_change_nothing(options, wrong) -> None:
+    async with world(TOY, sampling_candidates=4) as running:
+        expected = await running.stub.Generate(asked(options))
+        steps, widenings = running.faults.requests, widened(running)
+        assert widenings or options is LONG
+    tokens = list(expected.hypotheses[0].token_ids)
+    guesses = tuple(token + 1 if i in wrong else token for i, token in enumerate(tokens))
+    async with world(TOY, sampling_candidates=4, faults=Faults(guesses=guesses)) as running:
+        answer = await running.stub.Generate(asked(options))
+        assert list(answer.hypotheses) == list(expected.hypotheses)
+        assert list(answer.token_posteriors) == list(expected.token_posteriors)
+        assert widened(running) == widenings
+        saved = running.metric("ragserve_accepted_tokens_total")
+        assert running.faults.requests == steps - saved
+        assert saved >= 3
+        assert running.metric("ragserve_drafted_tokens_total") >= saved
+    for kill_at in range(2, 6):
+        faults = Faults(kill_at=kill_at, guesses=guesses)
+        async with world(TOY, sampling_candidates=4, replicas=2, faults=faults) as running:
+            answer = await running.stub.Generate(asked(options))
+            assert (faults.killed, list(answer.hypotheses)) == (1, list(expected.hypotheses))
+
+
+def widened(running: World) -> float:
+    return sum(running.metric("ragserve_widenings_total", reason=reason) for reason in ("greedy", "sample"))
 
 
 async def test_without_any_replica_it_is_unavailable() -> None:

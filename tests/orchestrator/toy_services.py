@@ -36,9 +36,13 @@ VOCAB, PASSAGES, VERSION = 60, 6, 7
 
 @dataclass
 class Faults:
-    """`kill_at`: the number of the request, over all generators, whose server dies instead of answering."""
+    """`kill_at`: the number of the request, over all generators, whose server dies instead of answering.
+
+    `guesses`: tokens that the generator guesses to be the answer's.
+    """
 
     kill_at: int = 0
+    guesses: tuple[int, ...] = ()
     requests: int = 0
     killed: int = 0
     ended: list[str] = field(default_factory=list)
@@ -113,7 +117,7 @@ class ToyGenerator(generator_pb2_grpc.GeneratorServiceServicer):
                 await asyncio.sleep(self.faults.slow_seconds)
                 if request.HasField("open"):
                     session = opened(self.toy, request.open)
-                yield await answered(session, request)
+                yield await answered(session, request, self.faults.guesses)
             self.faults.ended.append("done")
         except asyncio.CancelledError:
             self.faults.ended.append("cancelled")
@@ -134,7 +138,7 @@ def control_of(control: Any) -> Control:
     return Control(tuple(control.banned), tuple(control.requested))
 
 
-async def answered(session: PrunedSession | None, request: Any) -> Any:
+async def answered(session: PrunedSession | None, request: Any, guesses: tuple[int, ...]) -> Any:
     assert session is not None
     timings = [common_pb2.StageTiming(stage="decode_step", seconds=1e-4, count=1)]
     match request.WhichOneof("request"):
@@ -150,8 +154,15 @@ async def answered(session: PrunedSession | None, request: Any) -> Any:
                 Hypothesis((*parents[h.parent].tokens, h.token), parents[h.parent].document, control_of(h.control))
                 for h in request.advance.hypotheses
             ]
+            (*_, last) = session.hypotheses
+            drafted = guesses[len(last.tokens) :][: request.advance.max_drafts][:3]
+            for token in drafted:
+                last = Hypothesis((*last.tokens, token), last.document, last.control)
+                session.hypotheses.append(last)
             step = session._step(range(len(session.hypotheses)), request.advance.candidates)
-            return generator_pb2.DecodeResponse(step=step_to_proto(step), timings=timings)
+            result = step_to_proto(step)
+            result.drafted.extend(drafted)
+            return generator_pb2.DecodeResponse(step=result, timings=timings)
         case "widen":
             step = session._step(list(request.widen.hypotheses), request.widen.candidates)
             return generator_pb2.DecodeResponse(step=step_to_proto(step), timings=timings)
