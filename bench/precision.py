@@ -33,11 +33,11 @@ TIMEOUT_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """One question under one precision; `reference_log_prob` is log p of the answer that float32 gave."""
+    """One question under one precision; `reference_log_prob` is log p of the answer that float32 gave, if not empty."""
 
     answer: str
     right: bool
-    reference_log_prob: float
+    reference_log_prob: float | None
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def ask(client: Client, questions: Sequence[Question], references: Sequence[str]
         question = questions[number]
         answer = client.generate(question.text, mode="token", docs=5, beams=1).answer
         reference = answer if references is None else references[number]
-        log_prob = client.score(question.text, reference, mode="token", docs=5).log_prob
+        log_prob = client.score(question.text, reference, mode="token", docs=5).log_prob if reference else None
         return Outcome(answer, exact_match(answer, question.answers), log_prob)
 
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
@@ -69,7 +69,8 @@ def ask(client: Client, questions: Sequence[Question], references: Sequence[str]
 def compare(precision: str, outcomes: Sequence[Outcome], exact: Sequence[Outcome]) -> Agreement:
     """A precision's outcomes beside those of float32."""
     pairs = list(zip(outcomes, exact, strict=True))
-    differences = [own.reference_log_prob - other.reference_log_prob for own, other in pairs]
+    log_probs = [(own.reference_log_prob, other.reference_log_prob) for own, other in pairs]
+    differences = [own - other for own, other in log_probs if own is not None and other is not None]
     return Agreement(
         precision,
         len(pairs),
