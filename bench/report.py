@@ -22,12 +22,13 @@ PROVIDERS = ("ragserve", "transformers", "transformers padded")
 
 @dataclass(frozen=True)
 class CaseResult:
-    """Seconds of every repeat, by who answered; stages of the fastest of our own."""
+    """Seconds of every repeat, by who answered; stages of the last of our own, and its widenings where counted."""
 
     case: str
     seconds: Mapping[str, Sequence[float]]
     same_tokens: bool
     stages_seconds: Mapping[str, float]
+    widenings_per_step: float | None = None
 
     def median(self, provider: str) -> float | None:
         """Median seconds, or None when it was not measured."""
@@ -83,6 +84,12 @@ def table(results: Sequence[CaseResult]) -> str:
     rule = ["---", *["---:"] * (len(head) - 2), "---"]
     lines = [f"| {' | '.join(head)} |", f"| {' | '.join(rule)} |", *(_row(result) for result in results)]
     return "\n".join(lines) + "\n"
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
+    """A table whose first columns are text and whose others are numbers."""
+    rule = ["---"] * text_columns + ["---:"] * (len(head) - text_columns)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
 
 
 def append(results: Sequence[CaseResult], about: Mapping[str, Any]) -> Path:
