@@ -92,6 +92,16 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], text_columns: i
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
 
 
+def verdict(value: float, goal: float, least: float | None = None, *, most: bool = False) -> str:
+    """Whether a figure reaches its goal, and what is required at least; with `most` both are upper bounds."""
+    sign, met = ("≤", value <= goal) if most else ("≥", value >= goal)
+    said = f"goal {sign} {goal:g}{'' if met else ' NOT'} met"
+    if met or least is None:
+        return said
+    enough = value <= least if most else value >= least
+    return f"{said}, required {sign} {least:g}{'' if enough else ' NOT'} met"
+
+
 def append(results: Sequence[CaseResult], about: Mapping[str, Any]) -> Path:
     """Add a run to the files of this day and processor; the Markdown file's path."""
     return append_run(table(results), [asdict(result) for result in results], about)
