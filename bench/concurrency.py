@@ -3,8 +3,8 @@
 - Throughput: N clients, each asking for one answer after the other (RAG-token, greedy, 5 documents of 160 tokens, 8 new
   tokens), against one client. A point begins when all ask their first question and ends with the last answer.
 - Latency: one client asks short questions one after the other (1 document of 40 tokens, 4 new tokens): first alone,
-  then while 16 others ask for long answers (5 documents of 160 tokens, 50 new tokens) all the time. Counting begins when
-  the first of these is answered, so that they are no longer all at the same step.
+  then while 16 others ask for long answers (5 documents of 160 tokens, 50 new tokens) all the time. Counting begins
+  when the first of these is answered, so that they are no longer all at the same step.
 
 No two requests have a document in common, and every client has a connection of its own.
 """
