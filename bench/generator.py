@@ -29,7 +29,7 @@ class Measured:
 
     mode: str
     beams: int
-    steps: int
+    workload: Workload
     seconds: dict[str, list[float]] = field(default_factory=dict)
     answers: dict[str, list[int]] = field(default_factory=dict)
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class Measured:
                 {OURS: self.seconds[precision], **theirs},
                 self.answers[precision] == self.answers[PEERS[0]],
                 stages,
-                statistics.mean(self.widenings[precision]) / self.steps,
+                statistics.mean(self.widenings[precision]) / self.workload.new_tokens,
             )
             for precision, stages in self.stages.items()
         ]
@@ -79,7 +79,7 @@ def ours(system: Ragserve, measured: Measured) -> Callable[[], list[int]]:
     """A call of this system that keeps its stages."""
 
     def call() -> list[int]:
-        tokens, measured.stages[system.precision] = system.generate(measured.mode, measured.beams)
+        tokens, measured.stages[system.precision] = system.generate(measured.mode, measured.beams, measured.workload)
         return tokens
 
     return call
@@ -91,10 +91,10 @@ def theirs(peer: HuggingFace, measured: Measured, *, padded: bool) -> Callable[[
 
 
 def measure(
-    systems: Sequence[Ragserve], peer: HuggingFace, steps: int, repeats: int, *, padded: bool
+    systems: Sequence[Ragserve], peer: HuggingFace, workload: Workload, repeats: int, *, padded: bool
 ) -> list[CaseResult]:
     """Take turns: each repeat asks every side for every case."""
-    cases = [Measured(mode, beams, steps) for mode, beams in CASES]
+    cases = [Measured(mode, beams, workload) for mode, beams in CASES]
     for system in systems:
         timed(cases[0], system.precision, ours(system, cases[0]), keep=False)
     timed(cases[0], PEERS[0], theirs(peer, cases[0], padded=False), keep=False)
@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for system in systems:
             system.wait_healthy()
         repeats = 1 if chosen.quick else chosen.repeats
-        results = measure(systems, peer, workload.new_tokens, repeats, padded=not chosen.quick)
+        results = measure(systems, peer, workload, repeats, padded=not chosen.quick)
     text = f"{report.table(results)}\n{widenings_table(results)}"
     print("\n" + text)
     if not chosen.no_save:

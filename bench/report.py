@@ -10,7 +10,7 @@ import re
 import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -100,11 +100,6 @@ def verdict(value: float, goal: float, least: float | None = None, *, most: bool
         return said
     enough = value <= least if most else value >= least
     return f"{said}, required {sign} {least:g}{'' if enough else ' NOT'} met"
-
-
-def append(results: Sequence[CaseResult], about: Mapping[str, Any]) -> Path:
-    """Add a run to the files of this day and processor; the Markdown file's path."""
-    return append_run(table(results), [asdict(result) for result in results], about)
 
 
 def append_run(text: str, results: Sequence[Any], about: Mapping[str, Any]) -> Path:
