@@ -1,9 +1,9 @@
 """The paper's operating points against transformers: `python -m bench.operating_points`.
 
-Lewis et al. (arXiv 2005.11401, appendix A) report open-domain QA greedily: RAG-token with 15 documents, and RAG-sequence
-with 50, thorough, so that each document has one beam. Contexts have 160 tokens, about 100 words; 20 new tokens.
-transformers is unpadded and in float32, with one repeat: it encodes all documents again for every candidate. All sides
-take turns, and float32 must give the same tokens.
+Lewis et al. (arXiv 2005.11401, appendix A) report open-domain QA greedily: RAG-token with 15 documents, and
+RAG-sequence with 50, thorough, so that each document has one beam. Contexts have 160 tokens, about 100 words; 20 new
+tokens. transformers is unpadded and in float32, with one repeat: it encodes all documents again for every candidate.
+All sides take turns, and float32 must give the same tokens.
 """
 
 from __future__ import annotations
