@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from bench import CACHE
 from bench.workload import SHAPES
 from generator_svc.models.numerics import NUMERICS
 
 
-def parser(part: str, description: str | None, precisions: Sequence[str] = ("float32", "int8")) -> Any:
+def parser(
+    part: str, description: str | None, precisions: Sequence[str] = ("float32", "int8")
+) -> argparse.ArgumentParser:
     """Of `python -m bench.PART`: the model's size and precisions, threads, and whether figures are kept."""
     raw = argparse.RawDescriptionHelpFormatter
     made = argparse.ArgumentParser(prog=f"python -m bench.{part}", description=description, formatter_class=raw)
