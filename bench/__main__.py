@@ -12,7 +12,10 @@ from collections.abc import Sequence
 
 PARTS = ("generator", "retrieval")
 # Longer ones, or without a peer.
-ALONE = ("scale", "no_stall", "hot_swap", "lexical", "encoder", "decode_step", "precision", "drafting", "gpu_index")
+ALONE = (
+    *("scale", "no_stall", "hot_swap", "lexical", "encoder", "gpu_index"),
+    *("decode_step", "precision", "drafting", "concurrency", "growth", "operating_points", "memory", "wire"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -28,11 +28,11 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
 from bench import report
+from bench.beams import best_continuations
 from bench.ctranslate2_peer import PRECISIONS, CTranslate2, Precision
 from bench.workload import SHAPES, Workload, model_directory
 from generator_svc.candidates import StepScores, score_step, select
@@ -157,12 +157,8 @@ class Chain:
 
     def advance(self, output: StepOutput, beams: int) -> None:
         """Go on with the `beams` best continuations, as a beam search without ends does."""
-        marginal = np.logaddexp.reduce(output.log_probs + self._priors.numpy()[None, :, None], axis=1)
-        totals: npt.NDArray[np.float64] = (self._totals[:, None] + marginal).reshape(-1)
-        best = np.argsort(-totals, kind="stable")[:beams]
-        parents, columns = np.unravel_index(best, marginal.shape)
-        choices = [(int(i), int(output.token_ids[i, j])) for i, j in zip(parents, columns, strict=True)]
-        self._totals = totals[best]
+        step = (output.token_ids, output.log_probs)
+        choices, self._totals = best_continuations(self._totals, *step, self._priors.tolist(), beams)
         self._scheduler.advance(self._session, choices, time.monotonic())
         self._runner.cache.grow(self._scheduler.slots.size)
 

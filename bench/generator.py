@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from bench import CACHE, report
+from bench import CACHE, options, report
+from bench.heads import HEADS, TARGET_NATS
 from bench.peers import HuggingFace
 from bench.report import CaseResult
 from bench.system import Ragserve
-from bench.workload import SHAPES, Workload, model_directory
-from generator_svc.models.numerics import NUMERICS
+from bench.workload import SHAPES, Workload, entropy_of, model_directory
 
 OURS, *PEERS = report.PROVIDERS
 PAUSE_SECONDS = 0.5  # lets the other side's worker threads fall asleep
@@ -29,9 +29,11 @@ class Measured:
 
     mode: str
     beams: int
+    workload: Workload
     seconds: dict[str, list[float]] = field(default_factory=dict)
     answers: dict[str, list[int]] = field(default_factory=dict)
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
+    widenings: dict[str, list[float]] = field(default_factory=dict)  # of each repeat, by precision
 
     @property
     def name(self) -> str:
@@ -48,6 +50,7 @@ class Measured:
                 {OURS: self.seconds[precision], **theirs},
                 self.answers[precision] == self.answers[PEERS[0]],
                 stages,
+                statistics.mean(self.widenings[precision]) / self.workload.new_tokens,
             )
             for precision, stages in self.stages.items()
         ]
@@ -65,11 +68,18 @@ def timed(measured: Measured, provider: str, call: Callable[[], list[int]], *, k
         measured.answers[provider] = answer
 
 
+def timed_ours(system: Ragserve, measured: Measured) -> None:
+    """Run ours once, counting what it widens."""
+    before = system.widenings()
+    timed(measured, system.precision, ours(system, measured))
+    measured.widenings.setdefault(system.precision, []).append(system.widenings() - before)
+
+
 def ours(system: Ragserve, measured: Measured) -> Callable[[], list[int]]:
     """A call of this system that keeps its stages."""
 
     def call() -> list[int]:
-        tokens, measured.stages[system.precision] = system.generate(measured.mode, measured.beams)
+        tokens, measured.stages[system.precision] = system.generate(measured.mode, measured.beams, measured.workload)
         return tokens
 
     return call
@@ -80,34 +90,42 @@ def theirs(peer: HuggingFace, measured: Measured, *, padded: bool) -> Callable[[
     return lambda: peer.generate(measured.mode, measured.beams, padded=padded)
 
 
-def measure(systems: Sequence[Ragserve], peer: HuggingFace, repeats: int, *, padded: bool) -> list[CaseResult]:
+def measure(
+    systems: Sequence[Ragserve], peer: HuggingFace, workload: Workload, repeats: int, *, padded: bool
+) -> list[CaseResult]:
     """Take turns: each repeat asks every side for every case."""
-    cases = [Measured(mode, beams) for mode, beams in CASES]
+    cases = [Measured(mode, beams, workload) for mode, beams in CASES]
     for system in systems:
         timed(cases[0], system.precision, ours(system, cases[0]), keep=False)
     timed(cases[0], PEERS[0], theirs(peer, cases[0], padded=False), keep=False)
     for _ in range(repeats):
         for case in cases:
             for system in systems:
-                timed(case, system.precision, ours(system, case))
+                timed_ours(system, case)
             timed(case, PEERS[0], theirs(peer, case, padded=False))
             if padded:
                 timed(case, PEERS[1], theirs(peer, case, padded=True))
     return [result for case in cases for result in case.results()]
 
 
+def widenings_table(results: Sequence[CaseResult]) -> str:
+    """How often the first candidates were not enough, for each of our cases."""
+    rows = [[result.case, f"{result.widenings_per_step:.2f}"] for result in results]
+    return report.markdown(["case", "rows widened per step"], rows) + "\n"
+
+
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench --only generator", description=__doc__)
+    parser = options.parser("generator", __doc__)
     parser.add_argument("--quick", action="store_true", help="one repeat, and nothing padded")
     parser.add_argument("--repeats", type=int, default=3, help="measured repeats of every case (default 3)")
-    parser.add_argument("--threads", type=int, default=2, help="threads of whichever side computes (default 2)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where both sides run (default cpu)")
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="bart-large", help="size of the random BART")
     parser.add_argument(
-        "--precisions", nargs="+", choices=sorted(NUMERICS), default=["float32", "int8"], help="of our side"
+        "--head",
+        choices=HEADS,
+        default=HEADS[0],
+        help=f"next-token distribution: as the weights give it, or scaled to {TARGET_NATS} nats (default {HEADS[0]})",
     )
-    parser.add_argument("--no-save", action="store_true", help="print only; nothing goes to bench/results/")
     return parser.parse_args(argv)
 
 
@@ -115,22 +133,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and append."""
     chosen = arguments(argv)
     workload, about = Workload(), report.environment(chosen.threads)
-    about = {"shape": chosen.shape, "device": chosen.device, **vars(workload), **about}
-    print(f"building {chosen.shape} (kept in {CACHE})", flush=True)
-    model = model_directory(SHAPES[chosen.shape])
-    logs = Path(CACHE).resolve() / "logs"
+    print(f"building {chosen.shape}, {chosen.head} head (kept in {CACHE})", flush=True)
+    model = model_directory(SHAPES[chosen.shape], chosen.head)
+    nats = round(entropy_of(model), 2)
+    print(f"entropy of the marginal: {nats} nats")
+    about = {"head": chosen.head, "marginal_entropy_nats": nats, **vars(workload), **about}
+    about = {"shape": chosen.shape, "device": chosen.device, **about}
     placed: dict[str, Any] = {"threads": chosen.threads, "device": chosen.device}
     with ExitStack() as stack:
-        systems = [Ragserve(model, workload, logs, **placed, precision=name) for name in chosen.precisions]
+        systems = [Ragserve(model, workload, options.logs(), **placed, precision=name) for name in chosen.precisions]
         for system in systems:
             stack.callback(system.close)
         peer = HuggingFace(model, workload, **placed)
         for system in systems:
             system.wait_healthy()
-        results = measure(systems, peer, 1 if chosen.quick else chosen.repeats, padded=not chosen.quick)
-    print("\n" + report.table(results))
+        repeats = 1 if chosen.quick else chosen.repeats
+        results = measure(systems, peer, workload, repeats, padded=not chosen.quick)
+    text = f"{report.table(results)}\n{widenings_table(results)}"
+    print("\n" + text)
     if not chosen.no_save:
-        print(f"appended to {report.append(results, about)}")
+        print(f"appended to {report.append_run(text, [asdict(result) for result in results], about)}")
     return 0
 
 

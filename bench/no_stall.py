@@ -13,11 +13,9 @@ import json
 import multiprocessing
 import os
 import random
-import re
 import sys
 import tempfile
 import time
-import urllib.request
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -191,13 +189,6 @@ class Load:
         await self._channel.close()
 
 
-def metric(process: ServiceProcess, name: str) -> float:
-    """One value of the metrics port; 0 where it is not there yet."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{process.metrics_port}/metrics", timeout=30) as response:
-        found = re.search(rf"^{name} (\S+)$", response.read().decode(), re.MULTILINE)
-    return float(found.group(1)) if found else 0.0
-
-
 def resident_megabytes(process: ServiceProcess) -> float:
     """Resident memory of the service."""
     return float(psutil.Process(process.process.pid).memory_info().rss) / 2**20
@@ -212,11 +203,11 @@ async def measure(process: ServiceProcess, chosen: argparse.Namespace) -> None:
     await busy(load, context, (process.target, first, chosen.upserts // 10, chosen.batch, chosen.embed))
     first += chosen.upserts // 10
     await asyncio.sleep(SETTLE_SECONDS)
-    before, swaps = resident_megabytes(process), metric(process, "ragserve_index_swap_seconds_count")
+    before, swaps = resident_megabytes(process), process.metric("ragserve_index_swap_seconds_count")
     quiet = await load.run_for(chosen.seconds)
     changed, commits = await busy(load, context, (process.target, first, chosen.upserts, chosen.batch, chosen.embed))
     await asyncio.sleep(SETTLE_SECONDS)
-    after, swaps = resident_megabytes(process), metric(process, "ragserve_index_swap_seconds_count") - swaps
+    after, swaps = resident_megabytes(process), process.metric("ragserve_index_swap_seconds_count") - swaps
     again = await load.run_for(chosen.seconds)
     await load.close()
     print("| load | calls | failed | seconds | p50, ms | p90 | p99 | p99.9 | max |")

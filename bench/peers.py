@@ -19,10 +19,39 @@ from transformers import (
 from bench.workload import Workload
 
 
-class HuggingFace:
-    """RAG-token and RAG-sequence around one generator, given contexts (so no retrieval is timed)."""
+class InParts(RagSequenceForGeneration):
+    """RAG-sequence whose thorough decoding scores its candidates a few at a time.
 
-    def __init__(self, model: Path, workload: Workload, *, threads: int, device: str) -> None:
+    transformers scores all of them under all documents in one pass, whose logits alone are 10 GB for 50 candidates of
+    20 tokens under 50 documents of BART.
+    """
+
+    rows = 0  # candidates times documents of one pass; 0 for all
+
+    def forward(self, *positional: Any, **inputs: Any) -> Any:
+        """As of the class, for candidates [n_candidates, n_tokens] as labels."""
+        labels, n_docs = inputs.get("labels"), self.config.n_docs
+        each = self.rows // n_docs
+        if labels is None or not each or len(labels) <= each:
+            return super().forward(*positional, **inputs)
+        losses = []
+        for start in range(0, len(labels), each):
+            chosen, contexts = slice(start, start + each), slice(start * n_docs, (start + each) * n_docs)
+            part = {name: inputs[name][contexts] for name in ("context_input_ids", "context_attention_mask")}
+            part |= {name: inputs[name][chosen] for name in ("doc_scores", "labels")}
+            losses.append(super().forward(**{**inputs, **part})["loss"])
+        return {"loss": torch.cat(losses)}
+
+
+class HuggingFace:
+    """RAG-token and RAG-sequence around one generator, given contexts (so no retrieval is timed).
+
+    `scored_rows`: how many candidates times documents RAG-sequence scores at once; 0 for all, as transformers does.
+    """
+
+    def __init__(
+        self, model: Path, workload: Workload, *, threads: int, device: str = "cpu", scored_rows: int = 0
+    ) -> None:
         torch.set_num_threads(threads)
         self._workload = workload
         self._device = device
@@ -42,8 +71,9 @@ class HuggingFace:
         parts: dict[str, Any] = {"config": config, "question_encoder": encoder, "generator": generator}
         self._models: dict[str, Any] = {
             "token": RagTokenForGeneration(**parts),
-            "sequence": RagSequenceForGeneration(**parts),
+            "sequence": InParts(**parts),
         }
+        self._models["sequence"].rows = scored_rows
         for built in self._models.values():
             built.eval().to(device)
 

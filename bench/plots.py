@@ -14,6 +14,7 @@ import matplotlib as mpl
 
 from bench import scale_paper
 from bench.processes import ROOT
+from bench.report import markdown
 from bench.scale_results import FILE, KINDS, Results
 
 mpl.use("Agg")
@@ -65,12 +66,6 @@ def draw(results: Results, path: Path) -> None:
     legend.legend(*axes.flat[0].get_legend_handles_labels(), loc="center", title="768 dimensions", fontsize=13)
     figure.savefig(path, dpi=110, metadata={"Software": ""})
     plt.close(figure)
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
-    """A table whose first columns are text and whose others are numbers."""
-    rule = ["---"] * text_columns + ["---:"] * (len(head) - text_columns)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
 
 
 def measured_table(results: Results) -> str:

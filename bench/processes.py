@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,6 +67,11 @@ class ServiceProcess:
         """What it wrote to stdout and stderr so far."""
         return self.log.read_text(encoding="utf-8", errors="replace")
 
+    def metric(self, name: str) -> float:
+        """A value of its metrics port, over all labels; 0 where it is not there yet."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=30) as response:
+            return metric_total(response.read().decode(), name)
+
     def wait_healthy(self, seconds: float = READY_SECONDS) -> ServiceProcess:
         """Returns once the health service says SERVING.
 
@@ -111,6 +118,11 @@ class ServiceProcess:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+
+
+def metric_total(page: str, name: str) -> float:
+    """The sum of all samples of one name on a page of metrics."""
+    return sum(float(value) for value in re.findall(rf"^{re.escape(name)}(?:{{.*}})? (\S+)$", page, re.MULTILINE))
 
 
 def flag(name: str, value: object) -> str:

@@ -10,7 +10,7 @@ import re
 import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,13 @@ PROVIDERS = ("ragserve", "transformers", "transformers padded")
 
 @dataclass(frozen=True)
 class CaseResult:
-    """Seconds of every repeat, by who answered; stages of the fastest of our own."""
+    """Seconds of every repeat, by who answered; stages of the last of our own, and its widenings where counted."""
 
     case: str
     seconds: Mapping[str, Sequence[float]]
     same_tokens: bool
     stages_seconds: Mapping[str, float]
+    widenings_per_step: float | None = None
 
     def median(self, provider: str) -> float | None:
         """Median seconds, or None when it was not measured."""
@@ -85,9 +86,20 @@ def table(results: Sequence[CaseResult]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def append(results: Sequence[CaseResult], about: Mapping[str, Any]) -> Path:
-    """Add a run to the files of this day and processor; the Markdown file's path."""
-    return append_run(table(results), [asdict(result) for result in results], about)
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
+    """A table whose first columns are text and whose others are numbers."""
+    rule = ["---"] * text_columns + ["---:"] * (len(head) - text_columns)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
+
+
+def verdict(value: float, goal: float, least: float | None = None, *, most: bool = False) -> str:
+    """Whether a figure reaches its goal, and what is required at least; with `most` both are upper bounds."""
+    sign, met = ("≤", value <= goal) if most else ("≥", value >= goal)
+    said = f"goal {sign} {goal:g}{'' if met else ' NOT'} met"
+    if met or least is None:
+        return said
+    enough = value <= least if most else value >= least
+    return f"{said}, required {sign} {least:g}{'' if enough else ' NOT'} met"
 
 
 def append_run(text: str, results: Sequence[Any], about: Mapping[str, Any]) -> Path:

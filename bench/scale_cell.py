@@ -17,22 +17,14 @@ from typing import Any
 
 import numpy as np
 
+from bench.proc import memory
 from bench.vectors import N_NEIGHBOURS, Synthetic
 from retriever_svc.index import FaissIndex, IndexSpec
 from retriever_svc.ranking import find_nearest
 
-KIB = 1024
 WARM_UP = 20  # queries before anything is timed
 FEWEST_TIMED = 200  # queries, however slow
 WIDE = 100  # candidates that a wider search ranks
-
-
-def memory(name: str) -> int:
-    """A figure of this process from the kernel, in bytes: RssAnon (its own pages, no mapped files) or VmHWM (peak)."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * KIB
-    raise KeyError(name)
 
 
 def build(data: Synthetic, spec: IndexSpec, path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from bench.fit import quantile
 from bench.sides import Asked, Found, Side
 
 BLOCK = 16  # single queries of one side before the next one's turn
@@ -51,12 +52,6 @@ class Measured:
     def same(self, side: str, other: str) -> bool:
         """Whether both found the same passages in the same order for every query."""
         return self.found[side] == self.found[other]
-
-
-def quantile(values: Sequence[float], share: float) -> float:
-    """The value that this share of the values does not exceed."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def chunks(queries: Sequence[Asked], size: int) -> list[Sequence[Asked]]:

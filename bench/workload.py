@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,15 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import BartConfig, BartForConditionalGeneration, BartTokenizer
 
 from bench import CACHE
+from bench.heads import HEADS, Contexts, Head, marginal_entropy, sharpen
 from ragserve.checkpoint import MANIFEST_NAME, Manifest, RagSettings, hash_files
 
 QUESTION = "who painted the ceiling of the old chapel?"
 TITLE = "the old chapel"
+SHORT_QUESTION, SHORT_TITLE = "who?", "a"
+LONG_TOKENS = 100  # of a context with the long question
 WEIGHTS = "calm"  # names the recipe below in the cache
+ENTROPY_NAME = "entropy.json"
 EMBEDDING_SCALE = 6.0  # of a token's vector, and so of the logits
 SHARPNESS = 1.5  # of the attention's queries and keys
 SPECIAL_TOKENS = 2  # <s> and </s> around a context
@@ -41,12 +46,26 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Workload:
-    """Documents of `document_tokens` tokens each, context included, and exactly `new_tokens` generated."""
+    """Documents of `document_tokens` tokens each, context included, and exactly `new_tokens` generated.
+
+    Other seeds give other documents.
+    """
 
     n_docs: int = 5
     document_tokens: int = 160
     new_tokens: int = 20
     padded_tokens: int = 300  # what transformers' retriever pads every context to
+    seed: int = 0
+
+    @property
+    def question(self) -> str:
+        """A shorter one for short contexts."""
+        return QUESTION if self.document_tokens >= LONG_TOKENS else SHORT_QUESTION
+
+    @property
+    def title(self) -> str:
+        """Of all documents."""
+        return TITLE if self.document_tokens >= LONG_TOKENS else SHORT_TITLE
 
     @property
     def length(self) -> int:
@@ -55,14 +74,14 @@ class Workload:
 
     def texts(self) -> list[str]:
         """One text for each document. The tokenizer has no merges: a token for each character."""
-        around = len(f"{TITLE} /  // {QUESTION}") + SPECIAL_TOKENS
-        rng = random.Random(0)
+        around = len(f"{self.title} /  // {self.question}") + SPECIAL_TOKENS
+        rng = random.Random(self.seed)
         letters = "abcdefghijklmnopqrstuvwxyz"
         return ["".join(rng.choices(letters, k=self.document_tokens - around)) for _ in range(self.n_docs)]
 
     def contexts(self) -> list[str]:
         """What the generator reads for each document."""
-        return [f"{TITLE} / {text} // {QUESTION}" for text in self.texts()]
+        return [f"{self.title} / {text} // {self.question}" for text in self.texts()]
 
     def log_priors(self) -> list[float]:
         """Of the documents, best first."""
@@ -97,9 +116,9 @@ def randomize(model: BartForConditionalGeneration) -> None:
                 parameter.copy_(gain * (noise - noise.mean(1, keepdim=True)) / parameter.shape[1] ** 0.5)
 
 
-def model_directory(shape: Shape) -> Path:
+def model_directory(shape: Shape, head: Head = HEADS[0]) -> Path:
     """A ragserve model directory with random weights, built once and kept in the cache."""
-    directory = CACHE.resolve() / f"{shape.name}-{WEIGHTS}"
+    directory = CACHE.resolve() / "-".join([shape.name, WEIGHTS, *([] if head == HEADS[0] else [head])])
     if (directory / MANIFEST_NAME).is_file():
         return directory
     config = BartConfig(
@@ -113,10 +132,35 @@ def model_directory(shape: Shape) -> Path:
         decoder_ffn_dim=shape.feed_forward,
         forced_eos_token_id=None,
     )
-    model = BartForConditionalGeneration(config)
+    model = BartForConditionalGeneration(config).eval()
     randomize(model)
+    tokens = tokenizer(shape.vocab)
+    if head != HEADS[0]:
+        keep_entropy(directory, sharpen(model, measured_on(tokens)))
     model.save_pretrained(directory / "generator")
-    tokenizer(shape.vocab).save_pretrained(directory / "generator")
+    tokens.save_pretrained(directory / "generator")
     manifest = Manifest(kind="pair", rag=RagSettings(), files=hash_files(directory))
     (directory / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return directory
+
+
+def measured_on(tokens: BartTokenizer) -> Contexts:
+    """The standard workload, for the entropy."""
+    workload = Workload()
+    ids = [tokens(context)["input_ids"] for context in workload.contexts()]
+    return Contexts(ids, workload.log_priors(), workload.new_tokens)
+
+
+def keep_entropy(directory: Path, nats: float) -> None:
+    """Beside the model."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / ENTROPY_NAME).write_text(json.dumps({"marginal_entropy_nats": nats}) + "\n", encoding="utf-8")
+
+
+def entropy_of(directory: Path) -> float:
+    """Nats of the marginal on the standard workload, mean over its steps; measured where they are not kept yet."""
+    if not (directory / ENTROPY_NAME).is_file():
+        part = directory / "generator"
+        model = BartForConditionalGeneration.from_pretrained(part, dtype=torch.float32).eval()
+        keep_entropy(directory, marginal_entropy(model, measured_on(BartTokenizer.from_pretrained(part))))
+    return float(json.loads((directory / ENTROPY_NAME).read_text(encoding="utf-8"))["marginal_entropy_nats"])

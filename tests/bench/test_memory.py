@@ -1,0 +1,45 @@
+"""What the kernel says of a process, and the tables of the memory benchmark."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.memory import Held, Left, held_table, left_table
+from bench.proc import memory, status_bytes
+
+STATUS = """Name:\tpython
+VmPeak:\t 9000000 kB
+VmHWM:\t 1296000 kB
+VmRSS:\t 1200000 kB
+RssAnon:\t  900000 kB
+"""
+
+
+def test_figures_are_bytes() -> None:
+    assert status_bytes(STATUS, "VmHWM") == 1_296_000 * 1024
+    assert status_bytes(STATUS, "VmRSS") == 1_200_000 * 1024
+    with pytest.raises(KeyError):
+        status_bytes(STATUS, "RssShmem")
+    with pytest.raises(KeyError):
+        status_bytes("Name:\tpython\nState:\tZ (zombie)\n", "VmRSS")
+
+
+def test_a_block_that_is_in_use_is_counted() -> None:
+    before, block = memory("VmRSS"), b"x" * 64_000_000
+    assert memory("VmRSS") - before == pytest.approx(len(block), rel=0.1)
+    assert memory("VmHWM") >= memory("VmRSS") - 1_000_000
+    assert 0 < memory("RssAnon") <= memory("VmRSS")
+
+
+def test_a_sessions_bytes_are_above_those_of_the_loaded_process() -> None:
+    held = [Held("int8", 0, 800_000_000, 900_000_000, 0.0), Held("int8", 4, 1_000_000_000, 1_500_000_000, 180e6)]
+    text = held_table(held, "bart-large")
+    assert "| int8 | goal ≤ 1200 met | 0 | 800 | 900 |  |  |" in text
+    assert "| int8 | goal ≤ 1440 NOT met | 4 | 1000 | 1500 | 50.0 | 45.0 |" in text
+    assert "goal" not in held_table(held, "small")
+
+
+def test_growth_is_judged_from_the_first_thousand_on() -> None:
+    left = [Left("int8", 1_000 * number, 300_000_000 + 1_000_000 * number) for number in range(1, 11)]
+    assert "int8, 10,000 sessions over 1,000: +9.0 MB, goal ≤ 4 NOT met; over 5,000: +5.0 MB." in left_table(left)
+    assert "+0.0 MB, goal ≤ 4 met;" in left_table([left[0], Left("int8", 10_000, left[0].resident)])
