@@ -60,8 +60,9 @@ class Scheduler:
 
     def __init__(self, capacity: Capacity) -> None:
         self.capacity = capacity
-        self._sessions: list[Session] = []
+        self._sessions: dict[Session, None] = {}  # in order of arrival
         self._document_bytes = 0
+        self._n_rows = 0
         self._scoring: list[Session] = []
         self.slots = SlotPool()
 
@@ -69,6 +70,11 @@ class Scheduler:
     def n_sessions(self) -> int:
         """Sessions not yet freed."""
         return len(self._sessions)
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of one step of all sessions."""
+        return self._n_rows
 
     @property
     def used_bytes(self) -> int:
@@ -94,11 +100,12 @@ class Scheduler:
         field = "open.prefixes" if longest > 1 and document_bytes <= self.capacity.cache_bytes else "open.documents"
         self._check_room(field, rows, document_bytes + rows * longest * self.capacity.slot_bytes)
         self._document_bytes += document_bytes
-        self._sessions.append(session)
+        self._sessions[session] = None
         if session.shared:
             self._start_shared(session)
         else:
             self._start_separate(session)
+        self._n_rows += session.n_rows
         session.work, session.active = Work.ENCODE, now
 
     def advance(self, session: Session, choices: Sequence[tuple[int, int]], now: float) -> None:
@@ -113,7 +120,9 @@ class Scheduler:
         rows = sum(parent.slots.shape[0] for parent in parents)
         self._check_room("advance.hypotheses", rows, rows * self.capacity.slot_bytes, session)
         old = session.hypotheses
+        self._n_rows -= session.n_rows
         session.hypotheses = [self._child(parent, token) for parent, (_, token) in zip(parents, choices, strict=True)]
+        self._n_rows += session.n_rows
         for hypothesis in old:
             self.slots.release(hypothesis.slots)
         session.work, session.active = Work.STEP, now
@@ -193,7 +202,7 @@ class Scheduler:
             raise InvalidInputError(
                 field, f"{rows} rows (hypotheses times their documents) are over the limit of {max_rows} (max_rows)"
             )
-        others = sum(other.n_rows for other in self._sessions if other is not session)
+        others = self._n_rows - (0 if session is None else session.n_rows)
         if others + rows > max_rows:
             raise _full(f"{others} rows in use by others and {rows} asked, max_rows is {max_rows}")
         if self.used_bytes + more_bytes <= cache_bytes:
@@ -217,12 +226,13 @@ class Scheduler:
         ended = [(session, error) for session in self._sessions for gone, error in [self._end(session, now)] if gone]
         for session, _ in ended:
             session.closed = True
-            self._sessions.remove(session)
+            del self._sessions[session]
             self._document_bytes -= sum(session.context_tokens) * self.capacity.document_token_bytes
             self._release(session)
         return ended
 
     def _release(self, session: Session) -> None:
+        self._n_rows -= session.n_rows
         for hypothesis in session.hypotheses:
             self.slots.release(hypothesis.slots)
         session.hypotheses = []

@@ -281,7 +281,7 @@ class World(Server):
         elif ready := [client for client in self.clients.values() if client.ready and not client.silent]:
             self.ask(self.rng.choice(ready))
         assert len(self.clients) == self.scheduler.n_sessions <= self.capacity.max_sessions
-        assert sum(session.n_rows for session in self.clients) <= self.capacity.max_rows
+        assert sum(session.n_rows for session in self.clients) == self.scheduler.n_rows <= self.capacity.max_rows
         assert self.scheduler.used_bytes <= self.capacity.cache_bytes
 
     def arrive(self) -> None:
@@ -364,6 +364,7 @@ class World(Server):
 
     def check_slots(self) -> None:
         """Every used slot is on a path, and on several only as the same beginning on the same document."""
+        assert self.scheduler.n_rows == sum(session.n_rows for session in self.clients)
         assert self.scheduler.used_bytes == self.bytes_of(list(self.clients))
         held = [(client, *pair) for client in self.clients.values() for pair in client.hypotheses()]
         assert held or self.scheduler.slots.used == 0
