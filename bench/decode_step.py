@@ -39,7 +39,7 @@ from generator_svc.candidates import StepScores, score_step, select
 from generator_svc.commands import StepControl, StepOutput
 from generator_svc.kernels import native
 from generator_svc.models.bart import Bart
-from generator_svc.models.base import DocumentState, Rows, SelfAttention, Seq2SeqModel
+from generator_svc.models.base import DocumentState, EncodePass, Rows, SelfAttention, Seq2SeqModel
 from generator_svc.models.numerics import NUMERICS
 from generator_svc.runner import Runner, StepRows
 from generator_svc.scheduler import Capacity, Scheduler
@@ -89,7 +89,7 @@ class TimedHead:
         self.shape = model.shape
         self.seconds = 0.0
 
-    def encode(self, contexts: Sequence[Sequence[int]]) -> list[DocumentState]:
+    def encode(self, contexts: Sequence[Sequence[int]]) -> EncodePass:
         """See `Seq2SeqModel`."""
         return self._model.encode(contexts)
 
@@ -132,11 +132,13 @@ class Chain:
 
     def open(self, start: int) -> float:
         """Encode the documents; the seconds it took."""
-        self._session = Session(tuple(map(len, self._contexts)), True, (Start((start,)),))
+        self._session = Session(tuple(map(tuple, self._contexts)), True, (Start((start,)),))
         self._scheduler.admit(self._session, time.monotonic())
         self._runner.cache.grow(self._scheduler.slots.size)
-        taken, self._documents = timed(lambda: self._runner.encode(self._contexts))
-        self._scheduler.encoded(self._session, len(self._contexts))
+        taken, encoded = timed(lambda: self._runner.encode(self._contexts))
+        self._documents = encoded.documents
+        self._scheduler.encoded(self._session.documents)
+        self._scheduler.started(self._session)
         return taken
 
     def step(self, banned: int, spent: Spent) -> StepOutput:

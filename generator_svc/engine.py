@@ -13,6 +13,7 @@ from typing import Any
 from generator_svc.commands import Mode
 from generator_svc.device import choose_device, use_threads
 from generator_svc.loading import LoadedGenerator, SpecialTokens, load_generator
+from generator_svc.metrics import GeneratorMetrics
 from generator_svc.models.numerics import Precision
 from generator_svc.options import EngineOptions
 from generator_svc.runner import Runner
@@ -44,11 +45,9 @@ class GeneratorEngine:
     def __init__(self, directory: Path, options: EngineOptions, metrics: Metrics) -> None:
         self._directory = directory
         self._options = options
-        self._metrics = metrics
+        self._metrics = GeneratorMetrics(metrics)
         self._loaded: LoadedGenerator | None = None
         self._worker: Worker | None = None
-        self._sessions = metrics.gauge("ragserve_decode_sessions", "Decode sessions open.")
-        self._cache = metrics.gauge("ragserve_cache_bytes", "Bytes of key and value cache in use.")
 
     async def start(self) -> None:
         """Load the model. Raises RagserveError as `load_generator` does."""
@@ -61,15 +60,15 @@ class GeneratorEngine:
             max_sessions=options.max_sessions,
             max_rows=options.max_rows,
             cache_bytes=options.cache_bytes,
+            encoder_cache_bytes=options.encoder_cache_bytes,
             document_token_bytes=shape.bytes_per_document_token,
             slot_bytes=shape.bytes_per_slot,
             prefill_tokens=options.prefill_tokens,
             idle_seconds=options.idle_seconds,
         )
         scheduler = Scheduler(capacity)
-        self._worker = Worker(Runner(self._loaded.model, device), scheduler)
-        self._sessions.set_function(lambda: scheduler.n_sessions)
-        self._cache.set_function(lambda: scheduler.used_bytes)
+        self._worker = Worker(Runner(self._loaded.model, device), scheduler, self._metrics)
+        self._metrics.watch(scheduler)
         self._worker.start()
 
     async def stop(self) -> None:

@@ -20,6 +20,7 @@ class EngineOptions:
     max_sessions: int = 64
     max_rows: int = 2048
     cache_bytes: int = 4 * 2**30
+    encoder_cache_bytes: int = 0
     prefill_tokens: int = 1024
     idle_seconds: float = 60.0
     draft_tokens: int = 0

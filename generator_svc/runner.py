@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from generator_svc.kv_cache import CachedAttention, KVCache, TreeAttention
-from generator_svc.models.base import DocumentState, Rows, Seq2SeqModel
+from generator_svc.models.base import DocumentState, EncodePass, Rows, Seq2SeqModel
 from generator_svc.sessions import Hypothesis, PrefixTree
 from generator_svc.slots import SlotArray
 from generator_svc.trie import Trie
@@ -46,7 +46,7 @@ class Runner:
         self._device = device
         self.cache = KVCache(model.shape, device)
 
-    def encode(self, contexts: Sequence[Sequence[int]]) -> list[DocumentState]:
+    def encode(self, contexts: Sequence[Sequence[int]]) -> EncodePass:
         """Encode documents of any sessions in one packed pass."""
         return self._model.encode(contexts)
 

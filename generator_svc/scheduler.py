@@ -1,7 +1,8 @@
 """Decides what the next pass runs: schedule, run, post-process, over all sessions. Pure Python, no torch.
 
-Every session with a step to take is in every step pass. New sessions are encoded document by document within a token
-budget, and targets are scored chunk by chunk, so that neither holds up those that decode.
+Every session with a step to take is in every step pass. New sessions' documents are encoded within a token budget, and
+targets are scored chunk by chunk, so that neither holds up those that decode. A document that is there already, or that
+another session waits for, is not encoded again where sessions share them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from generator_svc.documents import DocumentEntry, DocumentPool
 from generator_svc.sessions import Hypothesis, PrefixTree, Session, Start, Work
 from generator_svc.slots import SlotArray, SlotPool
 from generator_svc.trie import Trie, build_trie
@@ -31,7 +33,8 @@ class Capacity:
 
     max_sessions: int = 64
     max_rows: int = 2048
-    cache_bytes: int = 4 * 2**30
+    cache_bytes: int = 4 * 2**30  # a document that several sessions share counts for each of them
+    encoder_cache_bytes: int = 0  # of documents that no session holds
     document_token_bytes: int = 1  # cross-attention keys and values of one context token
     slot_bytes: int = 1  # self-attention keys and values of one decoder token of one row
     prefill_tokens: int = 1024
@@ -43,7 +46,10 @@ class Plan:
     """What one turn of the loop does."""
 
     ended: tuple[tuple[Session, RagserveError | None], ...] = ()
-    encode: tuple[tuple[Session, int], ...] = ()  # session, number of its next documents
+    forget: tuple[DocumentEntry, ...] = ()  # their states are of no use any more
+    start: tuple[Session, ...] = ()  # all documents are there: prefixes are fed, and it is in `step` unless encode only
+    encode: tuple[DocumentEntry, ...] = ()
+    prefill: tuple[Session, ...] = ()  # whom `encode` is for
     step: tuple[Session, ...] = ()
     widen: tuple[Session, ...] = ()
     score: Session | None = None
@@ -52,7 +58,7 @@ class Plan:
     @property
     def empty(self) -> bool:
         """Nothing to do."""
-        return not (self.ended or self.encode or self.step or self.widen or self.score)
+        return not (self.ended or self.start or self.encode or self.step or self.widen or self.score)
 
 
 class Scheduler:
@@ -60,15 +66,22 @@ class Scheduler:
 
     def __init__(self, capacity: Capacity) -> None:
         self.capacity = capacity
-        self._sessions: list[Session] = []
+        self._sessions: dict[Session, None] = {}  # in order of arrival
         self._document_bytes = 0
+        self._n_rows = 0
         self._scoring: list[Session] = []
         self.slots = SlotPool()
+        self.documents = DocumentPool(capacity.encoder_cache_bytes, capacity.document_token_bytes)
 
     @property
     def n_sessions(self) -> int:
         """Sessions not yet freed."""
         return len(self._sessions)
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of one step of all sessions."""
+        return self._n_rows
 
     @property
     def used_bytes(self) -> int:
@@ -79,8 +92,11 @@ class Scheduler:
         """Sessions not yet freed."""
         return tuple(self._sessions)
 
-    def admit(self, session: Session, now: float) -> None:
+    def admit(self, session: Session, now: float) -> int:
         """Take a new session, with room for its documents and first step.
+
+        Returns:
+            How many of its documents need not be encoded for it.
 
         Raises:
             InvalidInputError: it would not fit if it were alone.
@@ -88,18 +104,22 @@ class Scheduler:
         """
         if len(self._sessions) >= self.capacity.max_sessions:
             raise _full(f"max_sessions ({self.capacity.max_sessions}) decode sessions are open")
-        rows = sum(len(session.context_tokens) if session.shared else 1 for _ in session.starts)
-        document_bytes = sum(session.context_tokens) * self.capacity.document_token_bytes
+        rows = sum(len(session.contexts) if session.shared else 1 for _ in session.starts)
+        document_bytes = session.context_tokens * self.capacity.document_token_bytes
         longest = max((len(start.tokens) for start in session.starts), default=0)
         field = "open.prefixes" if longest > 1 and document_bytes <= self.capacity.cache_bytes else "open.documents"
         self._check_room(field, rows, document_bytes + rows * longest * self.capacity.slot_bytes)
         self._document_bytes += document_bytes
-        self._sessions.append(session)
+        self._sessions[session] = None
         if session.shared:
             self._start_shared(session)
         else:
             self._start_separate(session)
+        self._n_rows += session.n_rows
         session.work, session.active = Work.ENCODE, now
+        held = [self.documents.hold(token_ids) for token_ids in session.contexts]
+        session.documents = [document for document, _ in held]
+        return sum(found for _, found in held)
 
     def advance(
         self, session: Session, choices: Sequence[tuple[int, int]], now: float, drafted: Sequence[int] = ()
@@ -121,9 +141,11 @@ class Scheduler:
         drafted = drafted if self._has_room(rows * (1 + len(drafted)), session) else ()
         self._check_room("advance.hypotheses", rows, rows * self.capacity.slot_bytes, session)
         old = session.hypotheses
+        self._n_rows -= session.n_rows
         session.hypotheses = [self._child(parent, token) for parent, (_, token) in zip(parents, choices, strict=True)]
         for token in drafted:
             session.hypotheses.append(self._child(session.hypotheses[-1], token))
+        self._n_rows += session.n_rows
         for hypothesis in old:
             self.slots.release(hypothesis.slots)
         session.work, session.active = Work.STEP, now
@@ -139,6 +161,11 @@ class Scheduler:
 
     def close(self, session: Session) -> None:
         """The session is to be freed by the next plan."""
+        session.closed = True
+
+    def fail(self, session: Session) -> None:
+        """As `close`, after a pass that went wrong: its documents may be why, and are for no other session."""
+        self.documents.distrust(session.documents)
         session.closed = True
 
     def evict(self, n_slots: int) -> tuple[Session, ...]:
@@ -157,28 +184,36 @@ class Scheduler:
     def plan(self, now: float) -> Plan:
         """What to run next. Closed, late and idle sessions are freed first."""
         ended = self._reap(now)
+        forget = [entry for session, _ in ended for entry in self._let_go(session)]
         waiting = [session for session in self._sessions if session.work is Work.ENCODE]
+        start = tuple(session for session in waiting if session.is_encoded)
+        step = [session for session in self._sessions if session.work is Work.STEP]
+        encode, prefill = self._within_budget([session for session in waiting if not session.is_encoded])
         self._scoring = [session for session in self._scoring if session.work is Work.SCORE and not session.closed]
         score = self._scoring.pop(0) if self._scoring else None
         if score is not None:
             self._scoring.append(score)
         return Plan(
             ended=tuple(ended),
-            encode=tuple(self._within_budget(waiting)),
-            step=tuple(session for session in self._sessions if session.work is Work.STEP),
+            forget=tuple(forget),
+            start=start,
+            encode=tuple(encode),
+            prefill=tuple(prefill),
+            step=(*step, *(session for session in start if session.starts)),
             widen=tuple(session for session in self._sessions if session.work is Work.WIDEN),
             score=score,
             n_slots=self.slots.size,
         )
 
-    def encoded(self, session: Session, n_documents: int) -> bool:
-        """Documents were encoded. True when they are complete; the session then steps, if it has starts."""
-        session.encoded += n_documents
-        if session.encoded < len(session.context_tokens):
-            return False
+    def encoded(self, documents: Sequence[DocumentEntry]) -> None:
+        """Documents were encoded."""
+        for document in documents:
+            document.encoded = True
+
+    def started(self, session: Session) -> None:
+        """Its prefixes were fed: the session steps, if it has starts."""
         if session.starts:
             session.work = Work.STEP
-        return True
 
     def finished(self, session: Session, now: float) -> None:
         """The session's request was answered; it now waits for its client."""
@@ -204,7 +239,7 @@ class Scheduler:
             raise InvalidInputError(
                 field, f"{rows} rows (hypotheses times their documents) are over the limit of {max_rows} (max_rows)"
             )
-        others = sum(other.n_rows for other in self._sessions if other is not session)
+        others = self._n_rows - (0 if session is None else session.n_rows)
         if others + rows > max_rows:
             raise _full(f"{others} rows in use by others and {rows} asked, max_rows is {max_rows}")
         if self.used_bytes + more_bytes <= cache_bytes:
@@ -229,19 +264,25 @@ class Scheduler:
     def _bytes_of(self, session: Session) -> int:
         """Bytes of cache that a session holds."""
         held = {int(slot) for hypothesis in session.hypotheses for slot in hypothesis.slots.reshape(-1)}
-        documents = sum(session.context_tokens) * self.capacity.document_token_bytes
+        documents = session.context_tokens * self.capacity.document_token_bytes
         return documents + len(held) * self.capacity.slot_bytes
 
     def _reap(self, now: float) -> list[tuple[Session, RagserveError | None]]:
         ended = [(session, error) for session in self._sessions for gone, error in [self._end(session, now)] if gone]
         for session, _ in ended:
             session.closed = True
-            self._sessions.remove(session)
-            self._document_bytes -= sum(session.context_tokens) * self.capacity.document_token_bytes
+            del self._sessions[session]
+            self._document_bytes -= session.context_tokens * self.capacity.document_token_bytes
             self._release(session)
         return ended
 
+    def _let_go(self, session: Session) -> list[DocumentEntry]:
+        """Of its documents. Returns those to be forgotten."""
+        documents, session.documents = session.documents, []
+        return self.documents.release(documents)
+
     def _release(self, session: Session) -> None:
+        self._n_rows -= session.n_rows
         for hypothesis in session.hypotheses:
             self.slots.release(hypothesis.slots)
         session.hypotheses = []
@@ -257,22 +298,28 @@ class Scheduler:
             return True, DeadlineExceededError(f"no request for {idle:g} s (idle_seconds): the session was freed")
         return False, None
 
-    def _within_budget(self, waiting: Sequence[Session]) -> list[tuple[Session, int]]:
-        """First come, first served; at least one document, then as many as the token budget holds."""
+    def _within_budget(self, waiting: Sequence[Session]) -> tuple[list[DocumentEntry], list[Session]]:
+        """Documents to encode and the sessions they are for, first come, first served.
+
+        At least one document, then as many as the token budget holds.
+        """
         left = self.capacity.prefill_tokens
-        chosen: list[tuple[Session, int]] = []
+        chosen: dict[DocumentEntry, None] = {}
+        sessions = []
         for session in waiting:
-            count = 0
-            for tokens in session.context_tokens[session.encoded :]:
-                if tokens > left and (chosen or count):
+            missing = [document for document in session.documents if not document.encoded]
+            for document in missing:
+                if document in chosen:
+                    continue
+                if document.n_tokens > left and chosen:
                     break
-                left -= tokens
-                count += 1
-            if count:
-                chosen.append((session, count))
-            if count < len(session.context_tokens) - session.encoded:
+                left -= document.n_tokens
+                chosen[document] = None
+            if any(document in chosen for document in missing):
+                sessions.append(session)
+            if not all(document in chosen for document in missing):
                 break
-        return chosen
+        return list(chosen), sessions
 
     def _child(self, parent: Hypothesis, token: int) -> Hypothesis:
         own = self.slots.allocate(parent.slots.shape[0])
@@ -282,7 +329,7 @@ class Scheduler:
 
     def _start_shared(self, session: Session) -> None:
         """Token mode: one tree of prefixes, fed once for each document."""
-        n_docs = len(session.context_tokens)
+        n_docs = len(session.contexts)
         trie = _prefix_trie(session.starts)
         nodes = self.slots.allocate(n_docs * trie.size).reshape(n_docs, trie.size)
         if trie.size:

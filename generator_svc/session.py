@@ -28,6 +28,7 @@ from generator_svc.commands import (
 from generator_svc.contexts import Context, build_contexts
 from generator_svc.drafting import Drafter
 from generator_svc.loading import LoadedGenerator
+from generator_svc.metrics import GeneratorMetrics
 from generator_svc.scoring import plan_scores
 from generator_svc.sessions import Session, Start, Work
 from generator_svc.validation import (
@@ -41,7 +42,7 @@ from generator_svc.validation import (
 )
 from generator_svc.worker import Request, SessionState, Worker
 from ragserve.errors import DeadlineExceededError, FailedPreconditionError, InvalidInputError, RagserveError
-from ragserve.serving.metrics import Metrics, StageTiming
+from ragserve.serving.metrics import StageTiming
 
 T = TypeVar("T")
 
@@ -54,7 +55,7 @@ class DecodeSession:
     """
 
     def __init__(
-        self, loaded: LoadedGenerator, limits: Limits, worker: Worker, metrics: Metrics, deadline: float | None
+        self, loaded: LoadedGenerator, limits: Limits, worker: Worker, metrics: GeneratorMetrics, deadline: float | None
     ) -> None:
         self._loaded = loaded
         self._limits = limits
@@ -91,9 +92,10 @@ class DecodeSession:
         session = self._new_session(command, contexts)
         session.state.request = request
         with self._worker.changed:
-            self._worker.scheduler.admit(session, time.monotonic())
+            found = self._worker.scheduler.admit(session, time.monotonic())
             self._session = session
             self._worker.wake()
+        self._metrics.opened(found, len(contexts) - found)
         step = await asyncio.wrap_future(request.future)
         lengths = tuple(len(context.token_ids) for context in contexts)
         output = OpenOutput(lengths, tuple(context.truncated for context in contexts), step)
@@ -131,7 +133,7 @@ class DecodeSession:
         check_score(command, self._limits)
         targets = await asyncio.to_thread(self._targets, command)
         request = _request()
-        request.job = plan_scores(targets, len(session.context_tokens), self._loaded.tokens.decoder_start)
+        request.job = plan_scores(targets, len(session.contexts), self._loaded.tokens.decoder_start)
         return await self._ask(session, request, lambda now: self._request(session, Work.SCORE, now))
 
     async def render(self, command: RenderCommand) -> Reply[tuple[RenderedSequence, ...]]:
@@ -212,14 +214,13 @@ class DecodeSession:
         starts, controls = _starts(command, self._loaded.tokens.decoder_start)
         priors = torch.tensor([document.log_prior for document in command.documents], device=self._loaded.device)
         state = SessionState(
-            contexts=tuple(context.token_ids for context in contexts),
             log_priors=priors if shared else None,
             on_end=self._on_end,
             controls=controls,
             drafter=self._drafter(contexts, starts) if shared else None,
         )
         return Session(
-            context_tokens=tuple(len(context.token_ids) for context in contexts),
+            contexts=tuple(context.token_ids for context in contexts),
             shared=shared,
             starts=starts,
             deadline=self._deadline,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from generator_svc.documents import DocumentEntry, TokenIds
 from generator_svc.slots import SlotArray
 from generator_svc.trie import Trie
 
@@ -59,17 +60,27 @@ class Start:
 class Session:
     """One decode session. `state` is the engine's own and means nothing here."""
 
-    context_tokens: tuple[int, ...]
+    contexts: tuple[TokenIds, ...]  # one for each document
     shared: bool  # token mode: every hypothesis has a row for each document
     starts: tuple[Start, ...]  # none: encode only
     deadline: float | None = None  # monotonic seconds
     state: Any = None
+    documents: list[DocumentEntry] = field(default_factory=list)  # from its admission to its end
     hypotheses: list[Hypothesis] = field(default_factory=list)
     prefix_trees: list[PrefixTree] = field(default_factory=list)
     work: Work = Work.NOTHING
-    encoded: int = 0  # documents
     active: float = 0.0  # monotonic seconds of the last sign of life
     closed: bool = False
+
+    @property
+    def context_tokens(self) -> int:
+        """Context tokens of all documents."""
+        return sum(map(len, self.contexts))
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether all documents are."""
+        return all(document.encoded for document in self.documents)
 
     @property
     def n_rows(self) -> int:

@@ -33,6 +33,12 @@ class GeneratorSettings(BaseSettings):
         DEFAULTS.max_rows, ge=1, description="most rows (hypotheses times their documents) of all sessions"
     )
     cache_bytes: int = Field(DEFAULTS.cache_bytes, ge=1, description="most bytes of keys and values of all sessions")
+    encoder_cache_bytes: int = Field(
+        DEFAULTS.encoder_cache_bytes,
+        ge=0,
+        description="most bytes of documents kept encoded when no session has them, beside cache_bytes, for sessions"
+        " with the same question and passage; 0: none, and sessions share none",
+    )
     prefill_tokens: int = Field(
         DEFAULTS.prefill_tokens, ge=1, description="most context tokens encoded between two decode steps"
     )

@@ -16,6 +16,7 @@ import torch
 from generator_svc.candidates import StepScores, score_step, select
 from generator_svc.commands import StepControl
 from generator_svc.drafting import Drafter
+from generator_svc.metrics import GeneratorMetrics
 from generator_svc.models.base import DocumentState
 from generator_svc.runner import Runner, StepRows
 from generator_svc.scheduler import RETRY_AFTER_SECONDS, Plan, Scheduler
@@ -48,10 +49,8 @@ class Request:
 class SessionState:
     """The engine's part of a session: tensors and the request in hand."""
 
-    contexts: tuple[tuple[int, ...], ...]
     log_priors: torch.Tensor | None  # [n_docs]; token mode
     on_end: Callable[[RagserveError], None]
-    documents: list[DocumentState] = field(default_factory=list)
     controls: tuple[StepControl, ...] = ()
     scores: StepScores | None = None
     drafter: Drafter | None = None
@@ -61,8 +60,9 @@ class SessionState:
 class Worker:
     """Owns the thread, the lock and the scheduler. Other threads touch the scheduler under `changed` only."""
 
-    def __init__(self, runner: Runner, scheduler: Scheduler) -> None:
+    def __init__(self, runner: Runner, scheduler: Scheduler, metrics: GeneratorMetrics) -> None:
         self.scheduler = scheduler
+        self._metrics = metrics
         self.changed = threading.Condition()
         self._runner = runner
         self._stopping = False
@@ -106,14 +106,19 @@ class Worker:
         return None
 
     def _execute(self, plan: Plan) -> None:
+        for document in plan.forget:
+            document.state = None
         for session, error in plan.ended:
             _end(session, error)
         if not self._make_room(plan.n_slots):
             return  # what is left is planned again
-        self._guard([session for session, _ in plan.encode], lambda: self._encode(plan.encode))
+        for session in plan.start:
+            self._guard([session], lambda session=session: self._start(session))  # type: ignore[misc]
+        self._guard(plan.prefill, lambda: self._encode(plan))
         for session in plan.widen:
             self._guard([session], lambda session=session: self._answer_step(session))  # type: ignore[misc]
-        self._guard(plan.step, lambda: self._step(plan.step))
+        ready = [session for session in plan.step if session.work is Work.STEP]  # all whose start did not fail
+        self._guard(ready, lambda: self._step(ready))
         if plan.score is not None:
             scored = plan.score
             self._guard([scored], lambda: self._score(scored))
@@ -143,33 +148,36 @@ class Worker:
             log.exception("a pass over %d sessions failed", len(sessions))
             with self.changed:  # before anybody hears of it, who could ask again
                 for session in sessions:
-                    self.scheduler.close(session)
+                    self.scheduler.fail(session)
             for session in sessions:
                 self._finish(session, error)
 
-    def _encode(self, chosen: Sequence[tuple[Session, int]]) -> None:
+    def _start(self, session: Session) -> None:
         started = time.monotonic()
-        contexts: list[tuple[int, ...]] = []
-        for session, count in chosen:
-            contexts += session.state.contexts[session.encoded : session.encoded + count]
-        encoded = self._runner.encode(contexts)
-        for session, count in chosen:
-            session.state.documents += encoded[:count]
-            encoded = encoded[count:]
-            with self.changed:
-                complete = self.scheduler.encoded(session, count)
-            if complete and session.prefix_trees:
-                self._runner.prime(session.state.documents, session.prefix_trees)
-                session.prefix_trees = []
-            session.state.request.spent("prefill", time.monotonic() - started)
-            if complete and not session.starts:
-                self._finish(session, None)
+        if session.prefix_trees:
+            self._runner.prime(_states(session), session.prefix_trees)
+            session.prefix_trees = []
+        session.state.request.spent("prefill", time.monotonic() - started)
+        with self.changed:
+            self.scheduler.started(session)
+        if not session.starts:
+            self._finish(session, None)
+
+    def _encode(self, plan: Plan) -> None:
+        started = time.monotonic()
+        encoded = self._runner.encode([document.token_ids for document in plan.encode])
+        for document, state in zip(plan.encode, encoded.documents, strict=True):
+            document.state = state
+        with self.changed:
+            self.scheduler.encoded(plan.encode)
+        seconds = time.monotonic() - started
+        for session in plan.prefill:
+            session.state.request.spent("prefill", seconds)
+        self._metrics.encoded([document.n_tokens for document in plan.encode], encoded.positions)
 
     def _step(self, sessions: Sequence[Session]) -> None:
         started = time.monotonic()
-        rows = [
-            StepRows(tuple(session.state.documents), tuple(session.hypotheses), session.shared) for session in sessions
-        ]
+        rows = [StepRows(_states(session), tuple(session.hypotheses), session.shared) for session in sessions]
         logits = self._runner.step(rows)
         seconds = time.monotonic() - started
         for session, own in zip(sessions, logits, strict=True):
@@ -194,7 +202,7 @@ class Worker:
     def _score(self, session: Session) -> None:
         state = session.state
         started = time.monotonic()
-        state.request.job.run_chunk(self._runner, state.documents)
+        state.request.job.run_chunk(self._runner, _states(session))
         state.request.spent("score", time.monotonic() - started)
         if state.request.job.done:
             self._finish(session, state.request.job.scores())
@@ -223,11 +231,14 @@ def _resolve(future: Future[Any], result: object) -> None:
         log.debug("the caller left before its answer")
 
 
+def _states(session: Session) -> tuple[DocumentState, ...]:
+    return tuple(document.state for document in session.documents)
+
+
 def _end(session: Session, error: RagserveError | None) -> None:
     """Let go of a freed session's tensors; tell its client why when it did not ask for it."""
     if error is not None:
         _fail(session, error)
-    session.state.documents = []
     session.state.scores = None
 
 

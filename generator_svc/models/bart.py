@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from generator_svc.models.base import (
-    DocumentState,
+    EncodePass,
     Rows,
     SelfAttention,
     Shape,
@@ -120,14 +120,15 @@ class Bart:
         self._decoder = [load.decoder_layer(f"decoder.layers.{i}") for i in range(config.decoder_layers)]
         weights.finish(IGNORED)
 
-    def encode(self, contexts: Sequence[Sequence[int]]) -> list[DocumentState]:
+    def encode(self, contexts: Sequence[Sequence[int]]) -> EncodePass:
         """See `Seq2SeqModel`."""
         tokens, positions, lengths = pack(contexts, self._device)
         x = self._encoder_embedding(tokens, positions)
         for layer in self._encoder:
             attended = packed_attention(layer.qkv(x), lengths, self._encoder_heads, self._encoder_scale)
             x = layer.feed_forward(layer.norm(layer.out(attended, residual=x)))
-        return split_documents([layer.cross_kv(x) for layer in self._decoder], lengths, self.shape)
+        documents = split_documents([layer.cross_kv(x) for layer in self._decoder], lengths, self.shape)
+        return EncodePass(documents, x.shape[0])
 
     def decode(self, rows: Rows, attention: SelfAttention) -> torch.Tensor:
         """See `Seq2SeqModel`."""

@@ -62,6 +62,14 @@ class DocumentState:
 
 
 @dataclass(frozen=True)
+class EncodePass:
+    """What one pass of the encoder gave, and how many token positions it computed, padding included."""
+
+    documents: list[DocumentState]
+    positions: int
+
+
+@dataclass(frozen=True)
 class Rows:
     """Decoder inputs of one pass: one token per row; rows of one document stand together.
 
@@ -103,7 +111,7 @@ class Seq2SeqModel(Protocol):
 
     shape: Shape
 
-    def encode(self, contexts: Sequence[Sequence[int]]) -> list[DocumentState]:
+    def encode(self, contexts: Sequence[Sequence[int]]) -> EncodePass:
         """Encode documents packed one after the other, without padding."""
 
     def decode(self, rows: Rows, attention: SelfAttention) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from generator_svc.models.base import (
-    DocumentState,
+    EncodePass,
     Rows,
     SelfAttention,
     Shape,
@@ -151,7 +151,7 @@ class T5:
         self._decoder_norm = load.norm("decoder.final_layer_norm")
         weights.finish(IGNORED)
 
-    def encode(self, contexts: Sequence[Sequence[int]]) -> list[DocumentState]:
+    def encode(self, contexts: Sequence[Sequence[int]]) -> EncodePass:
         """See `Seq2SeqModel`."""
         tokens, _, lengths = pack(contexts, self._device)
         positions = torch.arange(max(lengths), device=self._device)
@@ -162,7 +162,8 @@ class T5:
             x = attention.out(packed_attention(qkv, lengths, self.shape.n_heads, SCALE, bias), residual=x)
             x = feed_forward(x)
         x = self._encoder_norm(x)
-        return split_documents([cross.kv(x) for _, cross, _ in self._decoder], lengths, self.shape)
+        documents = split_documents([cross.kv(x) for _, cross, _ in self._decoder], lengths, self.shape)
+        return EncodePass(documents, x.shape[0])
 
     def decode(self, rows: Rows, attention: SelfAttention) -> torch.Tensor:
         """See `Seq2SeqModel`."""

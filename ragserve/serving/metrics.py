@@ -95,6 +95,10 @@ class Metrics:
         """A new counter; `name` ends in `_total`. Labels never hold text or ids."""
         return Counter(name, doc, labels, registry=self.registry)
 
+    def histogram(self, name: str, doc: str, buckets: Sequence[float]) -> Histogram:
+        """A new histogram; `buckets` are upper bounds."""
+        return Histogram(name, doc, buckets=buckets, registry=self.registry)
+
     def gauge(self, name: str, doc: str, labels: Sequence[str] = ()) -> Gauge:
         """A new gauge."""
         return Gauge(name, doc, labels, registry=self.registry)

@@ -105,11 +105,12 @@ class Chain:
     ) -> None:
         self.runner = runner
         self.scheduler = Scheduler(Capacity())
-        self.session = Session(tuple(map(len, contexts)), shared, tuple(starts))
+        self.session = Session(tuple(map(tuple, contexts)), shared, tuple(starts))
         self.scheduler.admit(self.session, 0.0)
         runner.cache.grow(self.scheduler.slots.size)
-        self.documents: list[DocumentState] = runner.encode(contexts)
-        self.scheduler.encoded(self.session, len(contexts))
+        self.documents: list[DocumentState] = runner.encode(contexts).documents
+        self.scheduler.encoded(self.session.documents)
+        self.scheduler.started(self.session)
         if self.session.prefix_trees:
             runner.prime(self.documents, self.session.prefix_trees)
 

@@ -88,7 +88,7 @@ async def opened(stack: AsyncExitStack, engine: GeneratorEngine, mode: str = "to
 
 def context_of(session: DecodeSession, document: int = 0) -> list[int]:
     assert session._session is not None
-    return list(session._session.state.contexts[document])
+    return list(session._session.contexts[document])
 
 
 async def advance(session: DecodeSession, command: AdvanceCommand) -> StepOutput:

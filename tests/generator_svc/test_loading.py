@@ -92,7 +92,7 @@ def test_a_model_stored_in_int8_loads(copy: Path) -> None:
         else:
             stored[name] = tensor.half()
     save_file(stored, str(path), metadata={"ragserve.quantization": "int8-rowwise"})
-    (state,) = load_generator(copy, CPU).model.encode([[5, 6, 7]])
+    (state,) = load_generator(copy, CPU).model.encode([[5, 6, 7]]).documents
     assert all(layer.isfinite().all() for layer in state.layers)
 
 

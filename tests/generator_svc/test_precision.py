@@ -56,7 +56,7 @@ def test_an_int8_session_alone_equals_itself_among_others(tmp_path: Path) -> Non
     start = reference.config.decoder_start_token_id
     runner = Runner(load(tmp_path, "int8"), CPU)
     alone = Chain(runner, CONTEXTS, shared=True, starts=[Start((start,))])
-    documents = runner.encode([random_tokens(40, random.Random(3)), *CONTEXTS])[1:]
+    documents = runner.encode([random_tokens(40, random.Random(3)), *CONTEXTS]).documents[1:]
     expected = runner.step([alone.rows()])[0]
     alone.documents = documents
     other = Chain(Runner(load(tmp_path, "int8"), CPU), CONTEXTS[:2], shared=True, starts=[Start((start, 5, 9))])
@@ -70,5 +70,5 @@ def test_keys_and_values_of_documents_take_half_in_int8(tmp_path: Path) -> None:
     exact, quantized = load(tmp_path), load(tmp_path, "int8")
     assert quantized.shape.bytes_per_document_token * 2 == exact.shape.bytes_per_document_token
     for model in (exact, quantized):
-        (state,) = model.encode([CONTEXTS[0]])
+        (state,) = model.encode([CONTEXTS[0]]).documents
         assert sum(layer.nbytes for layer in state.layers) == model.shape.bytes_per_document_token * len(CONTEXTS[0])

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from generator_svc.scheduler import Capacity, Plan, Scheduler
+from generator_svc.scheduler import Capacity, Scheduler
 from generator_svc.sessions import Session, Start, Work
 from generator_svc.slots import INITIAL_SLOTS
 from ragserve.errors import (
@@ -15,26 +15,7 @@ from ragserve.errors import (
     InvalidInputError,
     ResourceExhaustedError,
 )
-
-
-def session(*context_tokens: int, shared: bool = True, starts: int = 1, deadline: float | None = None) -> Session:
-    tokens = tuple(Start((2,), 0 if shared else i % len(context_tokens)) for i in range(starts))
-    return Session(context_tokens, shared, tokens, deadline)
-
-
-def run(scheduler: Scheduler, plan: Plan, now: float) -> None:
-    """The toy model."""
-    for one, count in plan.encode:
-        if scheduler.encoded(one, count) and not one.starts:
-            scheduler.finished(one, now)
-    for one in (*plan.step, *plan.widen, *([plan.score] if plan.score else [])):
-        scheduler.finished(one, now)
-
-
-def open_ready(scheduler: Scheduler, one: Session, now: float = 0.0) -> None:
-    scheduler.admit(one, now)
-    while one.work is not Work.NOTHING:
-        run(scheduler, scheduler.plan(now), now)
+from tests.generator_svc.toy import open_ready, run, session
 
 
 def test_every_ready_session_is_in_one_step() -> None:
@@ -58,16 +39,16 @@ def test_prefill_keeps_to_its_budget_and_order_while_others_decode() -> None:
         scheduler.advance(decoding, [(0, 1)], 0.0)
         plan = scheduler.plan(0.0)
         assert decoding in plan.step
-        seen.append([(one, count) for one, count in plan.encode])
+        seen.append([(one, len(plan.encode)) for one in plan.prefill])
         run(scheduler, plan, 0.0)
-    assert seen == [[(first, 1)], [(first, 1)], [(first, 1), (second, 1)], []]
+    assert seen == [[(first, 1)], [(first, 1)], [(first, 2), (second, 2)], []]
 
 
 def test_a_document_over_the_budget_is_encoded_alone() -> None:
     scheduler = Scheduler(Capacity(prefill_tokens=100))
     one = session(500, 10)
     scheduler.admit(one, 0.0)
-    assert scheduler.plan(0.0).encode == ((one, 1),)
+    assert scheduler.plan(0.0).encode == tuple(one.documents[:1])
 
 
 def test_score_requests_take_turns() -> None:
@@ -128,7 +109,7 @@ def test_a_step_that_does_not_fit_leaves_the_session_as_it_was() -> None:
 def test_an_open_that_never_fits_is_a_wrong_request(capacity: Capacity, prefix: int, field: str, names: str) -> None:
     scheduler = Scheduler(capacity)
     with pytest.raises(InvalidInputError, match=names) as caught:
-        scheduler.admit(Session((8, 8), True, (Start((2,) * prefix),)), 0.0)
+        scheduler.admit(Session(((1,) * 8,) * 2, True, (Start((2,) * prefix),)), 0.0)
     assert caught.value.field == field
     assert (scheduler.n_sessions, scheduler.used_bytes) == (0, 0)
 

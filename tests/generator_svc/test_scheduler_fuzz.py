@@ -1,154 +1,26 @@
-"""Random lives of many sessions in the scheduler. The seed is printed; RAGSERVE_TEST_SEED chooses it.
-
-The toy model keeps, for each slot, the document and the token whose keys and values would be there. A next token is a
-hash of what is read through the slots of a path, so a slot that is given to another path too early changes a token.
-"""
+"""Random lives of many sessions in the scheduler. The seed is printed; RAGSERVE_TEST_SEED chooses it."""
 
 from __future__ import annotations
 
 import os
 import random
-import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from generator_svc import slots
-from generator_svc.scheduler import Capacity, Plan, Scheduler
-from generator_svc.sessions import Hypothesis, Session, Start, Work
+from generator_svc.documents import DocumentEntry
+from generator_svc.scheduler import Capacity, Plan
+from generator_svc.sessions import Session, Work
 from ragserve.errors import DeadlineExceededError, InvalidInputError, RagserveError, ResourceExhaustedError
+from tests.generator_svc.toy import Cells, Client, Server, alone
 
-Cells = npt.NDArray[np.int64]
-Path = tuple[int, tuple[int, ...]]  # of a hypothesis: its document and its tokens
 REFUSALS = {"open: full", "step: full", "open: never fits", "step: never fits"}
 EVENTS = REFUSALS | {"grow", "step", "widen", "score", "finished", "cancelled", "failed", "idle", "late", "evicted"}
-
-
-class Client:
-    """One session, what its cache must hold, and what the model answered. Its steps are drawn from its number."""
-
-    def __init__(self, number: int, deadline: float | None = None) -> None:
-        self.number, self._rng = number, random.Random(number)
-        context_tokens = tuple(self._rng.randint(1, 30) for _ in range(self._rng.choice((1, 1, 2, 3, 4))))
-        shared = self._rng.random() < 0.5
-        starts = []
-        for i in range(self._rng.choice((0, 1, 1, 2, 3))):
-            prefix = [self._rng.randint(3, 5) for _ in range(self._rng.choice((0, 0, 1, 2, 6)))]
-            starts.append(Start((2, *prefix), 0 if shared else 2 * i % len(context_tokens)))
-        self.session = Session(context_tokens, shared, tuple(starts), deadline)
-        self.n_steps = self._rng.randint(1, 8)
-        self.keys = (8 * number + 1 + np.arange(len(context_tokens), dtype=np.int64)) << 32  # of the documents
-        self.paths: list[Path] = [(start.document, start.tokens) for start in starts]
-        self.seen: list[list[int]] = []  # for each step, the toy logits of each hypothesis
-        self._choices: list[tuple[int, int]] = []
-        self.silent = False
-        self.patience = 4  # refusals
-        self.plans_left = 0  # until all documents must be encoded
-        self.chunks = 0  # left to score
-        self.passed: set[Session | None] = set()  # had a turn to score while this one waited
-
-    @property
-    def ready(self) -> bool:
-        return self.session.work is Work.NOTHING and not self.session.closed
-
-    def rows(self, n_hypotheses: int) -> int:
-        return n_hypotheses * (len(self.keys) if self.session.shared else 1)
-
-    def rows_of(self, document: int) -> Cells:
-        """[n_rows, 1]: the keys of the documents that a hypothesis has rows for."""
-        return (self.keys if self.session.shared else self.keys[document : document + 1])[:, None]
-
-    def hypotheses(self) -> list[tuple[Hypothesis, Path]]:
-        """None after an eviction."""
-        return list(zip(self.session.hypotheses, self.paths, strict=True)) if self.session.hypotheses else []
-
-    def choices(self) -> list[tuple[int, int]]:
-        """Of the next step: parents in any order, some twice, some not at all; the same until `advanced`."""
-        if not self._choices:
-            parents = [self._rng.randrange(len(self.paths)) for _ in range(self._rng.choice((1, 1, 2, 3, 4, 8)))]
-            logits = self.seen[-1]
-            self._choices = [(p, zlib.crc32(bytes([self._rng.randrange(3)]), logits[p])) for p in parents]
-        return self._choices
-
-    def advanced(self) -> None:
-        children = [(*self.paths[parent], token) for parent, token in self._choices]
-        self.paths = [(document, (*tokens, token)) for document, tokens, token in children]
-        self._choices = []
-
-
-class Server:
-    """Does what `Worker` does, on a toy model. Clients may act whenever it calls `between`."""
-
-    def __init__(self, capacity: Capacity) -> None:
-        self.scheduler = Scheduler(capacity)
-        self.clients: dict[Session, Client] = {}
-        self.cells = np.full(self.scheduler.slots.size, -1, dtype=np.int64)
-        self.now = 0.0
-
-    def between(self) -> None:
-        """Between two critical sections of the worker."""
-
-    def run(self, plan: Plan) -> None:
-        more = np.full(max(0, plan.n_slots - len(self.cells)), -1, dtype=np.int64)
-        self.cells = np.concatenate([self.cells, more])
-        self.between()
-        for session, count in plan.encode:
-            if self.scheduler.encoded(session, count):
-                self._prime(self.clients[session])
-                if not session.starts:
-                    self.scheduler.finished(session, self.now)
-            self.between()
-        for session in plan.widen:
-            assert self._logits(self.clients[session]) == self.clients[session].seen[-1]
-            self.scheduler.finished(session, self.now)
-            self.between()
-        self._step([self.clients[session] for session in plan.step])
-        if plan.score is not None:
-            self.clients[plan.score].chunks -= 1
-            if not self.clients[plan.score].chunks:
-                self.scheduler.finished(plan.score, self.now)
-            self.between()
-
-    def _prime(self, client: Client) -> None:
-        for tree in client.session.prefix_trees:
-            self.cells[tree.slots] = client.keys[tree.document] + tree.trie.tokens
-        client.session.prefix_trees = []
-
-    def _step(self, clients: Sequence[Client]) -> None:
-        for client in clients:
-            for hypothesis, (document, tokens) in client.hypotheses():
-                assert (hypothesis.document, hypothesis.token) == (document, tokens[-1])
-                self.cells[hypothesis.slots[:, -1:]] = client.rows_of(document) + hypothesis.token
-        for client, logits in [(client, self._logits(client)) for client in clients]:
-            client.seen.append(logits)
-            self.scheduler.finished(client.session, self.now)
-            self.between()
-
-    def _logits(self, client: Client) -> list[int]:
-        """A hash of all that each hypothesis reads, which must be its own documents and tokens."""
-        logits = []
-        for hypothesis, (document, tokens) in client.hypotheses():
-            read = self.cells[hypothesis.slots]
-            assert np.array_equal(read, client.rows_of(document) + np.array(tokens)), "not what its path wrote"
-            logits.append(zlib.crc32(read.tobytes()))
-        return logits
-
-
-def alone(number: int, n_steps: int) -> list[list[int]]:
-    """What a client sees when nobody else is there."""
-    server, client = Server(Capacity()), Client(number)
-    server.clients[client.session] = client
-    server.scheduler.admit(client.session, 0.0)
-    while len(client.seen) < n_steps:
-        if client.ready:
-            server.scheduler.advance(client.session, client.choices(), 0.0)
-            client.advanced()
-        server.run(server.scheduler.plan(0.0))
-    return client.seen
+EVENTS |= {"shared", "kept", "pushed out", "cancelled for another", "not encoded"}
 
 
 class World(Server):
@@ -160,12 +32,15 @@ class World(Server):
             max_sessions=self.rng.randint(2, 12),
             max_rows=self.rng.choice((6, 12, 25, 60, 1000)),
             cache_bytes=self.rng.choice((100, 300, 600, 1500, 10_000)),
+            encoder_cache_bytes=self.rng.choice((0, 20, 60, 200, 10_000)),
             document_token_bytes=self.rng.randint(1, 3),
             slot_bytes=self.rng.randint(1, 5),
             prefill_tokens=self.rng.choice((5, 20, 60, 200)),
             idle_seconds=self.rng.choice((8.0, 20.0, 60.0)),
         )
         super().__init__(self.capacity)
+        self.states: set[DocumentEntry] = set()  # that are in memory
+        self.distrusted: set[DocumentEntry] = set()
         self.turned_away: list[int] = []
         self.arrivals = self.rng.choice((0.1, 0.3, 0.6))
         self.restless = self.rng.choice((0.0, 0.1, 0.3))  # how often clients act amid a pass
@@ -208,8 +83,10 @@ class World(Server):
         assert {session for session, _ in plan.ended} == due
         for session, error in plan.ended:
             self.retire(self.clients.pop(session), error)
+        self.forget(plan)
         assert tuple(self.clients) == self.scheduler.sessions()
-        assert set(plan.step) == {session for session in self.clients if session.work is Work.STEP}
+        stepping = {session for session in self.clients if session.work is Work.STEP}
+        assert set(plan.step) == stepping | {session for session in plan.start if session.starts}
         assert set(plan.widen) == {session for session in self.clients if session.work is Work.WIDEN}
         assert plan.n_slots == self.scheduler.slots.size
         self.check_encode(plan)
@@ -227,15 +104,56 @@ class World(Server):
             self.events["idle" if "idle" in str(error) else "late"] += 1
         assert client.seen == alone(client.number, len(client.seen))
 
+    def forget(self, plan: Plan) -> None:
+        """What goes has no holder; what stays without one is kept within its budget."""
+        held = {document for session in self.clients for document in session.documents}
+        for document in plan.forget:
+            assert document not in held
+            document.state = None
+        self.events["pushed out"] += bool(self.states & set(plan.forget)) and bool(self.capacity.encoder_cache_bytes)
+        self.states -= set(plan.forget)
+        self.distrusted &= held
+        kept = sum(document.n_tokens for document in self.states - held) * self.capacity.document_token_bytes
+        assert kept == self.scheduler.documents.kept_bytes <= self.capacity.encoder_cache_bytes
+        assert all(document.state is not None for document in self.states)
+
     def check_encode(self, plan: Plan) -> None:
-        """First come, first served: as many whole documents as the budget holds, and at least one."""
+        """First come, first served: as many whole documents as the budget holds, and at least one; none twice."""
         waiting = [session for session in self.clients if session.work is Work.ENCODE]
-        queue = [(session, tokens) for session in waiting for tokens in session.context_tokens[session.encoded :]]
-        count, budget = sum(count for _, count in plan.encode), self.capacity.prefill_tokens
-        assert [session for session, count in plan.encode for _ in range(count)] == [one for one, _ in queue[:count]]
-        assert count >= min(len(queue), 1)
-        assert count <= 1 or sum(tokens for _, tokens in queue[:count]) <= budget
-        assert count == len(queue) or sum(tokens for _, tokens in queue[: count + 1]) > budget
+        assert plan.start == tuple(session for session in waiting if self.states.issuperset(session.documents))
+        queue: dict[DocumentEntry, Session] = {}
+        for session in waiting:
+            for document in session.documents:
+                if document not in self.states:
+                    queue.setdefault(document, session)
+        lengths = [document.n_tokens for document in queue]
+        count, budget = len(plan.encode), self.capacity.prefill_tokens
+        assert list(plan.encode) == list(queue)[:count]
+        assert {queue[document] for document in plan.encode} <= set(plan.prefill) <= set(waiting)
+        assert all(set(plan.encode) & set(session.documents) for session in plan.prefill)
+        assert count >= min(len(lengths), 1)
+        assert count <= 1 or sum(lengths[:count]) <= budget
+        assert count == len(lengths) or sum(lengths[: count + 1]) > budget
+        if self.capacity.encoder_cache_bytes:
+            trusted = [document.token_ids for document in (self.states | set(plan.encode)) - self.distrusted]
+            assert len(set(trusted)) == len(trusted), "encoded twice"
+
+    def encode(self, plan: Plan) -> None:
+        """Some passes fail."""
+        if plan.encode and self.rng.random() < 0.02:
+            for session in plan.prefill:
+                self.fail(session, "not encoded")
+                self.scheduler.finished(session, self.now)
+            for client in self.clients.values():
+                client.plans_left += 1
+            return
+        super().encode(plan)
+        self.states |= set(plan.encode)
+
+    def fail(self, session: Session, why: str) -> None:
+        self.events[why] += not session.closed
+        self.distrusted |= set(session.documents)
+        self.scheduler.fail(session)
 
     def check_score(self, plan: Plan) -> None:
         """Nobody has a second turn while another waits for the first."""
@@ -255,7 +173,7 @@ class World(Server):
         super().run(plan)
         if plan.step and self.rng.random() < 0.02:  # the pass failed
             for session in plan.step:
-                self.close(self.clients[session], "failed")
+                self.fail(session, "failed")
 
     def evict(self, n_slots: int) -> None:
         """There is no memory for more slots."""
@@ -278,28 +196,49 @@ class World(Server):
             self.arrive()
         elif self.clients and dice > 0.98:
             self.close(self.rng.choice(list(self.clients.values())), "cancelled")
+        elif dice > 0.9 and (waiting := [one for one in self.clients.values() if one.session.work is Work.ENCODE]):
+            self.close(self.rng.choice(waiting), "cancelled")
         elif ready := [client for client in self.clients.values() if client.ready and not client.silent]:
             self.ask(self.rng.choice(ready))
         assert len(self.clients) == self.scheduler.n_sessions <= self.capacity.max_sessions
-        assert sum(session.n_rows for session in self.clients) <= self.capacity.max_rows
+        assert sum(session.n_rows for session in self.clients) == self.scheduler.n_rows <= self.capacity.max_rows
         assert self.scheduler.used_bytes <= self.capacity.cache_bytes
 
     def arrive(self) -> None:
         again = self.turned_away and self.rng.random() < 0.3
         number = self.turned_away.pop() if again else self.rng.getrandbits(27)
+        waiting = [one for one in self.clients if one.work is Work.ENCODE]
+        if waiting and self.rng.random() < 0.5:
+            number = self.clients[self.rng.choice(waiting)].number  # asks the same as another at the same time
         client = Client(number, self.now + self.rng.expovariate(0.03) if self.rng.random() < 0.3 else None)
         client.silent = self.rng.random() < 0.02
         session = client.session
-        waiting = [one for one in self.clients if one.work is Work.ENCODE]
-        client.plans_left = sum(len(one.context_tokens) - one.encoded for one in (*waiting, session))
+        client.plans_left = 1 + sum(len(one.contexts) for one in (*waiting, session))
         rows = client.rows(len(session.starts))
         longest = max((len(start.tokens) for start in session.starts), default=0)
         needed = self.bytes_of([session]) + rows * longest * self.capacity.slot_bytes
-        refused = self.attempt("open", lambda: self.scheduler.admit(session, self.now), client, rows, needed)
+        found: list[int] = []
+        admit = lambda: found.append(self.scheduler.admit(session, self.now))  # noqa: E731
+        refused = self.attempt("open", admit, client, rows, needed)
         if refused is None:
             self.clients[session] = client
+            self.check_found(session, found[0])
         elif refused is ResourceExhaustedError:
             self.turned_away.append(number)
+
+    def check_found(self, session: Session, found: int) -> None:
+        """Documents that are there are shared, and no others."""
+        assert [document.token_ids for document in session.documents] == list(session.contexts)
+        held = {document for one in self.clients if one is not session for document in one.documents}
+        before = {document.token_ids: document for document in (self.states | held) - self.distrusted}
+        own = set(session.documents)
+        if self.capacity.encoder_cache_bytes:
+            assert all(before.get(document.token_ids, document) is document for document in own)
+            assert found == len(session.contexts) - len(own - set(before.values()))
+        else:
+            assert (found, own & held, len(own)) == (0, set(), len(session.contexts))
+        self.events["shared"] += bool(own & held)
+        self.events["kept"] += bool(own & (self.states - held))
 
     def ask(self, client: Client) -> None:
         session, dice = client.session, self.rng.random()
@@ -353,28 +292,32 @@ class World(Server):
         return self.scheduler.sessions(), self.scheduler.used_bytes, self.scheduler.slots.used
 
     def close(self, client: Client, why: str) -> None:
+        if client.session.work is Work.ENCODE:
+            others = {document for one in self.clients if one is not client.session for document in one.documents}
+            self.events["cancelled for another"] += bool(set(client.session.documents) & others - self.states)
         self.events[why] += not client.session.closed
         self.scheduler.close(client.session)
 
     def bytes_of(self, sessions: Sequence[Session]) -> int:
         """Each session's documents, and each slot once however many paths share it."""
         held = {slot for one in sessions for hypothesis in one.hypotheses for slot in hypothesis.slots.flat}
-        documents = sum(sum(session.context_tokens) for session in sessions)
+        documents = sum(len(context) for session in sessions for context in session.contexts)
         return documents * self.capacity.document_token_bytes + len(held) * self.capacity.slot_bytes
 
     def check_slots(self) -> None:
         """Every used slot is on a path, and on several only as the same beginning on the same document."""
+        assert self.scheduler.n_rows == sum(session.n_rows for session in self.clients)
         assert self.scheduler.used_bytes == self.bytes_of(list(self.clients))
         held = [(client, *pair) for client in self.clients.values() for pair in client.hypotheses()]
         assert held or self.scheduler.slots.used == 0
         if not held:
             return
         every = np.concatenate([hypothesis.slots.reshape(-1) for _, hypothesis, _ in held])
-        paths = [(client.rows_of(document), beginnings(tokens)) for client, _, (document, tokens) in held]
-        whose = np.concatenate([(rows ^ hashes).reshape(-1) for rows, hashes in paths])
+        paths = [(client, document, beginnings(tokens)) for client, _, (document, tokens) in held]
+        whose = [client.rows_of(client.owners, document) ^ hashes for client, document, hashes in paths]
         owner = np.zeros(self.scheduler.slots.size, dtype=np.int64)
-        owner[every] = whose
-        assert (owner[every] == whose).all(), "a slot is on two paths"
+        owner[every] = np.concatenate(whose, axis=None)
+        assert (owner[every] == np.concatenate(whose, axis=None)).all(), "a slot is on two paths"
         holders = np.bincount(every)
         last = np.concatenate([hypothesis.slots[:, -1] for _, hypothesis, _ in held])
         assert (holders[last] == 1).all(), "a slot that is yet to be written is on two paths"

@@ -28,7 +28,7 @@ def test_scores_equal_the_loss_of_transformers(
     contexts = [random_tokens(length, rng) for length in (12, 5, 31)]
     stem = random_tokens(6, rng)
     targets = [(*stem, 7, 8), (*stem, 7, 9), tuple(stem), (4,), (*stem, 7, 8), tuple(random_tokens(15, rng))]
-    documents = runner.encode(contexts)
+    documents = runner.encode(contexts).documents
     job = plan_scores(targets, len(contexts), reference.config.decoder_start_token_id)
     while not job.done:
         job.run_chunk(runner, documents)
