@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from generator_svc.options import Device
@@ -22,6 +24,24 @@ def choose_device(wanted: Device) -> torch.device:
             "device is cuda, but torch finds no CUDA device here: use cpu or auto", field="device"
         )
     return torch.device(wanted)
+
+
+@dataclass(frozen=True)
+class PassSize:
+    """How much one pass holds, so that nobody waits long for the next, and the device is used well."""
+
+    step_rows: int
+    prefill_tokens: int
+
+
+# The time of a pass on a CPU grows with every row, so that more of them make a pass longer and hardly anything faster.
+PASS_SIZES = {"cpu": PassSize(24, 256), "cuda": PassSize(1_000_000, 8192)}
+
+
+def pass_size(device: torch.device, step_rows: int, prefill_tokens: int) -> PassSize:
+    """As asked for, and where that is 0, as the device has it best."""
+    best = PASS_SIZES[device.type]
+    return PassSize(step_rows or best.step_rows, prefill_tokens or best.prefill_tokens)
 
 
 def use_threads(threads: int) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from generator_svc.commands import Mode
-from generator_svc.device import choose_device, use_threads
+from generator_svc.device import choose_device, pass_size, use_threads
 from generator_svc.loading import LoadedGenerator, SpecialTokens, load_generator
 from generator_svc.metrics import GeneratorMetrics
 from generator_svc.models.numerics import Precision
@@ -56,6 +56,7 @@ class GeneratorEngine:
         keep_memory_low()
         self._loaded = await asyncio.to_thread(load_generator, self._directory, device, self._options.precision)
         shape, options = self._loaded.model.shape, self._options
+        size = pass_size(device, options.step_rows, options.prefill_tokens)
         capacity = Capacity(
             max_sessions=options.max_sessions,
             max_rows=options.max_rows,
@@ -63,7 +64,8 @@ class GeneratorEngine:
             encoder_cache_bytes=options.encoder_cache_bytes,
             document_token_bytes=shape.bytes_per_document_token,
             slot_bytes=shape.bytes_per_slot,
-            prefill_tokens=options.prefill_tokens,
+            step_rows=size.step_rows,
+            prefill_tokens=size.prefill_tokens,
             idle_seconds=options.idle_seconds,
         )
         scheduler = Scheduler(capacity)

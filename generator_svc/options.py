@@ -21,7 +21,8 @@ class EngineOptions:
     max_rows: int = 2048
     cache_bytes: int = 4 * 2**30
     encoder_cache_bytes: int = 0
-    prefill_tokens: int = 1024
+    step_rows: int = 0
+    prefill_tokens: int = 0
     idle_seconds: float = 60.0
     draft_tokens: int = 0
     max_context_tokens: int = 1024

@@ -1,8 +1,9 @@
 """Decides what the next pass runs: schedule, run, post-process, over all sessions. Pure Python, no torch.
 
-Every session with a step to take is in every step pass. New sessions' documents are encoded within a token budget, and
-targets are scored chunk by chunk, so that neither holds up those that decode. A document that is there already, or that
-another session waits for, is not encoded again where sessions share them.
+Sessions with a step to take are all in the next step pass, or take turns where a pass has too few rows for them. New
+sessions' documents are encoded within a token budget, and targets are scored chunk by chunk, so that neither holds up
+those that decode. A document that is there already, or that another session waits for, is not encoded again where
+sessions share them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from generator_svc.documents import DocumentEntry, DocumentPool
 from generator_svc.sessions import Hypothesis, PrefixTree, Session, Start, Work
 from generator_svc.slots import SlotArray, SlotPool
 from generator_svc.trie import Trie, build_trie
+from generator_svc.turns import UNHURRIED_TOKENS, StepTurns, documents_to_encode
 from ragserve.errors import (
     DeadlineExceededError,
     FailedPreconditionError,
@@ -37,7 +39,8 @@ class Capacity:
     encoder_cache_bytes: int = 0  # of documents that no session holds
     document_token_bytes: int = 1  # cross-attention keys and values of one context token
     slot_bytes: int = 1  # self-attention keys and values of one decoder token of one row
-    prefill_tokens: int = 1024
+    step_rows: int = 2048  # of one step pass
+    prefill_tokens: int = 1024  # encoded between two step passes
     idle_seconds: float = 60.0
 
 
@@ -71,6 +74,7 @@ class Scheduler:
         self._n_rows = 0
         self._scoring: list[Session] = []
         self.slots = SlotPool()
+        self._turns = StepTurns(capacity.step_rows)
         self.documents = DocumentPool(capacity.encoder_cache_bytes, capacity.document_token_bytes)
 
     @property
@@ -149,6 +153,7 @@ class Scheduler:
         for hypothesis in old:
             self.slots.release(hypothesis.slots)
         session.work, session.active = Work.STEP, now
+        self._turns.join(session)
         return len(drafted)
 
     def request(self, session: Session, work: Work, now: float) -> None:
@@ -187,8 +192,10 @@ class Scheduler:
         forget = [entry for session, _ in ended for entry in self._let_go(session)]
         waiting = [session for session in self._sessions if session.work is Work.ENCODE]
         start = tuple(session for session in waiting if session.is_encoded)
-        step = [session for session in self._sessions if session.work is Work.STEP]
-        encode, prefill = self._within_budget([session for session in waiting if not session.is_encoded])
+        ready = [session for session in self._sessions if session.work is Work.STEP]
+        for session in start:
+            self._turns.join(session)
+        encode, prefill = self._documents_to_encode([session for session in waiting if not session.is_encoded], now)
         self._scoring = [session for session in self._scoring if session.work is Work.SCORE and not session.closed]
         score = self._scoring.pop(0) if self._scoring else None
         if score is not None:
@@ -199,7 +206,7 @@ class Scheduler:
             start=start,
             encode=tuple(encode),
             prefill=tuple(prefill),
-            step=(*step, *(session for session in start if session.starts)),
+            step=tuple(self._turns.choose([*ready, *(session for session in start if session.starts)])),
             widen=tuple(session for session in self._sessions if session.work is Work.WIDEN),
             score=score,
             n_slots=self.slots.size,
@@ -225,6 +232,11 @@ class Scheduler:
         times = [session.active + idle for session in self._sessions if session.work is Work.NOTHING]
         times += [session.deadline for session in self._sessions if session.deadline is not None]
         return min(times, default=None)
+
+    def _documents_to_encode(self, waiting: Sequence[Session], now: float) -> tuple[list[DocumentEntry], list[Session]]:
+        decoding = any(session.work is not Work.ENCODE and session.hypotheses for session in self._sessions)
+        tokens = self.capacity.prefill_tokens
+        return documents_to_encode(waiting, tokens if decoding else max(tokens, UNHURRIED_TOKENS), now)
 
     def _check_ready(self, session: Session) -> None:
         if session.closed or session not in self._sessions:
@@ -297,29 +309,6 @@ class Scheduler:
         if session.work is Work.NOTHING and now >= session.active + idle:
             return True, DeadlineExceededError(f"no request for {idle:g} s (idle_seconds): the session was freed")
         return False, None
-
-    def _within_budget(self, waiting: Sequence[Session]) -> tuple[list[DocumentEntry], list[Session]]:
-        """Documents to encode and the sessions they are for, first come, first served.
-
-        At least one document, then as many as the token budget holds.
-        """
-        left = self.capacity.prefill_tokens
-        chosen: dict[DocumentEntry, None] = {}
-        sessions = []
-        for session in waiting:
-            missing = [document for document in session.documents if not document.encoded]
-            for document in missing:
-                if document in chosen:
-                    continue
-                if document.n_tokens > left and chosen:
-                    break
-                left -= document.n_tokens
-                chosen[document] = None
-            if any(document in chosen for document in missing):
-                sessions.append(session)
-            if not all(document in chosen for document in missing):
-                break
-        return list(chosen), sessions
 
     def _child(self, parent: Hypothesis, token: int) -> Hypothesis:
         own = self.slots.allocate(parent.slots.shape[0])

@@ -71,6 +71,7 @@ class Session:
     work: Work = Work.NOTHING
     active: float = 0.0  # monotonic seconds of the last sign of life
     closed: bool = False
+    rows_run: int = 0  # in step passes; what `turns` shares them by
 
     @property
     def context_tokens(self) -> int:

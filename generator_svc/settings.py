@@ -39,8 +39,15 @@ class GeneratorSettings(BaseSettings):
         description="most bytes of documents kept encoded when no session has them, beside cache_bytes, for sessions"
         " with the same question and passage; 0: none, and sessions share none",
     )
+    step_rows: int = Field(
+        DEFAULTS.step_rows,
+        ge=0,
+        description="most rows of one decode step, for which sessions take turns; 0: 24 on a CPU, all on CUDA",
+    )
     prefill_tokens: int = Field(
-        DEFAULTS.prefill_tokens, ge=1, description="most context tokens encoded between two decode steps"
+        DEFAULTS.prefill_tokens,
+        ge=0,
+        description="most context tokens encoded between two decode steps; 0: 256 on a CPU, 8192 on CUDA",
     )
     idle_seconds: float = Field(
         DEFAULTS.idle_seconds, gt=0, allow_inf_nan=False, description="a session that asks nothing for so long is freed"

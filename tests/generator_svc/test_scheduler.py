@@ -9,6 +9,7 @@ import pytest
 from generator_svc.scheduler import Capacity, Scheduler
 from generator_svc.sessions import Session, Start, Work
 from generator_svc.slots import INITIAL_SLOTS
+from generator_svc.turns import PATIENCE
 from ragserve.errors import (
     DeadlineExceededError,
     FailedPreconditionError,
@@ -41,14 +42,59 @@ def test_prefill_keeps_to_its_budget_and_order_while_others_decode() -> None:
         assert decoding in plan.step
         seen.append([(one, len(plan.encode)) for one in plan.prefill])
         run(scheduler, plan, 0.0)
-    assert seen == [[(first, 1)], [(first, 1)], [(first, 2), (second, 2)], []]
+    assert seen == [[(second, 2), (first, 2)], [(first, 1)], [(first, 1)], []]
 
 
 def test_a_document_over_the_budget_is_encoded_alone() -> None:
     scheduler = Scheduler(Capacity(prefill_tokens=100))
-    one = session(500, 10)
+    decoding, one = session(10), session(500, 10)
+    open_ready(scheduler, decoding)
     scheduler.admit(one, 0.0)
     assert scheduler.plan(0.0).encode == tuple(one.documents[:1])
+
+
+def test_while_nobody_decodes_a_pass_encodes_more() -> None:
+    scheduler = Scheduler(Capacity(prefill_tokens=100))
+    one = session(500, 500, 100)
+    scheduler.admit(one, 0.0)
+    assert scheduler.plan(0.0).encode == tuple(one.documents[:2])
+
+
+def test_whoever_has_little_to_encode_goes_first_but_not_for_ever() -> None:
+    scheduler = Scheduler(Capacity(prefill_tokens=100))
+    decoding, long = session(10), session(100, 100, 100)
+    open_ready(scheduler, decoding)
+    scheduler.admit(long, 0.0)
+    waited = 0.0
+    while not any(one.encoded for one in long.documents):
+        scheduler.admit(session(100), waited)
+        run(scheduler, scheduler.plan(waited), waited)
+        waited += 0.1
+        assert waited < 300 / PATIENCE
+    assert waited > 200 / PATIENCE
+
+
+def test_sessions_take_turns_where_a_pass_has_few_rows() -> None:
+    scheduler = Scheduler(Capacity(step_rows=4))
+    long = [session(5, 5) for _ in range(4)]
+    for one in long:
+        open_ready(scheduler, one)
+    turns = []
+    for number in range(24):
+        if number == 8:
+            short = session(5)
+            open_ready(scheduler, short)
+        for one in (*long, *([short] if number >= 8 else [])):
+            if one.work is Work.NOTHING:
+                scheduler.advance(one, [(0, 7)], 0.0)
+        plan = scheduler.plan(0.0)
+        turns.append(plan.step)
+        run(scheduler, plan, 0.0)
+    before, after = turns[:8], turns[8:]
+    assert [sum(one in step for step in before) for one in long] == [4] * 4
+    counts = [sum(one in step for step in after) for one in long]
+    assert max(counts) - min(counts) <= 1
+    assert sum(short in step for step in after) >= 1.5 * max(counts)  # it has half their rows
 
 
 def test_score_requests_take_turns() -> None:

@@ -15,11 +15,13 @@ from generator_svc import slots
 from generator_svc.documents import DocumentEntry
 from generator_svc.scheduler import Capacity, Plan
 from generator_svc.sessions import Session, Work
+from generator_svc.turns import PATIENCE, UNHURRIED_TOKENS
 from ragserve.errors import DeadlineExceededError, InvalidInputError, RagserveError, ResourceExhaustedError
 from tests.generator_svc.toy import Cells, Client, Server, alone
 
 REFUSALS = {"open: full", "step: full", "open: never fits", "step: never fits"}
 EVENTS = REFUSALS | {"grow", "step", "widen", "score", "finished", "cancelled", "failed", "idle", "late", "evicted"}
+EVENTS |= {"waits its turn", "guessed", "not guessed"}
 EVENTS |= {"shared", "kept", "pushed out", "cancelled for another", "not encoded"}
 
 
@@ -35,6 +37,7 @@ class World(Server):
             encoder_cache_bytes=self.rng.choice((0, 20, 60, 200, 10_000)),
             document_token_bytes=self.rng.randint(1, 3),
             slot_bytes=self.rng.randint(1, 5),
+            step_rows=self.rng.choice((3, 10, 30, 1000)),
             prefill_tokens=self.rng.choice((5, 20, 60, 200)),
             idle_seconds=self.rng.choice((8.0, 20.0, 60.0)),
         )
@@ -85,8 +88,8 @@ class World(Server):
             self.retire(self.clients.pop(session), error)
         self.forget(plan)
         assert tuple(self.clients) == self.scheduler.sessions()
-        stepping = {session for session in self.clients if session.work is Work.STEP}
-        assert set(plan.step) == stepping | {session for session in plan.start if session.starts}
+        stepping = [session for session in self.clients if session.work is Work.STEP]
+        self.check_step(plan, [*stepping, *(session for session in plan.start if session.starts)])
         assert set(plan.widen) == {session for session in self.clients if session.work is Work.WIDEN}
         assert plan.n_slots == self.scheduler.slots.size
         self.check_encode(plan)
@@ -117,17 +120,31 @@ class World(Server):
         assert kept == self.scheduler.documents.kept_bytes <= self.capacity.encoder_cache_bytes
         assert all(document.state is not None for document in self.states)
 
+    def check_step(self, plan: Plan, ready: Sequence[Session]) -> None:
+        """As many as the rows hold; who has had the fewest rows is in any case."""
+        assert [session for session in ready if session in plan.step] == list(plan.step)
+        left = self.capacity.step_rows - sum(session.n_rows for session in plan.step)
+        assert left >= 0 or len(plan.step) == 1
+        out = [session for session in ready if session not in plan.step]
+        assert all(session.n_rows > left for session in out)
+        had = {session: session.rows_run - (session.n_rows if session in plan.step else 0) for session in ready}
+        assert not ready or min(had.values()) == min(had[session] for session in plan.step)
+        self.events["waits its turn"] += len(out)
+
     def check_encode(self, plan: Plan) -> None:
-        """First come, first served: as many whole documents as the budget holds, and at least one; none twice."""
+        """The least first: as many whole documents as the budget holds, and at least one; none twice."""
         waiting = [session for session in self.clients if session.work is Work.ENCODE]
         assert plan.start == tuple(session for session in waiting if self.states.issuperset(session.documents))
+        left = {one: sum(d.n_tokens for d in one.documents if d not in self.states) for one in waiting}
+        waiting.sort(key=lambda one: left[one] - PATIENCE * (self.now - one.active))
         queue: dict[DocumentEntry, Session] = {}
         for session in waiting:
             for document in session.documents:
                 if document not in self.states:
                     queue.setdefault(document, session)
         lengths = [document.n_tokens for document in queue]
-        count, budget = len(plan.encode), self.capacity.prefill_tokens
+        decoding = any(session.hypotheses and session.work is not Work.ENCODE for session in self.clients)
+        count, budget = len(plan.encode), max(self.capacity.prefill_tokens, 0 if decoding else UNHURRIED_TOKENS)
         assert list(plan.encode) == list(queue)[:count]
         assert {queue[document] for document in plan.encode} <= set(plan.prefill) <= set(waiting)
         assert all(set(plan.encode) & set(session.documents) for session in plan.prefill)
@@ -167,7 +184,7 @@ class World(Server):
         for client in self.clients.values():
             if client.session.work is Work.ENCODE:
                 client.plans_left -= 1
-                assert client.plans_left >= 0, "it waits longer than those before it and itself take"
+                assert client.plans_left >= 0, "it waits longer than it and those that came meanwhile take"
         done = {"step": len(plan.step), "widen": len(plan.widen), "score": int(plan.score is not None)}
         self.events.update(grow=int(plan.n_slots > len(self.cells)), **done)
         super().run(plan)
@@ -221,6 +238,8 @@ class World(Server):
         admit = lambda: found.append(self.scheduler.admit(session, self.now))  # noqa: E731
         refused = self.attempt("open", admit, client, rows, needed)
         if refused is None:
+            for other in waiting:
+                self.clients[other].plans_left += len(session.contexts)
             self.clients[session] = client
             self.check_found(session, found[0])
         elif refused is ResourceExhaustedError:
@@ -256,9 +275,16 @@ class World(Server):
     def advance(self, client: Client, choices: list[tuple[int, int]]) -> None:
         session, before, rows = client.session, list(client.session.hypotheses), client.rows(len(choices))
         needed = rows * self.capacity.slot_bytes
-        refused = self.attempt("step", lambda: self.scheduler.advance(session, choices, self.now), client, rows, needed)
+        drafted = [self.rng.randint(3, 5) for _ in range(self.rng.choice((0, 0, 1, 3)))] if len(choices) == 1 else []
+        room = self.has_room(session, rows * (1 + len(drafted)))
+        taken: list[int] = []
+        advance = lambda: taken.append(self.scheduler.advance(session, choices, self.now, drafted))  # noqa: E731
+        refused = self.attempt("step", advance, client, rows, needed)
         if refused is None:
-            client.advanced()
+            assert taken == [len(drafted) if room else 0]
+            client.advanced(drafted[: taken[0]])
+            self.events["guessed"] += taken[0]
+            self.events["not guessed"] += len(drafted) - taken[0]
         else:
             assert (session.hypotheses, session.work) == (before, Work.NOTHING)
             client.patience -= 1
@@ -286,6 +312,12 @@ class World(Server):
         assert refused is (ResourceExhaustedError if full or fits_alone else InvalidInputError)
         self.events[f"{name}: {'full' if refused is ResourceExhaustedError else 'never fits'}"] += 1
         return refused
+
+    def has_room(self, session: Session, rows: int) -> bool:
+        """Whether a session may have so many rows, each with a slot more."""
+        others = self.scheduler.n_rows - session.n_rows
+        needed = self.scheduler.used_bytes + rows * self.capacity.slot_bytes
+        return others + rows <= self.capacity.max_rows and needed <= self.capacity.cache_bytes
 
     @property
     def taken(self) -> tuple[object, ...]:
@@ -320,8 +352,22 @@ class World(Server):
         assert (owner[every] == np.concatenate(whose, axis=None)).all(), "a slot is on two paths"
         holders = np.bincount(every)
         last = np.concatenate([hypothesis.slots[:, -1] for _, hypothesis, _ in held])
-        assert (holders[last] == 1).all(), "a slot that is yet to be written is on two paths"
+        sharing = np.concatenate(
+            [guesses_after(client, i) for client in self.clients.values() for i in paths_of(client)]
+        )
+        assert (holders[last] == 1 + sharing).all(), "a slot that is yet to be written is on two paths"
         assert self.scheduler.slots.used == (holders > 0).sum(), "a used slot is on no path"
+
+
+def paths_of(client: Client) -> range:
+    return range(len(client.hypotheses()))
+
+
+def guesses_after(client: Client, index: int) -> Cells:
+    """For each row of a hypothesis the guesses that follow it, whose paths have its slots too."""
+    last = len(client.paths) - 1
+    rows = client.session.hypotheses[index].slots.shape[0]
+    return np.full(rows, last - index if index >= client.n_own - 1 else 0)
 
 
 @lru_cache(10_000)

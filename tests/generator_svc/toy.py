@@ -45,7 +45,8 @@ class Client:
         self.states = np.array([state_of(context) for context in contexts], dtype=np.int64)
         self.owners = (8 * next(numbers) + np.arange(len(contexts), dtype=np.int64)) << 32  # of slots, per document
         self.paths: list[Path] = [(start.document, start.tokens) for start in starts]
-        self.seen: list[list[int]] = []  # for each step, the toy logits of each hypothesis
+        self.n_own = len(starts)  # of the paths; others are guesses, of which none is chosen
+        self.seen: list[list[int]] = []  # for each step, the toy logits of each of its own hypotheses
         self._choices: list[tuple[int, int]] = []
         self.silent = False
         self.patience = 4  # refusals
@@ -77,15 +78,18 @@ class Client:
     def choices(self) -> list[tuple[int, int]]:
         """Of the next step: parents in any order, some twice, some not at all; the same until `advanced`."""
         if not self._choices:
-            parents = [self._rng.randrange(len(self.paths)) for _ in range(self._rng.choice((1, 1, 2, 3, 4, 8)))]
+            parents = [self._rng.randrange(self.n_own) for _ in range(self._rng.choice((1, 1, 2, 3, 4, 8)))]
             logits = self.seen[-1]
             self._choices = [(p, zlib.crc32(bytes([self._rng.randrange(3)]), logits[p])) for p in parents]
         return self._choices
 
-    def advanced(self) -> None:
+    def advanced(self, drafted: Sequence[int] = ()) -> None:
         children = [(*self.paths[parent], token) for parent, token in self._choices]
         self.paths = [(document, (*tokens, token)) for document, tokens, token in children]
-        self._choices = []
+        self._choices, self.n_own = [], len(self.paths)
+        for token in drafted:
+            document, tokens = self.paths[-1]
+            self.paths.append((document, (*tokens, token)))
 
 
 class Server:
@@ -110,7 +114,8 @@ class Server:
         self.encode(plan)
         self.between()
         for session in plan.widen:
-            assert self._logits(self.clients[session]) == self.clients[session].seen[-1]
+            client = self.clients[session]
+            assert self._logits(client)[: client.n_own] == client.seen[-1]
             self.scheduler.finished(session, self.now)
             self.between()
         self._step([self.clients[session] for session in plan.step if session.work is Work.STEP])
@@ -142,7 +147,7 @@ class Server:
                 assert (hypothesis.document, hypothesis.token) == (document, tokens[-1])
                 self.cells[hypothesis.slots[:, -1:]] = client.rows_of(states, document) + hypothesis.token
         for client, logits in [(client, self._logits(client)) for client in clients]:
-            client.seen.append(logits)
+            client.seen.append(logits[: client.n_own])
             self.scheduler.finished(client.session, self.now)
             self.between()
 

@@ -1,0 +1,80 @@
+"""Whose turn it is, where not all fit one pass: which sessions step, and which documents are encoded. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from generator_svc.documents import DocumentEntry
+from generator_svc.sessions import Session
+
+# Context tokens that a second of waiting outweighs: short documents go first, but not for ever.
+PATIENCE = 200.0
+# What a pass may encode at least while nobody decodes, who could be held up.
+UNHURRIED_TOKENS = 1024
+
+
+class StepTurns:
+    """Shares the rows of step passes between sessions: who has had the fewest goes first (fair queueing).
+
+    A session that begins, or comes back from a pause, starts where the one behind is: it is soon in a pass, and cannot
+    make up for rows that it never asked for.
+    """
+
+    def __init__(self, max_rows: int) -> None:
+        self._max_rows = max_rows
+        self._behind = 0
+
+    def join(self, session: Session) -> None:
+        """The session wants a step."""
+        session.rows_run = max(session.rows_run, self._behind)
+
+    def choose(self, ready: Sequence[Session]) -> list[Session]:
+        """The sessions of the next pass: at least one of those that are ready, then as many as its rows hold."""
+        ordered = sorted(ready, key=lambda session: session.rows_run)
+        left = self._max_rows
+        chosen: set[Session] = set()
+        for session in ordered:
+            if session.n_rows <= left or not chosen:
+                chosen.add(session)
+                left -= session.n_rows
+        if ordered:
+            self._behind = ordered[0].rows_run
+        for session in chosen:
+            session.rows_run += session.n_rows
+        return [session for session in ready if session in chosen]
+
+
+def documents_to_encode(
+    waiting: Sequence[Session], max_tokens: int, now: float
+) -> tuple[list[DocumentEntry], list[Session]]:
+    """Documents that the next pass encodes, and the sessions they are for.
+
+    At least one document, then as many as the tokens hold; the session with the least left to encode goes first.
+    """
+    left = max_tokens
+    chosen: dict[DocumentEntry, None] = {}
+    sessions = []
+    for session, missing in _in_order(waiting, now):
+        for document in missing:
+            if document in chosen:
+                continue
+            if document.n_tokens > left and chosen:
+                break
+            left -= document.n_tokens
+            chosen[document] = None
+        if any(document in chosen for document in missing):
+            sessions.append(session)
+        if not all(document in chosen for document in missing):
+            break
+    return list(chosen), sessions
+
+
+def _in_order(waiting: Sequence[Session], now: float) -> list[tuple[Session, list[DocumentEntry]]]:
+    """Sessions and their documents not yet encoded."""
+    missing = [(session, [one for one in session.documents if not one.encoded]) for session in waiting]
+
+    def left(item: tuple[Session, list[DocumentEntry]]) -> float:
+        session, documents = item
+        return sum(one.n_tokens for one in documents) - PATIENCE * (now - session.active)
+
+    return sorted(missing, key=left)
