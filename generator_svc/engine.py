@@ -15,7 +15,7 @@ from generator_svc.device import choose_device, use_threads
 from generator_svc.loading import LoadedGenerator, SpecialTokens, load_generator
 from generator_svc.models.numerics import Precision
 from generator_svc.options import EngineOptions
-from generator_svc.runner import Runner
+from generator_svc.placement import build_runner
 from generator_svc.scheduler import Capacity, Scheduler
 from generator_svc.session import DecodeSession
 from generator_svc.validation import Limits
@@ -52,7 +52,7 @@ class GeneratorEngine:
 
     async def start(self) -> None:
         """Load the model. Raises RagserveError as `load_generator` does."""
-        device = choose_device(self._options.device)
+        device = choose_device(self._options.device, self._options.precision)
         use_threads(self._options.threads)
         keep_memory_low()
         self._loaded = await asyncio.to_thread(load_generator, self._directory, device, self._options.precision)
@@ -67,7 +67,8 @@ class GeneratorEngine:
             idle_seconds=options.idle_seconds,
         )
         scheduler = Scheduler(capacity)
-        self._worker = Worker(Runner(self._loaded.model, device), scheduler)
+        runner, stepper = build_runner(self._loaded.model, device, options.cache_bytes)
+        self._worker = Worker(runner, stepper, scheduler)
         self._sessions.set_function(lambda: scheduler.n_sessions)
         self._cache.set_function(lambda: scheduler.used_bytes)
         self._worker.start()
