@@ -48,7 +48,7 @@ def _own_kernel(
         query = tl.load(qkv + row * 3 * inner + at, mask=inside, other=0.0).to(tl.float32) * scale
         key = tl.load(qkv + row * 3 * inner + inner + at, mask=inside, other=0.0)
         value = tl.load(qkv + row * 3 * inner + 2 * inner + at, mask=inside, other=0.0)
-        own = tl.load(table + row * longest + length - 1)
+        own = tl.load(table + row * longest + (length - 1))
         tl.store(slots + own * 2 * inner + at, key, mask=inside)
         tl.store(slots + own * 2 * inner + inner + at, value, mask=inside)
         best = tl.sum(query * key.to(tl.float32), 0)
