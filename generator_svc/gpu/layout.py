@@ -14,7 +14,7 @@ from generator_svc.steps import StepTask
 Numbers = npt.NDArray[np.int64]
 
 TILE_ROWS = 16  # rows of one document that are stacked for its cross-attention
-FEWEST_CANDIDATES, MOST_CANDIDATES = 16, 64
+FEWEST_CANDIDATES, MOST_CANDIDATES = 16, 128
 SHORTEST_PATH = 32
 FINE_ROWS = 64  # beyond, row counts are rounded up to multiples of this
 BANNED_PER_ROW, REQUESTED_PER_ROW = 8, 32  # room for tokens that may not be chosen, and for those to be shown

@@ -21,6 +21,16 @@ LEAST_DIM = 16  # of a product of matrices
 
 
 @triton.jit
+def _keep(qkv: Any, slots: Any, at: Any, inside: Any, inner: Any) -> Any:
+    """Put a row's key and value into its slot; both, in float32."""
+    key = tl.load(qkv + inner + at, mask=inside, other=0.0)
+    value = tl.load(qkv + 2 * inner + at, mask=inside, other=0.0)
+    tl.store(slots + at, key, mask=inside)
+    tl.store(slots + inner + at, value, mask=inside)
+    return key.to(tl.float32), value.to(tl.float32)
+
+
+@triton.jit
 def _own_kernel(
     qkv: Any,
     slots: Any,
@@ -46,27 +56,21 @@ def _own_kernel(
     at = head * dim + dims
     if length > 0:
         query = tl.load(qkv + row * 3 * inner + at, mask=inside, other=0.0).to(tl.float32) * scale
-        key = tl.load(qkv + row * 3 * inner + inner + at, mask=inside, other=0.0)
-        value = tl.load(qkv + row * 3 * inner + 2 * inner + at, mask=inside, other=0.0)
         own = tl.load(table + row * longest + (length - 1))
-        tl.store(slots + own * 2 * inner + at, key, mask=inside)
-        tl.store(slots + own * 2 * inner + inner + at, value, mask=inside)
-        best = tl.sum(query * key.to(tl.float32), 0)
+        key, attended = _keep(qkv + row * 3 * inner, slots + own * 2 * inner, at, inside, inner)
+        best = tl.sum(query * key, 0)
         if biased:
             best += tl.load(bias + head).to(tl.float32)
         total = tl.sum(tl.where(dims == 0, 1.0, 0.0), 0)
-        attended = value.to(tl.float32)
         for start in range(0, length - 1, block):
             past = start + tl.arange(0, block)
             there = past < length - 1
-            where = tl.load(table + row * longest + past, mask=there, other=0)
-            places = where[:, None] * 2 * inner + at[None, :]
+            places = tl.load(table + row * longest + past, mask=there, other=0)[:, None] * 2 * inner + at[None, :]
             both = there[:, None] & inside[None, :]
             keys = tl.load(slots + places, mask=both, other=0.0).to(tl.float32)
-            scores = tl.sum(query[None, :] * keys, 1)
+            scores = tl.where(there, tl.sum(query[None, :] * keys, 1), float("-inf"))
             if biased:
                 scores += tl.load(bias + (length - 1 - past) * heads + head, mask=there, other=0.0).to(tl.float32)
-            scores = tl.where(there, scores, float("-inf"))
             higher = tl.maximum(best, tl.max(scores, 0))
             weights = tl.exp(scores - higher)
             shrink = tl.exp(best - higher)
@@ -102,11 +106,10 @@ def _documents_kernel(
     count = tl.load(counts + tile)
     if count > 0:
         n_tokens = tl.load(tokens + tile)
-        inner = heads * dim
         dims = tl.arange(0, padded_dim)
         inside = dims < dim
         rows = tl.arange(0, tile_rows)
-        places = (tl.load(firsts + tile) + rows)[:, None] * inner + (head * dim + dims)[None, :]
+        places = (tl.load(firsts + tile) + rows)[:, None] * heads * dim + (head * dim + dims)[None, :]
         real = (rows < count)[:, None] & inside[None, :]
         queries = tl.load(query + places, mask=real, other=0.0)
         document = tl.multiple_of(tl.load(addresses + tile).to(query.dtype), 16)
@@ -121,13 +124,13 @@ def _documents_kernel(
             both = there[:, None] & inside[None, :]
             keys = tl.load(keys_at + each[:, None] * dim + dims[None, :], mask=both, other=0.0)
             values = tl.load(values_at + each[:, None] * dim + dims[None, :], mask=both, other=0.0)
-            scores = tl.dot(queries, tl.trans(keys), input_precision=precision) * scale
-            scores = tl.where(there[None, :], scores, float("-inf"))
+            scores = tl.dot(queries, tl.trans(keys), input_precision=precision)
+            scores = tl.where(there[None, :], scores * scale, float("-inf"))
             higher = tl.maximum(best, tl.max(scores, 1))
             weights = tl.exp(scores - higher[:, None])
             shrink = tl.exp(best - higher)
-            sums = tl.dot(weights.to(values.dtype), values, input_precision=precision)
-            attended = attended * shrink[:, None] + sums
+            attended = attended * shrink[:, None]
+            attended += tl.dot(weights.to(values.dtype), values, input_precision=precision)
             total = total * shrink + tl.sum(weights, 1)
             best = higher
         tl.store(out + places, (attended / total[:, None]).to(out.dtype.element_ty), mask=real)

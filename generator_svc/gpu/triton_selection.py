@@ -27,15 +27,21 @@ def _finite(top: Any) -> Any:
 
 
 @triton.jit
+def _keep_sum(maxima: Any, sums: Any, values: Any) -> None:
+    """The largest of some logarithms, and the sum of exponentials below it."""
+    top = _finite(tl.max(values, 0))
+    tl.store(maxima, top)
+    tl.store(sums, tl.sum(tl.exp(values - top), 0))
+
+
+@triton.jit
 def _norms_kernel(logits: Any, maxima: Any, sums: Any, vocab: Any, n_blocks: Any, block: tl.constexpr) -> None:
-    """One row and block: the largest logit, and the sum of exponentials below it."""
+    """One row and block: its part of the normalizer."""
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     ids = part * block + tl.arange(0, block)
     values = tl.load(logits + row * vocab + ids, mask=ids < vocab, other=float("-inf"))
-    top = _finite(tl.max(values, 0))
-    tl.store(maxima + row * n_blocks + part, top)
-    tl.store(sums + row * n_blocks + part, tl.sum(tl.exp(values - top), 0))
+    _keep_sum(maxima + row * n_blocks + part, sums + row * n_blocks + part, values)
 
 
 @triton.jit
@@ -48,6 +54,42 @@ def _combined(maxima: Any, sums: Any, row: Any, n_blocks: Any, padded_blocks: tl
     top = tl.max(tl.where(totals == 0.0, float("-inf"), tops), 0)
     top = _finite(top)
     return tl.log(tl.sum(tl.where(totals == 0.0, 0.0, totals * tl.exp(tops - top)), 0)) + top
+
+
+@triton.jit
+def _weighted(
+    logits: Any,
+    maxima: Any,
+    sums: Any,
+    log_priors: Any,
+    row: Any,
+    ids: Any,
+    vocab: Any,
+    n_blocks: Any,
+    size: tl.constexpr,
+) -> Any:
+    """The logarithm of p(z|x) p(y|x,z) of some tokens of one row, and the row's normalizer."""
+    log_norm = _combined(maxima, sums, row, n_blocks, size)
+    values = tl.load(logits + row * vocab + ids, mask=ids < vocab, other=float("-inf"))
+    return values + (tl.load(log_priors + row) - log_norm), log_norm
+
+
+@triton.jit
+def _allowed(ids: Any, vocab: Any, banned: Any, count: Any) -> Any:
+    """Tokens of the vocabulary that are not among the banned ones."""
+    allowed = ids < vocab
+    for i in range(0, count):
+        allowed = allowed & (ids != tl.load(banned + i))
+    return allowed
+
+
+@triton.jit
+def _ranks(values: Any, ids: Any) -> Any:
+    """Integers that rise with the value, and among equals fall with the id."""
+    values = tl.where(values == 0.0, 0.0, values)  # -0 and 0 are one
+    bits = values.to(tl.int32, bitcast=True)
+    rank = tl.where(bits < 0, bits ^ LARGEST, bits).to(tl.int64)
+    return (rank << 32) | (LARGEST - ids).to(tl.int64)
 
 
 @triton.jit
@@ -78,37 +120,27 @@ def _blocks_kernel(
     stride = tl.load(strides + first)
     if count > 0:
         ids = part * block + tl.arange(0, block)
-        inside = ids < vocab
         top = tl.full([block], float("-inf"), tl.float32)
         for i in range(0, count):
             row = first + i * stride
-            log_norm = _combined(maxima, sums, row, n_blocks, padded_blocks)
+            values, log_norm = _weighted(logits, maxima, sums, log_priors, row, ids, vocab, n_blocks, padded_blocks)
             tl.store(log_norms + row, log_norm, mask=part == 0)
-            values = tl.load(logits + row * vocab + ids, mask=inside, other=float("-inf"))
-            top = tl.maximum(top, values + (tl.load(log_priors + row) - log_norm))
+            top = tl.maximum(top, values)
         top = _finite(top)
         total = tl.zeros([block], tl.float32)
         for i in range(0, count):
             row = first + i * stride
-            log_norm = _combined(maxima, sums, row, n_blocks, padded_blocks)
-            values = tl.load(logits + row * vocab + ids, mask=inside, other=float("-inf"))
-            total += tl.exp(values + (tl.load(log_priors + row) - log_norm) - top)
+            values, _ = _weighted(logits, maxima, sums, log_priors, row, ids, vocab, n_blocks, padded_blocks)
+            total += tl.exp(values - top)
         marginal = tl.log(total) + top
-        allowed = inside
-        start = tl.load(banned_starts + first)
-        for i in range(0, tl.load(banned_counts + first).to(tl.int32)):
-            allowed = allowed & (ids != tl.load(banned + start + i))
-        marginal = tl.where(marginal == 0.0, 0.0, marginal)  # -0 and 0 are one
-        masked = tl.where(allowed, marginal, float("-inf"))
-        highest = _finite(tl.max(masked, 0))
-        tl.store(mass_maxima + first * n_blocks + part, highest)
-        tl.store(mass_sums + first * n_blocks + part, tl.sum(tl.exp(masked - highest), 0))
-        bits = marginal.to(tl.int32, bitcast=True)
-        rank = tl.where(bits < 0, bits ^ LARGEST, bits).to(tl.int64)
-        key = tl.where(allowed, (rank << 32) | (LARGEST - ids).to(tl.int64), NOTHING)
+        n_banned = tl.load(banned_counts + first).to(tl.int32)
+        allowed = _allowed(ids, vocab, banned + tl.load(banned_starts + first), n_banned)
+        place = first * n_blocks + part
+        _keep_sum(mass_maxima + place, mass_sums + place, tl.where(allowed, marginal, float("-inf")))
+        key = tl.where(allowed, _ranks(marginal, ids), NOTHING)
         for i in range(0, n_candidates):
             best = tl.max(key, 0)
-            tl.store(keys + (first * n_blocks + part) * n_candidates + i, best)
+            tl.store(keys + place * n_candidates + i, best)
             key = tl.where(key == best, NOTHING, key)
 
 

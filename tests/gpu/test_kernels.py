@@ -63,7 +63,7 @@ def test_documents_equal_the_twin(kernels, heads: int, dim: int, dtype: torch.dt
 @pytest.mark.parametrize("vocab", [*VOCABS, 7, 2048, 5000])
 def test_selection_equals_candidates(kernels, vocab: int, levels: int | None) -> None:
     for seed in range(8):
-        for n_candidates in (16, 64):
+        for n_candidates in (16, 128):
             check_selection(kernels, selection_case(seed, vocab, levels, DEVICE), n_candidates)
 
 
