@@ -80,6 +80,10 @@ class StaticStepper:
         self._replays: dict[Bucket, Replay] = {}
         self._captured_at = cache.moves
 
+    def without_graphs(self) -> StaticStepper:
+        """The same steps, every one run eagerly."""
+        return StaticStepper(self._model, self._cache, self._kernels, self._plain)
+
     def run(self, tasks: Sequence[StepTask]) -> list[Step]:
         """See `Stepper`."""
         bucket = bucket_of(tasks)

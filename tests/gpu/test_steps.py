@@ -68,8 +68,8 @@ class World:
         model = load(directory, precision, CUDA)
         self.runner, self.capture = Runner(model, CUDA), Counted()
         self.plain = PlainStepper(self.runner)
-        parts = (model, self.runner.cache, TritonKernels(), self.plain)
-        self.static, self.graphs = StaticStepper(*parts), StaticStepper(*parts, self.capture)
+        self.graphs = StaticStepper(model, self.runner.cache, TritonKernels(), self.plain, self.capture)
+        self.static = self.graphs.without_graphs()
         self.sessions = Sessions(self.runner, 1)
 
 
