@@ -12,7 +12,17 @@ from collections.abc import Sequence
 
 PARTS = ("generator", "retrieval")
 # Longer ones, or without a peer.
-ALONE = ("scale", "no_stall", "hot_swap", "lexical", "encoder", "decode_step", "precision", "gpu_index")
+ALONE = (
+    "scale",
+    "no_stall",
+    "hot_swap",
+    "lexical",
+    "encoder",
+    "decode_step",
+    "precision",
+    "gpu_index",
+    "gpu_generator",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

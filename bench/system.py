@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import grpc
@@ -19,11 +20,20 @@ class Ragserve:
     """Generator and orchestrator; the documents come with the request, so no retriever is asked."""
 
     def __init__(
-        self, model: Path, workload: Workload, logs: Path, *, threads: int, device: str, precision: str = "float32"
+        self,
+        model: Path,
+        workload: Workload,
+        logs: Path,
+        *,
+        threads: int,
+        device: str,
+        precision: str = "float32",
+        limits: Mapping[str, object] | None = None,
     ) -> None:
+        """Start both; `limits` are more settings of the generator."""
         self.precision = precision
         self._workload = workload
-        flags = {"model": model, "device": device, "precision": precision}
+        flags = {"model": model, "device": device, "precision": precision, **(limits or {})}
         generator = start("generator_svc", flags, logs, threads=threads)
         orchestrator = start("orchestrator", {"generator": generator.target, "retriever": "127.0.0.1:1"}, logs)
         self._processes: tuple[ServiceProcess, ...] = (generator, orchestrator)
