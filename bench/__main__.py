@@ -13,7 +13,7 @@ from collections.abc import Sequence
 PARTS = ("generator", "retrieval")
 # Longer ones, or without a peer.
 ALONE = (
-    *("scale", "no_stall", "hot_swap", "lexical", "encoder", "gpu_index"),
+    *("scale", "no_stall", "hot_swap", "lexical", "encoder", "gpu_index", "gpu_generator"),
     *("decode_step", "precision", "drafting", "concurrency", "growth", "operating_points", "memory", "wire"),
 )
 

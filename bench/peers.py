@@ -50,13 +50,20 @@ class HuggingFace:
     """
 
     def __init__(
-        self, model: Path, workload: Workload, *, threads: int, device: str = "cpu", scored_rows: int = 0
+        self,
+        model: Path,
+        workload: Workload,
+        *,
+        threads: int,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        scored_rows: int = 0,
     ) -> None:
         torch.set_num_threads(threads)
         self._workload = workload
         self._device = device
         self._tokenizer = AutoTokenizer.from_pretrained(model / "generator")
-        generator: Any = BartForConditionalGeneration.from_pretrained(model / "generator", dtype=torch.float32)
+        generator: Any = BartForConditionalGeneration.from_pretrained(model / "generator", dtype=dtype)
         encoder = DPRQuestionEncoder(
             DPRConfig(vocab_size=100, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
         )
@@ -75,22 +82,34 @@ class HuggingFace:
         }
         self._models["sequence"].rows = scored_rows
         for built in self._models.values():
-            built.eval().to(device)
+            built.eval().to(device, dtype)
 
     def generate(self, mode: str, beams: int, *, padded: bool) -> list[int]:
         """The generated tokens of the best answer, the start token not included."""
+        output = self._output(mode, beams, questions=1, padded=padded)
+        return [int(token) for token in output[0][1:]]
+
+    def generate_batch(self, questions: int) -> int:
+        """Answer so many questions greedily in one batch (RAG-Token); the number of answers."""
+        return len(self._output("token", 1, questions=questions, padded=False))
+
+    def _output(self, mode: str, beams: int, *, questions: int, padded: bool) -> torch.Tensor:
         size = self._workload.padded_tokens if padded else self._workload.document_tokens
         encoded = self._tokenizer(
-            self._workload.contexts(), return_tensors="pt", padding="max_length", max_length=size, truncation=True
+            self._workload.contexts() * questions,
+            return_tensors="pt",
+            padding="max_length",
+            max_length=size,
+            truncation=True,
         )
-        output = self._models[mode].generate(
+        output: torch.Tensor = self._models[mode].generate(
             context_input_ids=encoded["input_ids"].to(self._device),
             context_attention_mask=encoded["attention_mask"].to(self._device),
-            doc_scores=torch.tensor([self._workload.log_priors()], device=self._device),
+            doc_scores=torch.tensor([self._workload.log_priors()] * questions, device=self._device),
             n_docs=self._workload.n_docs,
             num_beams=beams,
             max_length=self._workload.length,
             min_length=self._workload.length,
             do_sample=False,
         )
-        return [int(token) for token in output[0][1:]]
+        return output

@@ -6,19 +6,25 @@ from dataclasses import dataclass
 
 import torch
 
+from generator_svc.models.numerics import NUMERICS, Precision
 from generator_svc.options import Device
 from ragserve.errors import FailedPreconditionError
 from ragserve.serving.cores import thread_count
 
 
-def choose_device(wanted: Device) -> torch.device:
+def choose_device(wanted: Device, precision: Precision = "float32") -> torch.device:
     """The device to run on.
 
     Raises:
-        FailedPreconditionError: CUDA is asked for and absent.
+        FailedPreconditionError: CUDA is asked for and absent, or for a precision that only a CPU has.
     """
+    fits = not NUMERICS[precision].quantized
     if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda" if fits and torch.cuda.is_available() else "cpu")
+    if wanted == "cuda" and not fits:
+        raise FailedPreconditionError(
+            f"precision {precision} runs on cpu only: use bfloat16 or float16 on cuda", field="precision"
+        )
     if wanted == "cuda" and not torch.cuda.is_available():
         raise FailedPreconditionError(
             "device is cuda, but torch finds no CUDA device here: use cpu or auto", field="device"

@@ -16,7 +16,7 @@ from generator_svc.loading import LoadedGenerator, SpecialTokens, load_generator
 from generator_svc.metrics import GeneratorMetrics
 from generator_svc.models.numerics import Precision
 from generator_svc.options import EngineOptions
-from generator_svc.runner import Runner
+from generator_svc.placement import build_runner
 from generator_svc.scheduler import Capacity, Scheduler
 from generator_svc.session import DecodeSession
 from generator_svc.validation import Limits
@@ -51,7 +51,7 @@ class GeneratorEngine:
 
     async def start(self) -> None:
         """Load the model. Raises RagserveError as `load_generator` does."""
-        device = choose_device(self._options.device)
+        device = choose_device(self._options.device, self._options.precision)
         use_threads(self._options.threads)
         keep_memory_low()
         self._loaded = await asyncio.to_thread(load_generator, self._directory, device, self._options.precision)
@@ -69,7 +69,8 @@ class GeneratorEngine:
             idle_seconds=options.idle_seconds,
         )
         scheduler = Scheduler(capacity)
-        self._worker = Worker(Runner(self._loaded.model, device), scheduler, self._metrics)
+        runner, stepper = build_runner(self._loaded.model, device, options.cache_bytes)
+        self._worker = Worker(runner, stepper, scheduler, self._metrics)
         self._metrics.watch(scheduler)
         self._worker.start()
 

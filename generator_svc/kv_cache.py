@@ -15,12 +15,16 @@ from generator_svc.trie import Trie
 
 
 class KVCache:
-    """Keys and values of all slots: for each layer [n_slots, 2 * inner]. Grows by doubling, layer by layer."""
+    """Keys and values of all slots: for each layer [n_slots, 2 * inner]. Grows by doubling, layer by layer.
 
-    def __init__(self, shape: Shape, device: torch.device) -> None:
+    `moves` counts the times that a layer went to other memory.
+    """
+
+    def __init__(self, shape: Shape, device: torch.device, n_slots: int = INITIAL_SLOTS) -> None:
         self.device = device
         self.dtype = shape.numerics.activations
-        size = (INITIAL_SLOTS, 2 * shape.inner)
+        self.moves = 0
+        size = (n_slots, 2 * shape.inner)
         self.layers = [torch.empty(size, dtype=self.dtype, device=device) for _ in range(shape.n_layers)]
 
     @property
@@ -35,6 +39,7 @@ class KVCache:
                 grown = torch.empty(n_slots, old.shape[1], dtype=self.dtype, device=self.device)
                 grown[: old.shape[0]] = old
                 self.layers[i] = grown
+                self.moves += 1
 
 
 class CachedAttention:

@@ -10,9 +10,9 @@ import numpy.typing as npt
 import torch
 
 from generator_svc.kv_cache import CachedAttention, KVCache, TreeAttention
-from generator_svc.models.base import DocumentState, EncodePass, Rows, Seq2SeqModel
+from generator_svc.models.base import DocumentState, EncodePass, GroupedDocuments, Rows, Seq2SeqModel
 from generator_svc.sessions import Hypothesis, PrefixTree
-from generator_svc.slots import SlotArray
+from generator_svc.slots import INITIAL_SLOTS, SlotArray
 from generator_svc.trie import Trie
 
 LOGITS_ROWS = 256  # rows whose logits exist at once while scoring
@@ -41,10 +41,10 @@ class StepRows:
 class Runner:
     """The model, its cache and the passes over them. Not thread-safe: one thread runs it."""
 
-    def __init__(self, model: Seq2SeqModel, device: torch.device) -> None:
+    def __init__(self, model: Seq2SeqModel, device: torch.device, n_slots: int = INITIAL_SLOTS) -> None:
         self._model = model
         self._device = device
-        self.cache = KVCache(model.shape, device)
+        self.cache = KVCache(model.shape, device, n_slots)
 
     def encode(self, contexts: Sequence[Sequence[int]]) -> EncodePass:
         """Encode documents of any sessions in one packed pass."""
@@ -69,7 +69,8 @@ class Runner:
                 order += indices
             orders.append(order)
         positions = torch.tensor([len(path) - 1 for path in paths], device=self._device)
-        rows = Rows(torch.tensor(tokens, device=self._device), positions, tuple(groups))
+        documents = GroupedDocuments(tuple(groups), self._model.shape.scale)
+        rows = Rows(torch.tensor(tokens, device=self._device), positions, documents)
         attention = CachedAttention(self.cache, self._model.shape, paths)
         logits = self._model.logits(self._model.decode(rows, attention))
         return self._by_session(logits, sessions, orders)
@@ -103,7 +104,7 @@ class Runner:
         tokens = torch.from_numpy(np.concatenate([trie.tokens for trie in tries])).to(self._device)
         positions = torch.from_numpy(np.concatenate([trie.depths for trie in tries])).to(self._device)
         groups = tuple((state, trie.size) for state, trie in zip(documents, tries, strict=True))
-        return Rows(tokens, positions, groups)
+        return Rows(tokens, positions, GroupedDocuments(groups, self._model.shape.scale))
 
     @staticmethod
     def _by_session(

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, TypeVar
 
-import torch
+import numpy as np
 
 from generator_svc.commands import (
     AdvanceCommand,
@@ -183,7 +183,7 @@ class DecodeSession:
         return Reply(output, self._timings(request))
 
     def _request(self, session: Session, work: Work, now: float) -> None:
-        if work is Work.WIDEN and session.state.scores is None:
+        if work is Work.WIDEN and session.state.step is None:
             raise FailedPreconditionError("the session was opened encode_only: there is no step to widen")
         self._worker.scheduler.request(session, work, now)
 
@@ -212,7 +212,7 @@ class DecodeSession:
     def _new_session(self, command: OpenCommand, contexts: tuple[Context, ...]) -> Session:
         shared = command.mode == "token"
         starts, controls = _starts(command, self._loaded.tokens.decoder_start)
-        priors = torch.tensor([document.log_prior for document in command.documents], device=self._loaded.device)
+        priors = np.array([document.log_prior for document in command.documents], dtype=np.float32)
         state = SessionState(
             log_priors=priors if shared else None,
             on_end=self._on_end,

@@ -11,9 +11,10 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from generator_svc.candidates import StepScores, score_step, select
 from generator_svc.commands import StepControl
 from generator_svc.drafting import Drafter
 from generator_svc.metrics import GeneratorMetrics
@@ -22,6 +23,7 @@ from generator_svc.runner import Runner, StepRows
 from generator_svc.scheduler import RETRY_AFTER_SECONDS, Plan, Scheduler
 from generator_svc.scoring import ScoreJob
 from generator_svc.sessions import Session, Work
+from generator_svc.steps import Step, Stepper, StepTask
 from ragserve.errors import RagserveError, ResourceExhaustedError, UnavailableError
 
 CRASHED = 1  # exit status
@@ -49,10 +51,10 @@ class Request:
 class SessionState:
     """The engine's part of a session: tensors and the request in hand."""
 
-    log_priors: torch.Tensor | None  # [n_docs]; token mode
+    log_priors: npt.NDArray[np.float32] | None  # [n_docs]; token mode
     on_end: Callable[[RagserveError], None]
     controls: tuple[StepControl, ...] = ()
-    scores: StepScores | None = None
+    step: Step | None = None
     drafter: Drafter | None = None
     request: Request | None = None
 
@@ -60,11 +62,12 @@ class SessionState:
 class Worker:
     """Owns the thread, the lock and the scheduler. Other threads touch the scheduler under `changed` only."""
 
-    def __init__(self, runner: Runner, scheduler: Scheduler, metrics: GeneratorMetrics) -> None:
+    def __init__(self, runner: Runner, stepper: Stepper, scheduler: Scheduler, metrics: GeneratorMetrics) -> None:
         self.scheduler = scheduler
         self._metrics = metrics
         self.changed = threading.Condition()
         self._runner = runner
+        self._stepper = stepper
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="generator-worker", daemon=True)
 
@@ -177,25 +180,18 @@ class Worker:
 
     def _step(self, sessions: Sequence[Session]) -> None:
         started = time.monotonic()
-        rows = [StepRows(_states(session), tuple(session.hypotheses), session.shared) for session in sessions]
-        logits = self._runner.step(rows)
+        steps = self._stepper.run([_task(session) for session in sessions])
         seconds = time.monotonic() - started
-        for session, own in zip(sessions, logits, strict=True):
+        for session, step in zip(sessions, steps, strict=True):
+            session.state.step = step
             session.state.request.spent("decode_step", seconds)
-            self._guard([session], lambda session=session, own=own: self._select(session, own))  # type: ignore[misc]
-
-    def _select(self, session: Session, logits: torch.Tensor) -> None:
-        state = session.state
-        started = time.monotonic()
-        state.scores = score_step(logits, state.controls, state.log_priors)
-        state.request.spent("select", time.monotonic() - started)
-        self._answer_step(session)
+            self._guard([session], lambda session=session: self._answer_step(session))  # type: ignore[misc]
 
     def _answer_step(self, session: Session) -> None:
         state, request = session.state, session.state.request
         started = time.monotonic()
         hypotheses = request.hypotheses or range(len(state.controls))
-        output = select(state.scores, hypotheses, request.candidates)
+        output = state.step.select(hypotheses, request.candidates)
         request.spent("select", time.monotonic() - started)
         self._finish(session, output)
 
@@ -221,6 +217,12 @@ class Worker:
         _resolve(request.future, result)
 
 
+def _task(session: Session) -> StepTask:
+    state = session.state
+    rows = StepRows(_states(session), tuple(session.hypotheses), session.shared)
+    return StepTask(rows, state.controls, state.log_priors, state.request.candidates)
+
+
 def _resolve(future: Future[Any], result: object) -> None:
     try:
         if isinstance(result, BaseException):
@@ -239,7 +241,7 @@ def _end(session: Session, error: RagserveError | None) -> None:
     """Let go of a freed session's tensors; tell its client why when it did not ask for it."""
     if error is not None:
         _fail(session, error)
-    session.state.scores = None
+    session.state.step = None
 
 
 def _fail(session: Session, error: RagserveError) -> None:

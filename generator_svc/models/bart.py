@@ -10,18 +10,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from generator_svc.models.base import (
-    EncodePass,
-    Rows,
-    SelfAttention,
-    Shape,
-    cross_attention,
-    pack,
-    packed_attention,
-    split_documents,
-)
+from generator_svc.models.base import EncodePass, Rows, SelfAttention, Shape
 from generator_svc.models.linear import Linear, check_activation, fuse, make_linear
 from generator_svc.models.numerics import FLOAT32, Numerics
+from generator_svc.models.packing import pack
 from generator_svc.weights import WeightMap
 
 POSITION_OFFSET = 2  # the first two rows of the position table are not positions
@@ -122,13 +114,12 @@ class Bart:
 
     def encode(self, contexts: Sequence[Sequence[int]]) -> EncodePass:
         """See `Seq2SeqModel`."""
-        tokens, positions, lengths = pack(contexts, self._device)
-        x = self._encoder_embedding(tokens, positions)
+        packed = pack(contexts, self._device)
+        x = self._encoder_embedding(packed.tokens, packed.positions)
         for layer in self._encoder:
-            attended = packed_attention(layer.qkv(x), lengths, self._encoder_heads, self._encoder_scale)
+            attended = packed.attend(layer.qkv(x), self._encoder_heads, self._encoder_scale)
             x = layer.feed_forward(layer.norm(layer.out(attended, residual=x)))
-        documents = split_documents([layer.cross_kv(x) for layer in self._decoder], lengths, self.shape)
-        return EncodePass(documents, x.shape[0])
+        return EncodePass(packed.split([layer.cross_kv(x) for layer in self._decoder], self.shape), x.shape[0])
 
     def decode(self, rows: Rows, attention: SelfAttention) -> torch.Tensor:
         """See `Seq2SeqModel`."""
@@ -136,7 +127,7 @@ class Bart:
         x = self._decoder_embedding(rows.tokens, rows.positions)
         for i, layer in enumerate(self._decoder):
             x = layer.norm(layer.out(attention.attend(i, layer.qkv(x)), residual=x))
-            attended = cross_attention(layer.cross_query(x), rows, i, self.shape.scale)
+            attended = rows.documents.attend(i, layer.cross_query(x))
             x = layer.cross_norm(layer.cross_out(attended, residual=x))
             x = layer.feed_forward(x)
         return x

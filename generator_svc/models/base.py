@@ -1,4 +1,4 @@
-"""What every model family offers the engine, and the attention they share."""
+"""What every model family offers the engine, and how its rows read the documents."""
 
 from __future__ import annotations
 
@@ -60,6 +60,18 @@ class DocumentState:
         """Where each layer is in memory."""
         return np.array([layer.data_ptr() for layer in self.layers], dtype=np.int64)
 
+    @cached_property
+    def place(self) -> tuple[int, int]:
+        """Where the first layer is in memory, and the number of tokens."""
+        return self.layers[0].data_ptr(), self.layers[0].shape[2]
+
+
+class CrossAttention(Protocol):
+    """How rows see the documents: each row reads one."""
+
+    def attend(self, layer: int, query: torch.Tensor) -> torch.Tensor:
+        """Query [n_rows, inner] -> [n_rows, inner]."""
+
 
 @dataclass(frozen=True)
 class EncodePass:
@@ -71,29 +83,11 @@ class EncodePass:
 
 @dataclass(frozen=True)
 class Rows:
-    """Decoder inputs of one pass: one token per row; rows of one document stand together.
-
-    `groups` gives, in row order, each document and its number of rows.
-    """
+    """Decoder inputs of one pass: one token per row."""
 
     tokens: torch.Tensor  # int64 [n_rows]
     positions: torch.Tensor  # int64 [n_rows]
-    groups: tuple[tuple[DocumentState, int], ...]
-
-    @cached_property
-    def starts(self) -> native.Addresses:
-        """The first row of each group, and the number of rows."""
-        return np.cumsum([0, *(count for _, count in self.groups)], dtype=np.int64)
-
-    @cached_property
-    def document_tokens(self) -> native.Addresses:
-        """Tokens of the document of each group."""
-        return np.array([state.layers[0].shape[2] for state, _ in self.groups], dtype=np.int64)
-
-    @cached_property
-    def addresses(self) -> native.Addresses:
-        """Where the document of each group is in memory, [n_layers, n_groups]."""
-        return np.ascontiguousarray(np.stack([state.addresses for state, _ in self.groups], axis=1))
+    documents: CrossAttention
 
 
 class SelfAttention(Protocol):
@@ -121,58 +115,44 @@ class Seq2SeqModel(Protocol):
         """[n_rows, d_model] -> float32 [n_rows, vocab_size]."""
 
 
-def packed_attention(
-    qkv: torch.Tensor, lengths: Sequence[int], n_heads: int, scale: float, bias: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Bidirectional self-attention within each document.
+@dataclass(frozen=True)
+class GroupedDocuments:
+    """Rows of one document stand together, and are stacked: its keys and values are read once, never expanded.
 
-    qkv [n_tokens, 3 * inner] of documents packed one after the other; bias [n_heads, longest, longest].
-    Returns [n_tokens, inner].
+    `groups` gives, in row order, each document and its number of rows; `scale` is that of the products of queries and
+    keys.
     """
-    n_tokens, width = qkv.shape
-    heads = qkv.view(n_tokens, 3, n_heads, width // 3 // n_heads)
-    outputs = []
-    for document in torch.split(heads, list(lengths)):
-        length = document.shape[0]
-        query, key, value = document.permute(1, 2, 0, 3).unsqueeze(1).unbind(0)
-        mask = None if bias is None else bias[None, :, :length, :length]
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-        outputs.append(attended[0].transpose(0, 1).reshape(length, width // 3))
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
+    groups: tuple[tuple[DocumentState, int], ...]
+    scale: float
 
-def cross_attention(query: torch.Tensor, rows: Rows, layer: int, scale: float) -> torch.Tensor:
-    """Attention of the stacked rows of each document over that document's tokens.
+    @cached_property
+    def _starts(self) -> native.Addresses:
+        """The first row of each group, and the number of rows."""
+        return np.cumsum([0, *(count for _, count in self.groups)], dtype=np.int64)
 
-    query [n_rows, inner] -> [n_rows, inner]. Keys and values are read once per document, never expanded.
-    """
-    documents = rows.groups[0][0].layers[layer]
-    dim = documents.shape[3]
-    if query.dtype == torch.float32 and native.usable(dim, query, documents):
-        half = documents.dtype == torch.float16
-        where = (rows.addresses[layer], rows.document_tokens, rows.starts)
-        return native.cross_attention(query, *where, dim, scale, half=half)
-    outputs = []
-    for (state, _), own in zip(rows.groups, torch.split(query, [count for _, count in rows.groups]), strict=True):
-        keys, values = state.layers[layer].to(query.dtype).unbind(0)  # [n_heads, n_tokens, head_dim]
-        stacked = own.view(-1, keys.shape[0], dim).transpose(0, 1)
-        attended = F.scaled_dot_product_attention(stacked[None], keys[None], values[None], scale=scale)
-        outputs.append(attended[0].transpose(0, 1).reshape(own.shape))
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    @cached_property
+    def _tokens(self) -> native.Addresses:
+        """Tokens of the document of each group."""
+        return np.array([state.layers[0].shape[2] for state, _ in self.groups], dtype=np.int64)
 
+    @cached_property
+    def _addresses(self) -> native.Addresses:
+        """Where the document of each group is in memory, [n_layers, n_groups]."""
+        return np.ascontiguousarray(np.stack([state.addresses for state, _ in self.groups], axis=1))
 
-def split_documents(kv: Sequence[torch.Tensor], lengths: Sequence[int], shape: Shape) -> list[DocumentState]:
-    """Packed keys and values of each layer, [n_tokens, 2 * inner], as one state per document."""
-    per_layer: list[list[torch.Tensor]] = []
-    for packed in kv:
-        heads = packed.to(shape.numerics.documents).view(packed.shape[0], 2, shape.n_heads, -1)
-        per_layer.append([part.permute(1, 2, 0, 3).contiguous() for part in torch.split(heads, list(lengths))])
-    return [DocumentState(tuple(layer[i] for layer in per_layer)) for i in range(len(lengths))]
-
-
-def pack(contexts: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-    """Token ids and positions of contexts packed one after the other, and their lengths."""
-    lengths = [len(context) for context in contexts]
-    tokens = torch.tensor([token for context in contexts for token in context], dtype=torch.long, device=device)
-    positions = torch.cat([torch.arange(length, device=device) for length in lengths])
-    return tokens, positions, lengths
+    def attend(self, layer: int, query: torch.Tensor) -> torch.Tensor:
+        """See `CrossAttention`."""
+        documents = self.groups[0][0].layers[layer]
+        dim = documents.shape[3]
+        if query.dtype == torch.float32 and native.usable(dim, query, documents):
+            half = documents.dtype == torch.float16
+            where = (self._addresses[layer], self._tokens, self._starts)
+            return native.cross_attention(query, *where, dim, self.scale, half=half)
+        outputs = []
+        for (state, _), own in zip(self.groups, torch.split(query, [count for _, count in self.groups]), strict=True):
+            keys, values = state.layers[layer].to(query.dtype).unbind(0)  # [n_heads, n_tokens, head_dim]
+            stacked = own.view(-1, keys.shape[0], dim).transpose(0, 1)
+            attended = F.scaled_dot_product_attention(stacked[None], keys[None], values[None], scale=self.scale)
+            outputs.append(attended[0].transpose(0, 1).reshape(own.shape))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)

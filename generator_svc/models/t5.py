@@ -10,18 +10,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from generator_svc.models.base import (
-    EncodePass,
-    Rows,
-    SelfAttention,
-    Shape,
-    cross_attention,
-    pack,
-    packed_attention,
-    split_documents,
-)
+from generator_svc.models.base import EncodePass, Rows, SelfAttention, Shape
 from generator_svc.models.linear import Linear, check_activation, fuse, make_linear
 from generator_svc.models.numerics import FLOAT32, Numerics
+from generator_svc.models.packing import pack
 from generator_svc.weights import WeightMap
 
 TIED = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
@@ -153,17 +145,16 @@ class T5:
 
     def encode(self, contexts: Sequence[Sequence[int]]) -> EncodePass:
         """See `Seq2SeqModel`."""
-        tokens, _, lengths = pack(contexts, self._device)
-        positions = torch.arange(max(lengths), device=self._device)
+        packed = pack(contexts, self._device)
+        positions = torch.arange(max(packed.lengths), device=self._device)
         bias = self._encoder_bias(positions[None, :] - positions[:, None]).permute(2, 0, 1).contiguous()
-        x = F.embedding(tokens, self._encoder_words).to(self._numerics.activations)
+        x = F.embedding(packed.tokens, self._encoder_words).to(self._numerics.activations)
         for attention, feed_forward in self._encoder:
             qkv = attention.qkv(attention.norm(x))
-            x = attention.out(packed_attention(qkv, lengths, self.shape.n_heads, SCALE, bias), residual=x)
+            x = attention.out(packed.attend(qkv, self.shape.n_heads, SCALE, bias), residual=x)
             x = feed_forward(x)
         x = self._encoder_norm(x)
-        documents = split_documents([cross.kv(x) for _, cross, _ in self._decoder], lengths, self.shape)
-        return EncodePass(documents, x.shape[0])
+        return EncodePass(packed.split([cross.kv(x) for _, cross, _ in self._decoder], self.shape), x.shape[0])
 
     def decode(self, rows: Rows, attention: SelfAttention) -> torch.Tensor:
         """See `Seq2SeqModel`."""
@@ -171,7 +162,7 @@ class T5:
         x = F.embedding(rows.tokens, self._decoder_words).to(self._numerics.activations)
         for i, (own, cross, feed_forward) in enumerate(self._decoder):
             x = own.out(attention.attend(i, own.qkv(own.norm(x))), residual=x)
-            attended = cross_attention(cross.query(cross.norm(x)), rows, i, SCALE)
+            attended = rows.documents.attend(i, cross.query(cross.norm(x)))
             x = feed_forward(cross.out(attended, residual=x))
         return self._decoder_norm(x)
 

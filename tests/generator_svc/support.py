@@ -79,11 +79,11 @@ def build(variant: str, seed: int = 0) -> PreTrainedModel:
     return model.eval()
 
 
-def load(directory: Path, precision: Precision = "float32") -> Seq2SeqModel:
+def load(directory: Path, precision: Precision = "float32", device: torch.device = CPU) -> Seq2SeqModel:
     """Our model from what `save_pretrained` wrote."""
     config = AutoConfig.from_pretrained(str(directory))
     weights = WeightMap(TensorFile(directory / "model.safetensors"))
-    return FAMILIES[config.model_type](config, weights, CPU, NUMERICS[precision])
+    return FAMILIES[config.model_type](config, weights, device, NUMERICS[precision])
 
 
 def random_tokens(n: int, rng: random.Random, vocab: int = VOCAB) -> list[int]:

@@ -163,9 +163,10 @@ async def test_memory_stays_within_the_budget(bart_dir: Path) -> None:
             await asyncio.gather(*(cached.ask(opening(f"{QUESTIONS[0]} {i} {j}", (0, 1, 2))) for j in range(3)))
             assert cached.figure("encoder_cache_bytes") <= budget
         assert budget / 2 < live_bytes() - before == cached.figure("encoder_cache_bytes")
-        await cached.ask(opening(f"{QUESTIONS[0]} 11 2", (0, 1, 2)))
+        for _ in range(2):
+            await cached.ask(opening(f"{QUESTIONS[0]} 11 2", (0, 1, 2)))
         hits = cached.found[0]
-        assert hits > 0
+        assert hits >= 3
         await cached.ask(opening(f"{QUESTIONS[0]} 0 0", (0, 1, 2)))
         assert cached.found[0] == hits, "it was pushed out"
 

@@ -145,3 +145,9 @@ def test_cuda_that_is_not_there() -> None:
         assert choose_device("auto") == CPU
         with pytest.raises(FailedPreconditionError, match="CUDA"):
             choose_device("cuda")
+
+
+def test_int8_runs_on_cpu_only() -> None:
+    assert choose_device("auto", "int8") == CPU
+    with pytest.raises(FailedPreconditionError, match="cpu only"):
+        choose_device("cuda", "int8")

@@ -34,8 +34,8 @@ def test_a_document_asked_for_twice_is_encoded_once_and_leaves_room_for_others()
     first, same, other = asking(A), asking(A), session(40)
     assert [scheduler.admit(one, 0.0) for one in (first, same, other)] == [0, 1, 0]
     plan = scheduler.plan(0.0)
-    assert plan.encode == (*first.documents, *other.documents)
-    assert plan.prefill == (first, same, other)
+    assert plan.encode == (*other.documents, *first.documents)
+    assert plan.prefill == (other, first, same)
     run(scheduler, plan, 0.0)
     assert scheduler.plan(0.0).step == (first, same, other)
 
@@ -95,10 +95,12 @@ def test_what_is_kept_takes_nothing_from_sessions_and_sharing_none_of_it() -> No
 
 def test_a_session_that_leaves_while_encoding_takes_no_document_from_another() -> None:
     scheduler = Scheduler(SHARING)
-    first, same = asking(A, B), asking(B)
+    decoding, first, same = session(1), asking(A, B), asking(B)
+    open_ready(scheduler, decoding)
     scheduler.admit(first, 0.0)
-    scheduler.admit(same, 0.0)
-    plan = scheduler.plan(0.0)
+    scheduler.admit(same, 1.0)
+    plan = scheduler.plan(1.0)
+    assert [document.token_ids for document in plan.encode] == [A]
     scheduler.close(first)  # amid the pass
     run(scheduler, plan, 0.0)
     plan = scheduler.plan(0.0)
