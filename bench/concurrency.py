@@ -2,9 +2,10 @@
 
 - Throughput: N clients, each asking for one answer after the other (RAG-token, greedy, 5 documents of 160 tokens, 8 new
   tokens), against one client. A point begins when all ask their first question and ends with the last answer.
-- Latency: one client asks short questions one after the other (1 document of 40 tokens, 4 new tokens): first alone,
-  then while 16 others ask for long answers (5 documents of 160 tokens, 50 new tokens) all the time. Counting begins
-  when the first of these is answered, so that they are no longer all at the same step.
+- Latency: one client asks short questions one after the other, tiny ones (1 document of 40 tokens, 4 new tokens) or
+  ordinary ones (5 documents of 160 tokens, 8 new tokens): first alone, then while 16 others have long answers written
+  (5 documents of 160 tokens, 400 new tokens, one answer after the other). Counting begins when the documents of all 16
+  are encoded.
 
 No two requests have a document in common, and every client has a connection of its own.
 """
@@ -31,10 +32,11 @@ from ragserve.options import Document
 from training.progress import Bar, stage
 
 ANSWER = Workload(new_tokens=8)
-SHORT, LONG = Workload(n_docs=1, document_tokens=40, new_tokens=4), Workload(new_tokens=50)
+SHORTS = {"tiny": Workload(n_docs=1, document_tokens=40, new_tokens=4), "ordinary": ANSWER}
 N_LONG = 16
 LEAST_ANSWERS = 4  # of a point, however few clients it has
 WARM_UP = 5
+POLL_SECONDS = 0.2
 # Answers a second with 16 clients over those with one, and the short requests' p99 under load over that alone.
 COMPARED, THROUGHPUT_GOAL, THROUGHPUT_LEAST = 16, 1.8, 1.3
 LATENCY_GOAL, LATENCY_MOST = 3.0, 5.0
@@ -103,11 +105,10 @@ class Load:
             raise RuntimeError(f"an answer of {len(answer.token_ids)} tokens where {own.new_tokens} were asked for")
         return taken
 
-    async def repeat(self, client: AsyncClient, workload: Workload, answered: Callable[[], object]) -> None:
+    async def repeat(self, client: AsyncClient, workload: Workload) -> None:
         """Ask until cancelled."""
         while True:
             await self.ask(client, workload)
-            answered()
 
 
 async def throughput(load: Load, precision: str, n_clients: int, each: int) -> Point:
@@ -129,52 +130,68 @@ async def throughput(load: Load, precision: str, n_clients: int, each: int) -> P
     return Point(precision, "answers", n_clients, seconds, list(itertools.chain(*latencies)))
 
 
-async def short_requests(load: Load, precision: str, name: str, chosen: argparse.Namespace) -> Point:
+async def short_requests(load: Load, precision: str, kind: str, where: str, chosen: argparse.Namespace) -> Point:
     """Short requests, one after the other, until there are enough or the time is up."""
     latencies: list[float] = []
-    with stage(f"{precision}, short requests {name}") as bar:
+    name = f"{kind}, {where}"
+    with stage(f"{precision}, short requests, {name}") as bar:
         async with load.clients(1) as (client,):
             begin = time.perf_counter()
             while len(latencies) < chosen.shorts and time.perf_counter() - begin < chosen.seconds:
-                latencies.append(await load.ask(client, SHORT))
+                latencies.append(await load.ask(client, SHORTS[kind]))
                 bar.update(len(latencies), chosen.shorts, f"median {statistics.median(latencies):.3f} s")
             seconds = time.perf_counter() - begin
     return Point(precision, name, 1, seconds, latencies)
 
 
-async def beside_long_ones(load: Load, precision: str, chosen: argparse.Namespace) -> Point:
-    """The same while N_LONG clients ask for long answers."""
-    answered = asyncio.Event()
+async def beside_long_ones(
+    load: Load, precision: str, encoded: Callable[[], float], chosen: argparse.Namespace
+) -> list[Point]:
+    """The same while N_LONG clients have long answers written; `encoded` says how many tokens the encoder has read."""
+    long = Workload(new_tokens=chosen.long_tokens)
+    enough = encoded() + N_LONG * long.n_docs * long.document_tokens
     async with load.clients(N_LONG) as clients:
-        long_ones = [asyncio.create_task(load.repeat(client, LONG, answered.set)) for client in clients]
+        long_ones = [asyncio.create_task(load.repeat(client, long)) for client in clients]
 
-        async def measured() -> Point:
-            with stage(f"{precision}, first of {N_LONG} long answers"):
-                await answered.wait()
-            return await short_requests(load, precision, f"beside {N_LONG} long ones", chosen)
+        async def measured() -> list[Point]:
+            with stage(f"{precision}, documents of {N_LONG} long answers"):
+                while await asyncio.to_thread(encoded) < enough:  # noqa: ASYNC110
+                    await asyncio.sleep(POLL_SECONDS)
+            return [
+                await short_requests(load, precision, kind, f"beside {N_LONG} long ones", chosen)
+                for kind in chosen.kinds
+            ]
 
         measuring = asyncio.create_task(measured())
         try:
             done, _ = await asyncio.wait([measuring, *long_ones], return_when=asyncio.FIRST_COMPLETED)
-            return next(task.result() for task in sorted(done, key=lambda task: task is measuring))
+            for task in done & set(long_ones):
+                task.result()  # which raises: they end in no other way
+            return measuring.result()
         finally:
             for task in (measuring, *long_ones):
                 task.cancel()
             await asyncio.gather(measuring, *long_ones, return_exceptions=True)
 
 
-async def measure(target: str, precision: str, chosen: argparse.Namespace) -> list[Point]:
+async def measure(system: Ragserve, precision: str, chosen: argparse.Namespace) -> list[Point]:
     """All points of one precision."""
-    load, points = Load(target), []
+    load, points = Load(system.orchestrator.target), []
     async with load.clients(1) as (client,):
-        for workload in (ANSWER, *[SHORT] * WARM_UP):
+        for workload in (ANSWER, *[SHORTS["tiny"]] * WARM_UP):
             await load.ask(client, workload)
     if "throughput" in chosen.parts:
         points += [await throughput(load, precision, n_clients, chosen.answers) for n_clients in chosen.clients]
     if "latency" in chosen.parts:
-        points.append(await short_requests(load, precision, "alone", chosen))
-        points.append(await beside_long_ones(load, precision, chosen))
+        alone = [await short_requests(load, precision, kind, "alone", chosen) for kind in chosen.kinds]
+        loaded = await beside_long_ones(load, precision, lambda: encoded_tokens(system), chosen)
+        points += itertools.chain(*zip(alone, loaded, strict=True))
     return points
+
+
+def encoded_tokens(system: Ragserve) -> float:
+    """Context tokens that the generator's encoder has read so far."""
+    return system.generator.metric("ragserve_prefill_tokens_total")
 
 
 def throughput_table(points: Sequence[Point]) -> str:
@@ -231,7 +248,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 16], help="points of throughput (default 1 16)")
     parser.add_argument("--answers", type=int, default=2, help="answers of each client (default 2)")
     parser.add_argument("--shorts", type=int, default=200, help="short requests, at most (default 200)")
-    parser.add_argument("--seconds", type=float, default=300.0, help="and for so long at most (default 300)")
+    parser.add_argument("--seconds", type=float, default=120.0, help="and for so long at most (default 120)")
+    parser.add_argument("--kinds", nargs="+", choices=SHORTS, default=list(SHORTS), help="of short ones (default all)")
+    parser.add_argument("--long-tokens", type=int, default=400, help="new tokens of a long answer (default 400)")
     return parser.parse_args(argv)
 
 
@@ -244,7 +263,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         placed = {"threads": chosen.threads, "precision": precision, "flags": ROOM}
         with closing(Ragserve(model, ANSWER, options.logs(), **placed)) as system:
             system.wait_healthy()
-            points += asyncio.run(measure(system.orchestrator.target, precision, chosen))
+            points += asyncio.run(measure(system, precision, chosen))
     text = tables(points)
     print(f"\n{text}")
     if not chosen.no_save:

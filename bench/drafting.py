@@ -11,13 +11,10 @@ import argparse
 import statistics
 import sys
 import time
-import urllib.request
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-
-from prometheus_client.parser import text_string_to_metric_families
 
 from bench import CACHE, report
 from bench.precision import DEMO, TIMEOUT_SECONDS, started
@@ -55,10 +52,7 @@ class Side:
 
     def counters(self) -> tuple[float, ...]:
         """Tokens guessed so far, and those of them that were chosen."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.orchestrator.metrics_port}/metrics", timeout=10) as page:
-            families = text_string_to_metric_families(page.read().decode())
-        samples = {sample.name: sample.value for family in families for sample in family.samples}
-        return tuple(samples[name] for name in COUNTERS)
+        return tuple(self.orchestrator.metric(name) for name in COUNTERS)
 
 
 @dataclass(frozen=True)
