@@ -41,7 +41,7 @@ class PassSize:
 
 
 # The time of a pass on a CPU grows with every row, so that more of them make a pass longer and hardly anything faster.
-PASS_SIZES = {"cpu": PassSize(24, 256), "cuda": PassSize(1_000_000, 8192)}
+PASS_SIZES = {"cpu": PassSize(16, 256), "cuda": PassSize(1_000_000, 8192)}
 
 
 def pass_size(device: torch.device, step_rows: int, prefill_tokens: int) -> PassSize:

@@ -42,7 +42,7 @@ class GeneratorSettings(BaseSettings):
     step_rows: int = Field(
         DEFAULTS.step_rows,
         ge=0,
-        description="most rows of one decode step, for which sessions take turns; 0: 24 on a CPU, all on CUDA",
+        description="most rows of one decode step, for which sessions take turns; 0: 16 on a CPU, all on CUDA",
     )
     prefill_tokens: int = Field(
         DEFAULTS.prefill_tokens,
