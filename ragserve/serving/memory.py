@@ -3,14 +3,18 @@
 Left to itself, glibc raises the size from which on a block is mapped on its own (and so returned when freed) up to
 32 MB, and keeps a heap for each of the many threads. A retriever that rebuilt a knowledge base of 20,000 passages ten
 times kept a third more memory than before, now 6 %; a generator that quantized BART-large 0.7 GB, now nothing.
+
+What is smaller than such a block is kept at the end of the heap up to `KEPT_BYTES`: returning the temporaries of every
+decode step took a third of the time of selecting its candidates.
 """
 
 from __future__ import annotations
 
 import ctypes
 
-M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h
 MAPPED_BYTES = 4 * 2**20  # blocks from this size on are mapped on their own
+KEPT_BYTES = 32 * 2**20
 MAX_ARENAS = 4
 
 
@@ -19,6 +23,7 @@ def keep_memory_low() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
+        libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
         libc.mallopt(M_ARENA_MAX, MAX_ARENAS)
 
 
