@@ -48,6 +48,7 @@ def test_slopes_are_in_milliseconds_for_each_unit() -> None:
     assert [float(cell) for cell in row["session"]][:2] == pytest.approx([10.0, 1.0])
 
 
+@pytest.mark.long
 def test_the_picture_is_the_same_each_time(tmp_path: Path) -> None:
     for name in ("a.svg", "b.svg"):
         growth_plot.draw(lines(points()), tmp_path / name, "a title")

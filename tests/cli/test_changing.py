@@ -151,14 +151,19 @@ def test_two_writers_of_the_same_files(cli: Cli, as_json: Json, assets: Assets, 
         (["diff", "/nowhere", "1", "0"], 2, "error: VERSION: '0' is not a version"),
         (["rollback", "KB", "99"], 1, "has no version 99"),
         (["add", "KB", "/nowhere.jsonl"], 1, "/nowhere.jsonl does not exist"),
-        (["compact", "KB", "--keep-versions", "0"], 2, "keep_versions"),
         (["delete", "KB", "wh\udcff"], 2, "is not UTF-8 text"),
-        (["compact", "/nowhere"], 1, "/nowhere is not a knowledge base"),
-        (["add", "KB", "SOURCE", "--model", "/nowhere"], 1, "/nowhere/ragserve.json does not exist"),
         (["add", "KB", "SOURCE"], 1, "was embedded by another passage encoder"),
         (["versions", "--retriever", "127.0.0.1:9"], 1, "no answer from 127.0.0.1:9"),
         (["search", "q", "--filter", "lang"], 2, "error: --filter: 'lang' is no condition"),
         (["search", "q", "--filter", "a>1", "--filter", "a=2"], 2, "does not go together"),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in (
+                (["compact", "KB", "--keep-versions", "0"], 2, "keep_versions"),
+                (["compact", "/nowhere"], 1, "/nowhere is not a knowledge base"),
+                (["add", "KB", "SOURCE", "--model", "/nowhere"], 1, "/nowhere/ragserve.json does not exist"),
+            )
+        ),
     ],
 )
 def test_errors_are_one_line(cli: Cli, files: Path, source: Path, arguments: list[str], status: int, said: str) -> None:

@@ -36,6 +36,7 @@ def test_build_info_search(cli: Cli, assets: Assets, tmp_path: Path) -> None:
     assert (bad.returncode, bad.stderr.startswith("error: k")) == (2, True)
 
 
+@pytest.mark.long
 def test_import_checkpoint(cli: Cli, tmp_path: Path) -> None:
     source = save_composite(tmp_path / "hf", "t5", "rag-token")
     made = cli("import-checkpoint", source, tmp_path / "model", "--kind", "rag-sequence", "--score-scale", 3)

@@ -255,7 +255,7 @@ def test_a_worker_that_fails_ends_the_process(bart_dir: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("flags", "says"),
-    [(("--precision", "int4"), "precision"), (("--model", "nowhere"), "nowhere")],
+    [(("--precision", "int4"), "precision"), pytest.param(("--model", "nowhere"), "nowhere", marks=pytest.mark.long)],
 )
 def test_bad_settings_give_one_clear_line(bart_dir: Path, flags: tuple[str, ...], says: str) -> None:
     command = [sys.executable, "-m", "generator_svc", "--model", str(bart_dir), "--server.port", "0"]
