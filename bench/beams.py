@@ -8,7 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from generator_svc.commands import Floats
+from orchestrator.settings import OrchestratorSettings
 
+CANDIDATES: int = OrchestratorSettings.model_fields["candidates"].default  # M of a step, unless told otherwise
 Doubles = npt.NDArray[np.float64]
 
 

@@ -32,7 +32,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer
 
 from bench import report
-from bench.beams import best_continuations
+from bench.beams import CANDIDATES, best_continuations
 from bench.ctranslate2_peer import PRECISIONS, CTranslate2, Precision
 from bench.workload import SHAPES, Workload, model_directory
 from generator_svc.candidates import StepScores, score_step, select
@@ -48,7 +48,6 @@ from generator_svc.weights import TensorFile, WeightMap
 
 SEARCHES = {"greedy": 1, "4 beams": 4}
 STEPS = 20  # timed; the one before them is the prefill's
-CANDIDATES = 16  # M: what the orchestrator asks for unless told otherwise
 PAUSE_SECONDS = 0.5  # lets the other side's worker threads fall asleep
 OURS, THEIRS = "ragserve", "CTranslate2"
 PACKAGES = ("ragserve", "torch", "transformers", "numpy", "ctranslate2")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +11,9 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
+from bench.beams import CANDIDATES, best_continuations
 from bench.workload import Workload
-from generator_svc.commands import StepControl, StepOutput
+from generator_svc.commands import StepControl
 from generator_svc.gpu.stepper import StaticStepper
 from generator_svc.models.bart import Bart
 from generator_svc.models.numerics import NUMERICS, Precision
@@ -24,7 +24,6 @@ from generator_svc.sessions import Session, Start
 from generator_svc.steps import PlainStepper, Stepper, StepTask
 from generator_svc.weights import TensorFile, WeightMap
 
-CANDIDATES = 16  # M: what the orchestrator asks for unless told otherwise
 WARM_UPS = 2  # searches: compile, capture, then replay
 
 
@@ -85,20 +84,10 @@ class StepBench:
             output = step.select(range(len(controls)), CANDIDATES)
             taken.append(time.perf_counter() - begin)
             scheduler.finished(session, 0.0)
-            choices, totals = self._chosen(output, totals, beams)
+            chosen = output.token_ids, output.log_probs, self._priors.tolist()
+            choices, totals = best_continuations(totals, *chosen, beams)
             scheduler.advance(session, choices, 0.0)
         return encoding, taken[1:]
-
-    def _chosen(
-        self, output: StepOutput, totals: np.ndarray, beams: int
-    ) -> tuple[Sequence[tuple[int, int]], np.ndarray]:
-        """The `beams` best continuations, and their log-probabilities."""
-        marginal = np.logaddexp.reduce(output.log_probs + self._priors[None, :, None], axis=1)
-        scores = (totals[:, None] + marginal).reshape(-1)
-        best = np.argsort(-scores, kind="stable")[:beams]
-        parents, columns = np.unravel_index(best, marginal.shape)
-        pairs = zip(parents, columns, strict=True)
-        return [(int(i), int(output.token_ids[i, j])) for i, j in pairs], scores[best]
 
     def _wait(self) -> None:
         if self._device.type == "cuda":

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from bench import growth_plot, options, report
-from bench.beams import best_continuations
+from bench.beams import CANDIDATES, best_continuations
 from bench.fit import growth
 from bench.processes import ROOT
 from bench.workload import SHAPES, Workload, model_directory
@@ -32,7 +32,7 @@ from ragserve.serving.metrics import Metrics
 from training.progress import stage
 
 PLOT = ROOT / "docs/growth.svg"
-CANDIDATES, SPARE = 16, 4  # M: 16, or twice the beams and 4, as the orchestrator asks
+SPARE = 4  # M: CANDIDATES, or twice the beams and this, as the orchestrator asks
 ROOM: dict[str, Any] = {"max_sessions": 256, "max_rows": 8192, "cache_bytes": 64 * 2**30, "idle_seconds": 3600.0}
 LONGEST = 1024  # tokens of a context
 

@@ -6,13 +6,11 @@ from queue import SimpleQueue
 
 import numpy as np
 
-from bench.beams import best_continuations
+from bench.beams import CANDIDATES, best_continuations
 from bench.system import TIMEOUT_SECONDS
 from bench.workload import Workload
 from ragserve.v1 import common_pb2, generator_pb2_grpc
 from ragserve.v1 import generator_pb2 as pb
-
-CANDIDATES = 16  # M: what the orchestrator asks for unless told otherwise
 
 
 class Stream:

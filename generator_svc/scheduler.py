@@ -142,7 +142,8 @@ class Scheduler:
         self._check_ready(session)
         parents = [session.hypotheses[parent] for parent, _ in choices]
         rows = sum(parent.slots.shape[0] for parent in parents)
-        drafted = drafted if self._has_room(rows * (1 + len(drafted)), session) else ()
+        if drafted and not self._has_room(rows * (1 + len(drafted)), session):
+            drafted = ()
         self._check_room("advance.hypotheses", rows, rows * self.capacity.slot_bytes, session)
         old = session.hypotheses
         self._n_rows -= session.n_rows
