@@ -115,7 +115,7 @@ def check_same(ours: Sequence[StepOutput], theirs: Sequence[StepOutput], precisi
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])
-@pytest.mark.parametrize("family", ["bart", "t5"])
+@pytest.mark.parametrize("family", ["bart", pytest.param("t5", marks=pytest.mark.long)])
 async def test_what_is_answered_is_the_same(family: str, precision: Precision, request: pytest.FixtureRequest) -> None:
     directory, commands = request.getfixturevalue(f"{family}_dir"), crowd()
     async with service(directory, 0, precision) as plain:

@@ -208,7 +208,13 @@ def compare(
 
 
 FACTORIES = pytest.mark.parametrize(
-    ("factory", "on_disk"), [("Flat", False), ("Flat", True), ("HNSW8", False), ("IVF4,Flat", True)]
+    ("factory", "on_disk"),
+    [
+        ("Flat", False),
+        pytest.param("Flat", True, marks=pytest.mark.long),
+        pytest.param("HNSW8", False, marks=pytest.mark.long),
+        ("IVF4,Flat", True),
+    ],
 )
 
 

@@ -58,6 +58,7 @@ def test_a_damaged_model(
     assert name in log_of_failure(getattr(broken, service)())
 
 
+@pytest.mark.long
 def test_no_model(launcher: Launcher, tmp_path: Path) -> None:
     nothing = replace(launcher, assets=Assets({"bart": tmp_path}, {}, tmp_path))
     assert "ragserve.json" in log_of_failure(nothing.generator())

@@ -15,7 +15,7 @@ from tests.system.oracle import Doc, Oracle, Search
 
 TOKEN_CASES = token_cases(220)
 SEQUENCE_CASES = sequence_cases(110)
-SHORT = 0.3  # of the cases are in every run, all of them in the long one
+SHORT = 0.25  # of the cases are in every run, all of them in the long one
 TOLERANCE = 1e-4  # of log-probabilities
 UNSEEN = -100.0  # log prior of a document that cannot change a marginal, and can be guessed from
 GREEDY = Search(num_beams=1, max_length=40, min_length=40)
