@@ -50,6 +50,18 @@ class Fleet:
     def ask(self, pool: ThreadPoolExecutor, tokens: int = LONG_TOKENS) -> Future[orchestrator_pb2.GenerateResponse]:
         return pool.submit(self.stub.Generate, request(tokens), timeout=60)
 
+    def ask_until_all_work(self, pool: ThreadPoolExecutor) -> list[Future[orchestrator_pb2.GenerateResponse]]:
+        """Questions, four at a time, until every generator is seen with a session at once."""
+        answers: list[Future[orchestrator_pb2.GenerateResponse]] = []
+
+        def all_work() -> bool:
+            waiting = sum(not answer.done() for answer in answers)
+            answers.extend(self.ask(pool) for _ in range(4 - waiting))
+            return all(sessions(each) for each in self.generators)
+
+        eventually(all_work, "all generators are at work at once", 30.0)
+        return answers
+
     def busy(self) -> ServiceProcess | None:
         return next((each for each in self.generators if each.process.poll() is None and sessions(each)), None)
 
@@ -93,8 +105,7 @@ def test_a_deadline_that_has_nearly_passed_is_no_work(stack: Stack) -> None:
 def test_a_killed_generator_does_not_change_the_answer(fleet: Fleet, stack: Stack, launcher: Launcher) -> None:
     expected = stack.generate("bart", request()).hypotheses[0]
     with ThreadPoolExecutor(4) as pool:
-        answers = [fleet.ask(pool) for _ in range(4)]
-        eventually(lambda: all(sessions(each) for each in fleet.generators), "both generators are at work")
+        answers = fleet.ask_until_all_work(pool)
         victim = fleet.generators[0]
         victim.kill()
         for answer in answers:
@@ -121,8 +132,7 @@ def both_get_work(fleet: Fleet, pool: ThreadPoolExecutor) -> bool:
 def test_sigterm_drains_a_generator(fleet: Fleet, stack: Stack, launcher: Launcher) -> None:
     expected = stack.generate("bart", request()).hypotheses[0]
     with ThreadPoolExecutor(4) as pool:
-        answers = [fleet.ask(pool) for _ in range(4)]
-        eventually(lambda: all(sessions(each) for each in fleet.generators), "both generators are at work")
+        answers = fleet.ask_until_all_work(pool)
         leaving = fleet.generators[1]
         leaving.terminate()
         assert all(list(a.result(60).hypotheses[0].token_ids) == list(expected.token_ids) for a in answers)
