@@ -6,7 +6,7 @@
  */
 #if defined(__x86_64__)
 
-#include "vector.h"
+#include "product.h"
 
 #include <math.h>
 #include <omp.h>
@@ -14,24 +14,12 @@
 #include <string.h>
 
 #define LEVELS 127
-#define PANEL 16 /* outputs that are computed together */
-#define BLOCK 8  /* inputs that are multiplied together */
-#define GROUP 128 /* inputs of a row that share step and minimum; a multiple of BLOCK */
-#define CHUNK 2  /* panels that a thread takes at a time */
+#define CHUNK 4 /* panels that a thread takes at a time, where there are enough for all */
 
-enum { NONE, RELU, GELU };
+static int with_vnni = -1; /* not yet known */
 
-typedef struct {
-    const uint8_t *q; /* [rows, width], width a multiple of BLOCK */
-    const float *step, *minimum; /* [rows, groups] */
-    const int8_t *weight;
-    const float *scale, *bias; /* of the outputs, padded to panels */
-    const float *sums;         /* [groups, padded outputs]: of the weights' q */
-    const float *residual;
-    float *y;
-    int64_t rows, width, groups, out, padded;
-    int activation;
-} Product;
+/* Whether products use AVX-512 VNNI: where the processor has it, unless `wanted` is 0. */
+int choose_vnni(int wanted) { return with_vnni = wanted && vnni_here(); }
 
 /* Panels [out / 16][width / 8][2][16][4]: the two groups of four inputs of a block, each for 16 outputs. */
 int64_t packed_bytes(int64_t out, int64_t in) {
@@ -86,26 +74,6 @@ static void quantize(const float *x, int64_t in, uint8_t *q, float *step, float 
         const int n = _mm_cvtss_si32(_mm_set_ss((x[i] - least) * factor));
         q[i] = (uint8_t)(n < 0 ? 0 : n > LEVELS ? LEVELS : n);
     }
-}
-
-static inline __attribute__((always_inline)) void finish(const Product *p, int64_t row, int64_t first, __m256 total) {
-    const float *bias = p->bias;
-    const __m256 scale = _mm256_loadu_ps(p->scale + first);
-    __m256 y = bias ? _mm256_fmadd_ps(scale, total, _mm256_loadu_ps(bias + first)) : _mm256_mul_ps(scale, total);
-    if (p->activation == GELU)
-        y = gelu8(y);
-    else if (p->activation == RELU)
-        y = _mm256_max_ps(y, _mm256_setzero_ps());
-    float *to = p->y + row * p->out + first;
-    const float *more = p->residual ? p->residual + row * p->out + first : 0;
-    if (first + 8 <= p->out) {
-        _mm256_storeu_ps(to, more ? _mm256_add_ps(y, _mm256_loadu_ps(more)) : y);
-        return;
-    }
-    float last[8];
-    _mm256_storeu_ps(last, y);
-    for (int64_t i = 0; first + i < p->out; i++)
-        to[i] = last[i] + (more ? more[i] : 0);
 }
 
 /* Integer sums of some rows over `blocks` blocks of one panel. Kept apart, so that all of them stay in registers. */
@@ -185,7 +153,9 @@ static void panel_rows(const Product *p, int64_t panel) {
 int linear_int8(const float *x, int64_t rows, int64_t in, int64_t out, const int8_t *weight, const float *scale,
                 const float *sums, const float *bias, const float *residual, float *y, int activation, int threads) {
     const int64_t width = (in + BLOCK - 1) / BLOCK * BLOCK, panels = (out + PANEL - 1) / PANEL;
-    const int64_t groups = group_count(in);
+    const int64_t groups = group_count(in), chunk = panels >= 2 * CHUNK * threads ? CHUNK : 1;
+    if (with_vnni < 0)
+        choose_vnni(1);
     uint8_t *q = malloc((size_t)(rows * width) + 64);
     float *of_rows = malloc((size_t)(rows * groups) * 2 * sizeof(float));
     if (!q || !of_rows) {
@@ -206,9 +176,15 @@ int linear_int8(const float *x, int64_t rows, int64_t in, int64_t out, const int
             }
             memset(q + row * width + in, 0, (size_t)(width - in));
         }
-#pragma omp for schedule(dynamic, CHUNK)
-        for (int64_t panel = 0; panel < panels; panel++)
-            panel_rows(&p, panel);
+#pragma omp for schedule(dynamic)
+        for (int64_t first = 0; first < panels; first += chunk) {
+            const int64_t count = panels - first < chunk ? panels - first : chunk;
+            if (with_vnni)
+                vnni_panels(&p, first, count);
+            else
+                for (int64_t panel = first; panel < first + count; panel++)
+                    panel_rows(&p, panel);
+        }
     }
     free(q);
     free(of_rows);

@@ -24,6 +24,7 @@ PANEL = 16  # outputs of a packed weight are padded to whole panels
 ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2}
 ADDRESS, COUNT, FLAG, REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 SIGNATURES: dict[str, tuple[list[Any], Any]] = {
+    "choose_vnni": ([FLAG], FLAG),
     "group_count": ([COUNT], COUNT),
     "packed_bytes": ([COUNT, COUNT], COUNT),
     "pack_int8": ([ADDRESS, COUNT, COUNT, ADDRESS, ADDRESS], None),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -14,6 +15,16 @@ pytestmark = pytest.mark.skipif(native.library() is None, reason="the kernels ne
 HEADS, DIM = 3, 16
 
 
+@pytest.fixture(params=[False, True], ids=["avx2", "vnni"])
+def instructions(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Products with either set of instructions, where the processor has both."""
+    if native.library().choose_vnni(request.param) != request.param:
+        pytest.skip("no AVX-512 VNNI here")
+    yield
+    native.library().choose_vnni(True)
+
+
+@pytest.mark.usefixtures("instructions")
 @pytest.mark.parametrize(("out", "width"), [(64, 32), (50, 44), (17, 9), (7, 3), (256, 1024)])
 @pytest.mark.parametrize("activation", ["none", "relu", "gelu"])
 def test_the_int8_kernel_computes_what_torch_computes(out: int, width: int, activation: str) -> None:
@@ -36,6 +47,7 @@ def test_int8_is_near_float32(activation: str) -> None:
     assert 0 < error < 0.05
 
 
+@pytest.mark.usefixtures("instructions")
 def test_nothing_saturates_at_the_extremes() -> None:
     weight = torch.full((16, 4096), -63, dtype=torch.int8)
     weight[::2] = 63
@@ -46,6 +58,23 @@ def test_nothing_saturates_at_the_extremes() -> None:
     torch.testing.assert_close(y, expected.expand(3, -1), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize(("out", "width"), [(16, 8), (50, 44), (530, 300), (1024, 128)])
+@pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 23])
+def test_both_sets_of_instructions_give_the_same_bits(out: int, width: int, rows: int) -> None:
+    if not native.library().choose_vnni(True):
+        pytest.skip("no AVX-512 VNNI here")
+    torch.manual_seed(rows)
+    product = native.Int8Product(*quantize_weight(torch.randn(out, width)), torch.randn(out), "gelu")
+    x, residual = torch.randn(rows, width), torch.randn(rows, out)
+    with_vnni = product(x, residual)
+    native.library().choose_vnni(False)
+    try:
+        assert torch.equal(product(x, residual), with_vnni)
+    finally:
+        native.library().choose_vnni(True)
+
+
+@pytest.mark.usefixtures("instructions")
 @pytest.mark.parametrize("rows", [2, 3, 5, 6, 50])
 def test_a_row_does_not_depend_on_those_beside_it(rows: int) -> None:
     torch.manual_seed(rows)
@@ -56,6 +85,7 @@ def test_a_row_does_not_depend_on_those_beside_it(rows: int) -> None:
         assert torch.equal(product(x[row : row + 1])[0], together[row])
 
 
+@pytest.mark.usefixtures("instructions")
 @pytest.mark.parametrize("place", [0, 7, 8, 12])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_no_number_stays_none(place: int, value: float) -> None:
@@ -66,6 +96,7 @@ def test_what_is_no_number_stays_none(place: int, value: float) -> None:
     assert y[1].isnan().all()
 
 
+@pytest.mark.usefixtures("instructions")
 def test_a_row_of_equal_inputs() -> None:
     weight = torch.randn(24, 40)
     torch.testing.assert_close(

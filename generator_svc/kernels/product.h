@@ -1,0 +1,50 @@
+/* A product of quantized rows with a packed weight, and what is done with each of its sums. */
+#ifndef RAGSERVE_PRODUCT_H
+#define RAGSERVE_PRODUCT_H
+
+#include "vector.h"
+
+#define PANEL 16 /* outputs that are computed together */
+#define BLOCK 8  /* inputs that are multiplied together */
+#define GROUP 128 /* inputs of a row that share step and minimum; a multiple of BLOCK */
+
+enum { NONE, RELU, GELU };
+
+typedef struct {
+    const uint8_t *q; /* [rows, width], width a multiple of BLOCK */
+    const float *step, *minimum; /* [rows, groups] */
+    const int8_t *weight;
+    const float *scale, *bias; /* of the outputs, padded to panels */
+    const float *sums;         /* [groups, padded outputs]: of the weights' q */
+    const float *residual;
+    float *y;
+    int64_t rows, width, groups, out, padded;
+    int activation;
+} Product;
+
+/* Sums of eight outputs, `first` and the following, to y. */
+static inline __attribute__((always_inline)) void finish(const Product *p, int64_t row, int64_t first, __m256 total) {
+    const float *bias = p->bias;
+    const __m256 scale = _mm256_loadu_ps(p->scale + first);
+    __m256 y = bias ? _mm256_fmadd_ps(scale, total, _mm256_loadu_ps(bias + first)) : _mm256_mul_ps(scale, total);
+    if (p->activation == GELU)
+        y = gelu8(y);
+    else if (p->activation == RELU)
+        y = _mm256_max_ps(y, _mm256_setzero_ps());
+    float *to = p->y + row * p->out + first;
+    const float *more = p->residual ? p->residual + row * p->out + first : 0;
+    if (first + 8 <= p->out) {
+        _mm256_storeu_ps(to, more ? _mm256_add_ps(y, _mm256_loadu_ps(more)) : y);
+        return;
+    }
+    float last[8];
+    _mm256_storeu_ps(last, y);
+    for (int64_t i = 0; first + i < p->out; i++)
+        to[i] = last[i] + (more ? more[i] : 0);
+}
+
+/* The same sums on processors with AVX-512 VNNI: vnni.c. */
+int vnni_here(void);
+void vnni_panels(const Product *p, int64_t first, int64_t count);
+
+#endif

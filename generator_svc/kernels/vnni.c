@@ -1,0 +1,96 @@
+/* The sums of linear_int8.c with AVX-512 VNNI: one instruction adds 64 products to 16 sums.
+ *
+ * The integers are the same, and groups are added in the same order: so are the results, to the last bit.
+ */
+#if defined(__x86_64__)
+
+#include "product.h"
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
+
+#include <string.h>
+
+#define ROWS 6   /* with four panels: 24 of the 32 registers hold sums */
+#define PANELS 4 /* as many as a thread takes at a time */
+#define EACH(i, n) _Pragma("GCC unroll 8") for (int i = 0; i < n; i++)
+
+/* Adds group g of R rows and P panels to totals [R][P]: step * sum of the integers' products + minimum * sum of the
+ * weights. A function for each R and P, so that the sums stay in registers. */
+#define GROUP_OF(R, P)                                                                                                \
+    static __attribute__((noinline)) void group_of_##R##_##P(const Product *p, int64_t first, int64_t row, int64_t g, \
+                                                             __m512 *totals) {                                        \
+        const int64_t width = p->width, left = width - g * GROUP, stride = PANEL * width;                             \
+        const uint8_t *q = p->q + row * width + g * GROUP, *end = q + (left < GROUP ? left : GROUP);                  \
+        const int8_t *w = p->weight + first * stride + g * GROUP * PANEL;                                             \
+        __m512i sums[R][P];                                                                                           \
+        EACH(r, R) EACH(n, P) sums[r][n] = _mm512_setzero_si512();                                                    \
+        for (; q < end; q += 4, w += 4 * PANEL) {                                                                     \
+            __m512i weights[P];                                                                                       \
+            EACH(n, P) weights[n] = _mm512_loadu_si512(w + n * stride);                                               \
+            EACH(r, R) {                                                                                              \
+                int32_t four;                                                                                         \
+                memcpy(&four, q + r * width, sizeof four);                                                            \
+                const __m512i inputs = _mm512_set1_epi32(four);                                                       \
+                EACH(n, P) sums[r][n] = _mm512_dpbusd_epi32(sums[r][n], inputs, weights[n]);                          \
+            }                                                                                                         \
+        }                                                                                                             \
+        EACH(r, R) EACH(n, P) __asm__("" : "+v"(sums[r][n]));                                                         \
+        const float *of_weights = p->sums + g * p->padded + first * PANEL;                                            \
+        EACH(r, R) {                                                                                                  \
+            const __m512 step = _mm512_set1_ps(p->step[(row + r) * p->groups + g]);                                   \
+            const __m512 minimum = _mm512_set1_ps(p->minimum[(row + r) * p->groups + g]);                             \
+            EACH(n, P) {                                                                                              \
+                __m512 *total = totals + r * P + n;                                                                   \
+                const __m512 least = _mm512_fmadd_ps(minimum, _mm512_loadu_ps(of_weights + n * PANEL), *total);       \
+                *total = _mm512_fmadd_ps(step, _mm512_cvtepi32_ps(sums[r][n]), least);                                \
+            }                                                                                                         \
+        }                                                                                                             \
+    }
+
+#define OF_ROWS(MACRO, P) MACRO(1, P) MACRO(2, P) MACRO(3, P) MACRO(4, P) MACRO(5, P) MACRO(6, P)
+OF_ROWS(GROUP_OF, 1)
+OF_ROWS(GROUP_OF, 4)
+
+typedef void (*GroupOf)(const Product *, int64_t, int64_t, int64_t, __m512 *);
+#define NAME(R, P) group_of_##R##_##P,
+static const GroupOf ONE_PANEL[] = {OF_ROWS(NAME, 1)}, FOUR_PANELS[] = {OF_ROWS(NAME, 4)};
+
+/* Rows `row` and the following, panels `first` and the following. */
+static void tile(const Product *p, int64_t first, int64_t row, int rows, int panels) {
+    const GroupOf add_group = (panels == PANELS ? FOUR_PANELS : ONE_PANEL)[rows - 1];
+    __m512 totals[ROWS * PANELS];
+    for (int i = 0; i < rows * panels; i++)
+        totals[i] = _mm512_setzero_ps();
+    for (int64_t g = 0; g < p->groups; g++)
+        add_group(p, first, row, g, totals);
+    for (int i = 0; i < rows * panels; i++) {
+        const int64_t output = (first + i % panels) * PANEL;
+        finish(p, row + i / panels, output, _mm512_castps512_ps256(totals[i]));
+        if (output + 8 < p->out)
+            finish(p, row + i / panels, output + 8, _mm512_extractf32x8_ps(totals[i], 1));
+    }
+}
+
+/* All rows of panels first .. first + count, of at most PANELS; tiles of rows as even as they can be. */
+void vnni_panels(const Product *p, int64_t first, int64_t count) {
+    const int64_t tiles = (p->rows + ROWS - 1) / ROWS;
+    for (int64_t t = 0; t < tiles; t++) {
+        const int64_t row = t * p->rows / tiles;
+        const int rows = (int)((t + 1) * p->rows / tiles - row);
+        if (count == PANELS)
+            tile(p, first, row, rows, PANELS);
+        else
+            for (int64_t panel = first; panel < first + count; panel++)
+                tile(p, panel, row, rows, 1);
+    }
+}
+
+#pragma GCC pop_options
+
+int vnni_here(void) {
+    return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+}
+
+#endif
