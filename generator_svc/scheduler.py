@@ -17,7 +17,7 @@ from generator_svc.documents import DocumentEntry, DocumentPool
 from generator_svc.sessions import Hypothesis, PrefixTree, Session, Start, Work
 from generator_svc.slots import SlotArray, SlotPool
 from generator_svc.trie import Trie, build_trie
-from generator_svc.turns import UNHURRIED_TOKENS, StepTurns, documents_to_encode
+from generator_svc.turns import UNHURRIED_TOKENS, YOUNG_STEPS, StepTurns, documents_to_encode
 from ragserve.errors import (
     DeadlineExceededError,
     FailedPreconditionError,
@@ -41,6 +41,7 @@ class Capacity:
     slot_bytes: int = 1  # self-attention keys and values of one decoder token of one row
     step_rows: int = 2048  # of one step pass
     prefill_tokens: int = 1024  # encoded between two step passes
+    young_steps: int = YOUNG_STEPS  # that a session may have had and still share passes with the young alone
     idle_seconds: float = 60.0
 
 
@@ -74,7 +75,7 @@ class Scheduler:
         self._n_rows = 0
         self._scoring: list[Session] = []
         self.slots = SlotPool()
-        self._turns = StepTurns(capacity.step_rows)
+        self._turns = StepTurns(capacity.step_rows, capacity.young_steps)
         self.documents = DocumentPool(capacity.encoder_cache_bytes, capacity.document_token_bytes)
 
     @property

@@ -9,6 +9,8 @@ from generator_svc.sessions import Session
 
 # Context tokens that a second of waiting outweighs: short documents go first, but not for ever.
 PATIENCE = 200.0
+# Steps that a session has had when it counts as one of the long: until then it need not share every pass with them.
+YOUNG_STEPS = 16
 # What a pass may encode at least while nobody decodes, who could be held up.
 UNHURRIED_TOKENS = 1024
 
@@ -16,31 +18,42 @@ UNHURRIED_TOKENS = 1024
 class StepTurns:
     """Shares the rows of step passes between sessions: who has had the fewest goes first (fair queueing).
 
+    Where not all fit one pass, every other one is for the young alone, when there are any: a pass of few rows is short,
+    so an answer of a few tokens does not take the time of two full passes for each of them. The long have the other
+    half of the passes, whatever comes.
+
     A session that begins, or comes back from a pause, starts where the one behind is: it is soon in a pass, and cannot
     make up for rows that it never asked for.
     """
 
-    def __init__(self, max_rows: int) -> None:
+    def __init__(self, max_rows: int, young_steps: int) -> None:
         self._max_rows = max_rows
+        self._young_steps = young_steps
         self._behind = 0
+        self._young_had_theirs = False
 
     def join(self, session: Session) -> None:
         """The session wants a step."""
         session.rows_run = max(session.rows_run, self._behind)
 
     def choose(self, ready: Sequence[Session]) -> list[Session]:
-        """The sessions of the next pass: at least one of those that are ready, then as many as its rows hold."""
-        ordered = sorted(ready, key=lambda session: session.rows_run)
+        """The sessions of the next pass: at least one of those whose turn it is, then as many as its rows hold."""
+        young = [session for session in ready if session.steps_run < self._young_steps]
+        crowded = sum(session.n_rows for session in ready) > self._max_rows
+        apart = crowded and 0 < len(young) < len(ready) and not self._young_had_theirs
+        self._young_had_theirs = apart
+        ordered = sorted(young if apart else ready, key=lambda session: session.rows_run)
         left = self._max_rows
         chosen: set[Session] = set()
         for session in ordered:
             if session.n_rows <= left or not chosen:
                 chosen.add(session)
                 left -= session.n_rows
-        if ordered:
+        if ordered and not apart:
             self._behind = ordered[0].rows_run
         for session in chosen:
             session.rows_run += session.n_rows
+            session.steps_run += 1
         return [session for session in ready if session in chosen]
 
 

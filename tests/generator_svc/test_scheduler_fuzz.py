@@ -21,7 +21,7 @@ from tests.generator_svc.toy import Cells, Client, Server, alone
 
 REFUSALS = {"open: full", "step: full", "open: never fits", "step: never fits"}
 EVENTS = REFUSALS | {"grow", "step", "widen", "score", "finished", "cancelled", "failed", "idle", "late", "evicted"}
-EVENTS |= {"waits its turn", "guessed", "not guessed"}
+EVENTS |= {"waits its turn", "young apart", "guessed", "not guessed"}
 EVENTS |= {"shared", "kept", "pushed out", "cancelled for another", "not encoded"}
 
 
@@ -39,10 +39,12 @@ class World(Server):
             slot_bytes=self.rng.randint(1, 5),
             step_rows=self.rng.choice((3, 10, 30, 1000)),
             prefill_tokens=self.rng.choice((5, 20, 60, 200)),
+            young_steps=self.rng.choice((1, 2, 4)),
             idle_seconds=self.rng.choice((8.0, 20.0, 60.0)),
         )
         super().__init__(self.capacity)
         self.states: set[DocumentEntry] = set()  # that are in memory
+        self.young_apart = False  # the last step pass
         self.distrusted: set[DocumentEntry] = set()
         self.turned_away: list[int] = []
         self.arrivals = self.rng.choice((0.1, 0.3, 0.6))
@@ -121,7 +123,13 @@ class World(Server):
         assert all(document.state is not None for document in self.states)
 
     def check_step(self, plan: Plan, ready: Sequence[Session]) -> None:
-        """As many as the rows hold; who has had the fewest rows is in any case."""
+        """As many as the rows hold; who has had the fewest rows is in any case. Of a crowd, every other time only the young."""
+        steps = {session: session.steps_run - (session in plan.step) for session in ready}
+        young = [session for session in ready if steps[session] < self.capacity.young_steps]
+        crowded = sum(session.n_rows for session in ready) > self.capacity.step_rows
+        self.young_apart = crowded and 0 < len(young) < len(ready) and not self.young_apart
+        self.events["young apart"] += self.young_apart
+        ready = young if self.young_apart else ready
         assert [session for session in ready if session in plan.step] == list(plan.step)
         left = self.capacity.step_rows - sum(session.n_rows for session in plan.step)
         assert left >= 0 or len(plan.step) == 1
