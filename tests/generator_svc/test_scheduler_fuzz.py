@@ -123,7 +123,7 @@ class World(Server):
         assert all(document.state is not None for document in self.states)
 
     def check_step(self, plan: Plan, ready: Sequence[Session]) -> None:
-        """As many as the rows hold; who has had the fewest rows is in any case. Of a crowd, every other time only the young."""
+        """As many as the rows hold, who has had the fewest in any case; of a crowd every other time only the young."""
         steps = {session: session.steps_run - (session in plan.step) for session in ready}
         young = [session for session in ready if steps[session] < self.capacity.young_steps]
         crowded = sum(session.n_rows for session in ready) > self.capacity.step_rows
