@@ -72,7 +72,7 @@ class Session:
     active: float = 0.0  # monotonic seconds of the last sign of life
     closed: bool = False
     rows_run: int = 0  # in step passes; what `turns` shares them by
-    steps_run: int = 0
+    steps_run: int = 0  # how many passes these were: few while it is young
 
     @property
     def context_tokens(self) -> int:

@@ -14,9 +14,8 @@
 #include <string.h>
 
 #define LEVELS 127
-#define CHUNK 4 /* panels that a thread takes at a time, where there are enough for all */
 
-static int with_vnni = -1; /* not yet known */
+static int with_vnni;
 
 /* Whether products use AVX-512 VNNI: where the processor has it, unless `wanted` is 0. */
 int choose_vnni(int wanted) { return with_vnni = wanted && vnni_here(); }
@@ -154,8 +153,6 @@ int linear_int8(const float *x, int64_t rows, int64_t in, int64_t out, const int
                 const float *sums, const float *bias, const float *residual, float *y, int activation, int threads) {
     const int64_t width = (in + BLOCK - 1) / BLOCK * BLOCK, panels = (out + PANEL - 1) / PANEL;
     const int64_t groups = group_count(in), chunk = panels >= 2 * CHUNK * threads ? CHUNK : 1;
-    if (with_vnni < 0)
-        choose_vnni(1);
     uint8_t *q = malloc((size_t)(rows * width) + 64);
     float *of_rows = malloc((size_t)(rows * groups) * 2 * sizeof(float));
     if (!q || !of_rows) {

@@ -47,6 +47,7 @@ def library() -> Any:
     for name, (arguments, result) in SIGNATURES.items():
         function = getattr(loaded, name)
         function.argtypes, function.restype = arguments, result
+    loaded.choose_vnni(True)
     return loaded
 
 

@@ -11,12 +11,12 @@
 
 #include <string.h>
 
-#define ROWS 6   /* with four panels: 24 of the 32 registers hold sums */
-#define PANELS 4 /* as many as a thread takes at a time */
+#define ROWS 6 /* with four panels: 24 of the 32 registers hold sums */
 #define EACH(i, n) _Pragma("GCC unroll 8") for (int i = 0; i < n; i++)
 
 /* Adds group g of R rows and P panels to totals [R][P]: step * sum of the integers' products + minimum * sum of the
- * weights. A function for each R and P, so that the sums stay in registers. */
+ * weights. A function for each R and P, so that the sums stay in registers: GCC 12 puts them all into memory, in every
+ * turn of the loop, unless the empty instruction behind it asks for them in registers. */
 #define GROUP_OF(R, P)                                                                                                \
     static __attribute__((noinline)) void group_of_##R##_##P(const Product *p, int64_t first, int64_t row, int64_t g, \
                                                              __m512 *totals) {                                        \
@@ -58,8 +58,8 @@ static const GroupOf ONE_PANEL[] = {OF_ROWS(NAME, 1)}, FOUR_PANELS[] = {OF_ROWS(
 
 /* Rows `row` and the following, panels `first` and the following. */
 static void tile(const Product *p, int64_t first, int64_t row, int rows, int panels) {
-    const GroupOf add_group = (panels == PANELS ? FOUR_PANELS : ONE_PANEL)[rows - 1];
-    __m512 totals[ROWS * PANELS];
+    const GroupOf add_group = (panels == CHUNK ? FOUR_PANELS : ONE_PANEL)[rows - 1];
+    __m512 totals[ROWS * CHUNK];
     for (int i = 0; i < rows * panels; i++)
         totals[i] = _mm512_setzero_ps();
     for (int64_t g = 0; g < p->groups; g++)
@@ -72,14 +72,14 @@ static void tile(const Product *p, int64_t first, int64_t row, int rows, int pan
     }
 }
 
-/* All rows of panels first .. first + count, of at most PANELS; tiles of rows as even as they can be. */
+/* All rows of panels first .. first + count, of at most CHUNK; tiles of rows as even as they can be. */
 void vnni_panels(const Product *p, int64_t first, int64_t count) {
     const int64_t tiles = (p->rows + ROWS - 1) / ROWS;
     for (int64_t t = 0; t < tiles; t++) {
         const int64_t row = t * p->rows / tiles;
         const int rows = (int)((t + 1) * p->rows / tiles - row);
-        if (count == PANELS)
-            tile(p, first, row, rows, PANELS);
+        if (count == CHUNK)
+            tile(p, first, row, rows, CHUNK);
         else
             for (int64_t panel = first; panel < first + count; panel++)
                 tile(p, panel, row, rows, 1);
