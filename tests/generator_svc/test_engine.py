@@ -23,6 +23,7 @@ from generator_svc.commands import (
     StepOutput,
     WidenCommand,
 )
+from generator_svc.device import use_threads
 from generator_svc.engine import GeneratorEngine
 from generator_svc.options import EngineOptions
 from generator_svc.session import DecodeSession
@@ -355,3 +356,23 @@ async def test_memory_does_not_grow_with_sessions(engine: GeneratorEngine) -> No
     gc.collect()
     assert psutil.Process().memory_info().rss - before < 16 * 2**20
     await eventually(lambda: scheduler_of(engine).used_bytes == 0)
+
+
+async def test_loading_leaves_no_thread_behind(bart_dir: Path) -> None:
+    """A second team of OpenMP would keep the worker's own from spinning; see `_in_passing`."""
+
+    def threads() -> set[int]:
+        return {thread.id for thread in psutil.Process().threads()}
+
+    use_threads(2)  # gives torch a thread for another purpose
+    before = threads()
+    engine = GeneratorEngine(bart_dir, EngineOptions(device="cpu", precision="int8", threads=2), Metrics())
+    await engine.start()
+    try:
+        for _ in range(200):
+            if len(threads() - before) == 1:  # the worker, which has not computed anything yet
+                break
+            await asyncio.sleep(0.01)
+        assert len(threads() - before) == 1
+    finally:
+        await engine.stop()
