@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from generator_svc.kernels import native
+from generator_svc.kernels.program import PathPlaces
 from generator_svc.models.base import PositionBias, Shape
 from generator_svc.slots import INITIAL_SLOTS, SlotArray
 from generator_svc.trie import Trie
@@ -77,6 +78,14 @@ class CachedAttention:
             visible = torch.zeros(self._size, dtype=self._cache.dtype, device=self._cache.device)
             self._bias = visible.masked_fill_(self._hidden, -torch.inf)[:, None, None]
 
+    @property
+    def places(self) -> PathPlaces | None:
+        """See `SelfAttention`."""
+        if not self._native:
+            return None
+        caches = np.array([layer.data_ptr() for layer in self._cache.layers], dtype=np.int64)
+        return PathPlaces(caches, self._table.view(self._size), self._lengths, self._bias)
+
     def attend(self, layer: int, qkv: torch.Tensor) -> torch.Tensor:
         """See `SelfAttention`."""
         n_rows, longest = self._size
@@ -99,6 +108,8 @@ class TreeAttention:
 
     When `slots` is given ([n_nodes] for each tree), the keys and values are also kept in the cache.
     """
+
+    places: PathPlaces | None = None
 
     def __init__(self, cache: KVCache, shape: Shape, trees: Sequence[Trie], slots: Sequence[SlotArray] | None) -> None:
         self._cache, self._shape = cache, shape

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,8 @@ from generator_svc.steps import StepTask
 
 class SlotAttention:
     """Rows attend to their paths in the cache, through the kernels; see `SelfAttention`."""
+
+    places: None = None
 
     def __init__(self, kernels: Kernels, cache: KVCache, shape: Shape, paths: Paths) -> None:
         self._kernels, self._cache, self._shape, self._paths = kernels, cache, shape, paths
@@ -39,6 +41,7 @@ class SlotAttention:
 class TiledDocuments:
     """Rows read the documents of their tiles, through the kernels; see `CrossAttention`."""
 
+    places: ClassVar[None] = None
     kernels: Kernels
     shape: Shape
     tiles: Tiles

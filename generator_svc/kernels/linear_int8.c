@@ -6,6 +6,7 @@
  */
 #if defined(__x86_64__)
 
+#include "kernels.h"
 #include "product.h"
 
 #include <math.h>
@@ -148,43 +149,48 @@ static void panel_rows(const Product *p, int64_t panel) {
     }
 }
 
+/* Bytes of the room that a product of these rows needs: their integers, then step and minimum of each group. */
+size_t linear_room(int64_t rows, int64_t in) {
+    const int64_t width = (in + BLOCK - 1) / BLOCK * BLOCK;
+    return (size_t)(rows * width + 63) / 64 * 64 + (size_t)(rows * group_count(in)) * 2 * sizeof(float);
+}
+
+void linear_team(const Linear *l, const float *x, int64_t rows, const float *residual, float *y, void *room, int threads) {
+    const int64_t in = l->in, width = (in + BLOCK - 1) / BLOCK * BLOCK, panels = (l->out + PANEL - 1) / PANEL;
+    const int64_t groups = group_count(in), chunk = panels >= 2 * CHUNK * threads ? CHUNK : 1;
+    uint8_t *q = room;
+    float *step = (float *)(q + (rows * width + 63) / 64 * 64), *minimum = step + rows * groups;
+    const Product p = {q, step, minimum, l->weight, l->scale, l->bias, l->sums, residual,
+                       y, rows, width,   groups,    l->out,   panels * PANEL,   (int)l->activation};
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < rows; row++) {
+        for (int64_t g = 0; g < groups; g++) {
+            const int64_t first = g * GROUP, size = in - first < GROUP ? in - first : GROUP;
+            quantize(x + row * in + first, size, q + row * width + first, step + row * groups + g, minimum + row * groups + g);
+        }
+        memset(q + row * width + in, 0, (size_t)(width - in));
+    }
+#pragma omp for schedule(dynamic)
+    for (int64_t first = 0; first < panels; first += chunk) {
+        const int64_t count = panels - first < chunk ? panels - first : chunk;
+        if (with_vnni)
+            vnni_panels(&p, first, count);
+        else
+            for (int64_t panel = first; panel < first + count; panel++)
+                panel_rows(&p, panel);
+    }
+}
+
 /* x [rows, in] contiguous; residual null or [rows, out]; bias null or padded to panels. 0, or -1 without memory. */
 int linear_int8(const float *x, int64_t rows, int64_t in, int64_t out, const int8_t *weight, const float *scale,
                 const float *sums, const float *bias, const float *residual, float *y, int activation, int threads) {
-    const int64_t width = (in + BLOCK - 1) / BLOCK * BLOCK, panels = (out + PANEL - 1) / PANEL;
-    const int64_t groups = group_count(in), chunk = panels >= 2 * CHUNK * threads ? CHUNK : 1;
-    uint8_t *q = malloc((size_t)(rows * width) + 64);
-    float *of_rows = malloc((size_t)(rows * groups) * 2 * sizeof(float));
-    if (!q || !of_rows) {
-        free(q);
-        free(of_rows);
+    const Linear l = {in, out, activation, weight, scale, sums, bias};
+    void *room = aligned_alloc(64, (linear_room(rows, in) + 63) / 64 * 64);
+    if (!room)
         return -1;
-    }
-    float *step = of_rows, *minimum = of_rows + rows * groups;
-    const Product p = {q,        step, minimum, weight, scale, bias,           sums,      residual,
-                       y,        rows, width,   groups, out,   panels * PANEL, activation};
 #pragma omp parallel num_threads(threads)
-    {
-#pragma omp for schedule(static)
-        for (int64_t row = 0; row < rows; row++) {
-            for (int64_t g = 0; g < groups; g++) {
-                const int64_t first = g * GROUP, size = in - first < GROUP ? in - first : GROUP;
-                quantize(x + row * in + first, size, q + row * width + first, step + row * groups + g, minimum + row * groups + g);
-            }
-            memset(q + row * width + in, 0, (size_t)(width - in));
-        }
-#pragma omp for schedule(dynamic)
-        for (int64_t first = 0; first < panels; first += chunk) {
-            const int64_t count = panels - first < chunk ? panels - first : chunk;
-            if (with_vnni)
-                vnni_panels(&p, first, count);
-            else
-                for (int64_t panel = first; panel < first + count; panel++)
-                    panel_rows(&p, panel);
-        }
-    }
-    free(q);
-    free(of_rows);
+    linear_team(&l, x, rows, residual, y, room, threads);
+    free(room);
     return 0;
 }
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 Addresses = npt.NDArray[np.int64]
 
@@ -31,6 +32,7 @@ SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "linear_int8": ([ADDRESS, COUNT, COUNT, COUNT, *[ADDRESS] * 6, FLAG, FLAG], FLAG),
     "cross_attention": ([*[ADDRESS] * 5, COUNT, COUNT, COUNT, REAL, FLAG, FLAG], FLAG),
     "path_attention": ([*[ADDRESS] * 6, COUNT, COUNT, COUNT, COUNT, REAL, FLAG], FLAG),
+    "run_program": ([ADDRESS, COUNT, ADDRESS], FLAG),
 }
 
 log = logging.getLogger(__name__)
@@ -56,40 +58,42 @@ class Int8Product:
 
     def __init__(self, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, activation: str) -> None:
         self._library = library()
-        self._out, self._in = weight.shape
+        self.outputs, self.inputs = weight.shape
+        self.activation = ACTIVATIONS[activation]
         weight = weight.contiguous()
-        self._weight = torch.empty(self._library.packed_bytes(self._out, self._in), dtype=torch.int8)
-        self._scale = self._padded(scale)
-        self._sums = torch.empty(self._library.group_count(self._in), len(self._scale))
-        self._bias = None if bias is None else self._padded(bias)
-        self._activation = ACTIVATIONS[activation]
-        self._library.pack_int8(weight.data_ptr(), self._out, self._in, self._weight.data_ptr(), self._sums.data_ptr())
-        fixed = (self._weight, self._scale, self._sums, self._bias)
-        self._fixed = [None if tensor is None else tensor.data_ptr() for tensor in fixed]
+        packed = torch.empty(self._library.packed_bytes(self.outputs, self.inputs), dtype=torch.int8)
+        scale = self._padded(scale)
+        sums = torch.empty(self._library.group_count(self.inputs), len(scale))
+        self._library.pack_int8(weight.data_ptr(), self.outputs, self.inputs, packed.data_ptr(), sums.data_ptr())
+        self._kept = (packed, scale, sums, None if bias is None else self._padded(bias))
+        self.fixed = [None if tensor is None else tensor.data_ptr() for tensor in self._kept]  # addresses
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """X [rows, in], residual [rows, out] -> [rows, out]."""
+        if has_torch_function_unary(x):
+            recorded: torch.Tensor = handle_torch_function(Int8Product.__call__, (x,), self, x, residual)
+            return recorded
         x = x.contiguous()
-        y = torch.empty(x.shape[0], self._out)
+        y = torch.empty(x.shape[0], self.outputs)
         more = None if residual is None else residual.contiguous()
         _check(
             self._library.linear_int8(
                 x.data_ptr(),
                 x.shape[0],
-                self._in,
-                self._out,
-                *self._fixed,
+                self.inputs,
+                self.outputs,
+                *self.fixed,
                 None if more is None else more.data_ptr(),
                 y.data_ptr(),
-                self._activation,
+                self.activation,
                 torch.get_num_threads(),
             )
         )
         return y
 
     def _padded(self, values: torch.Tensor) -> torch.Tensor:
-        padded = torch.zeros(-(-self._out // PANEL) * PANEL)
-        padded[: self._out] = values
+        padded = torch.zeros(-(-self.outputs // PANEL) * PANEL)
+        padded[: self.outputs] = values
         return padded
 
 
@@ -160,6 +164,11 @@ def path_attention(
         )
     )
     return y
+
+
+def run_program(ops: int, count: int, run: int) -> None:
+    """Run kernels one after the other; the addresses of a list of `Op` and of a `Run`, see program.c."""
+    _check(library().run_program(ops, count, run))
 
 
 def usable(dim: int, *tensors: torch.Tensor) -> bool:

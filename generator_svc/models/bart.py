@@ -10,7 +10,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from generator_svc.kernels.program import Attend
 from generator_svc.models.base import EncodePass, Rows, SelfAttention, Shape
+from generator_svc.models.layers import DecoderLayers
 from generator_svc.models.linear import Linear, check_activation, fuse, make_linear
 from generator_svc.models.numerics import FLOAT32, Numerics
 from generator_svc.models.packing import pack
@@ -110,6 +112,7 @@ class Bart:
         weights.forget_shared()
         self._encoder = [load.encoder_layer(f"encoder.layers.{i}") for i in range(config.encoder_layers)]
         self._decoder = [load.decoder_layer(f"decoder.layers.{i}") for i in range(config.decoder_layers)]
+        self._decoder_layers = DecoderLayers(self._decode_layers, config.d_model, self.shape)
         weights.finish(IGNORED)
 
     def encode(self, contexts: Sequence[Sequence[int]]) -> EncodePass:
@@ -125,9 +128,12 @@ class Bart:
         """See `Seq2SeqModel`."""
         attention.start(None)
         x = self._decoder_embedding(rows.tokens, rows.positions)
+        return self._decoder_layers(x, attention, rows.documents)
+
+    def _decode_layers(self, x: torch.Tensor, attention: Attend, documents: Attend) -> torch.Tensor:
         for i, layer in enumerate(self._decoder):
             x = layer.norm(layer.out(attention.attend(i, layer.qkv(x)), residual=x))
-            attended = rows.documents.attend(i, layer.cross_query(x))
+            attended = documents.attend(i, layer.cross_query(x))
             x = layer.cross_norm(layer.cross_out(attended, residual=x))
             x = layer.feed_forward(x)
         return x

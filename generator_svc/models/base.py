@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from generator_svc.kernels import native
+from generator_svc.kernels.program import DocumentPlaces, PathPlaces
 from generator_svc.models.numerics import FLOAT32, Numerics
 
 PositionBias = Callable[[torch.Tensor], torch.Tensor]
@@ -69,7 +70,11 @@ class DocumentState:
 class CrossAttention(Protocol):
     """How rows see the documents: each row reads one."""
 
-    def attend(self, layer: int, query: torch.Tensor) -> torch.Tensor:
+    @property
+    def places(self) -> DocumentPlaces | None:
+        """Where the documents are, for the kernels; None where these cannot read them."""
+
+    def attend(self, layer: int, query: torch.Tensor, /) -> torch.Tensor:
         """Query [n_rows, inner] -> [n_rows, inner]."""
 
 
@@ -93,10 +98,14 @@ class Rows:
 class SelfAttention(Protocol):
     """How rows see their own past: through the cache, or through a tree of tokens in the same pass."""
 
+    @property
+    def places(self) -> PathPlaces | None:
+        """Where the past is, for the kernels, after `start`; None where these cannot read it."""
+
     def start(self, position_bias: PositionBias | None) -> None:
         """Prepare the bias of this pass; `position_bias` maps distances [...] to biases [..., n_heads]."""
 
-    def attend(self, layer: int, qkv: torch.Tensor) -> torch.Tensor:
+    def attend(self, layer: int, qkv: torch.Tensor, /) -> torch.Tensor:
         """Qkv [n_rows, 3 * inner] -> [n_rows, inner]."""
 
 
@@ -140,6 +149,14 @@ class GroupedDocuments:
     def _addresses(self) -> native.Addresses:
         """Where the document of each group is in memory, [n_layers, n_groups]."""
         return np.ascontiguousarray(np.stack([state.addresses for state, _ in self.groups], axis=1))
+
+    @property
+    def places(self) -> DocumentPlaces | None:
+        """See `CrossAttention`."""
+        documents = self.groups[0][0].layers[0]
+        if not native.usable(documents.shape[3], documents):
+            return None
+        return DocumentPlaces(self._addresses, self._tokens, self._starts, documents.dtype == torch.float16)
 
     def attend(self, layer: int, query: torch.Tensor) -> torch.Tensor:
         """See `CrossAttention`."""

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from generator_svc.kernels.program import Attend
 from generator_svc.models.base import EncodePass, Rows, SelfAttention, Shape
+from generator_svc.models.layers import DecoderLayers
 from generator_svc.models.linear import Linear, check_activation, fuse, make_linear
 from generator_svc.models.numerics import FLOAT32, Numerics
 from generator_svc.models.packing import pack
@@ -139,6 +141,7 @@ class T5:
             )
             for i in range(config.num_decoder_layers)
         ]
+        self._decoder_layers = DecoderLayers(self._decode_layers, config.d_model, self.shape)
         self._encoder_norm = load.norm("encoder.final_layer_norm")
         self._decoder_norm = load.norm("decoder.final_layer_norm")
         weights.finish(IGNORED)
@@ -160,11 +163,14 @@ class T5:
         """See `Seq2SeqModel`."""
         attention.start(lambda distances: self._decoder_bias(-distances))
         x = F.embedding(rows.tokens, self._decoder_words).to(self._numerics.activations)
+        return self._decoder_norm(self._decoder_layers(x, attention, rows.documents))
+
+    def _decode_layers(self, x: torch.Tensor, attention: Attend, documents: Attend) -> torch.Tensor:
         for i, (own, cross, feed_forward) in enumerate(self._decoder):
             x = own.out(attention.attend(i, own.qkv(own.norm(x))), residual=x)
-            attended = rows.documents.attend(i, cross.query(cross.norm(x)))
+            attended = documents.attend(i, cross.query(cross.norm(x)))
             x = feed_forward(cross.out(attended, residual=x))
-        return self._decoder_norm(x)
+        return x
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """See `Seq2SeqModel`."""

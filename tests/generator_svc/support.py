@@ -55,6 +55,7 @@ VARIANTS = {
     "t5-own-head": {},
     "t5-gated": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
     "t5-gated-silu": {"feed_forward_proj": "gated-silu"},
+    "t5-gated-relu": {"feed_forward_proj": "gated-relu", "d_kv": 16},  # all of it has kernels
 }
 
 

@@ -1,0 +1,40 @@
+/* What one kernel is to another: parts that all threads of a parallel region run together. Each ends with a barrier. */
+#ifndef RAGSERVE_KERNELS_H
+#define RAGSERVE_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* A weight as `pack_int8` leaves it, and what is done with the sums; bias may be null. */
+typedef struct {
+    int64_t in, out, activation;
+    const int8_t *weight;
+    const float *scale, *sums, *bias;
+} Linear;
+
+/* The paths of rows through the slots of a cache: see `path_attention`. */
+typedef struct {
+    const int64_t *table, *lengths;
+    const float *bias;
+    int64_t rows, longest, heads, dim;
+    float scale;
+} Paths;
+
+/* The documents of groups of rows: see `cross_attention`. */
+typedef struct {
+    const int64_t *tokens, *starts;
+    int64_t groups, longest, heads, dim;
+    float scale;
+    int half;
+} Documents;
+
+size_t linear_room(int64_t rows, int64_t in);
+void linear_team(const Linear *l, const float *x, int64_t rows, const float *residual, float *y, void *room, int threads);
+
+/* Floats of each thread's own part of `scores`. */
+int64_t score_room(int64_t longest);
+int64_t longest_of(const int64_t *tokens, int64_t groups);
+void cross_team(const Documents *d, const void *const *documents, const float *query, float *y, float *scores);
+void path_team(const Paths *p, const float *qkv, float *cache, float *y, float *scores);
+
+#endif
