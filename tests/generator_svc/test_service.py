@@ -265,3 +265,22 @@ def test_bad_settings_give_one_clear_line(bart_dir: Path, flags: tuple[str, ...]
     last = result.stderr.strip().splitlines()[-1]
     assert says in last
     assert "Traceback" not in result.stderr
+
+
+def test_silent_clients_are_told_that_their_session_has_ended(bart_dir: Path) -> None:
+    service = Service(bart_dir, "--idle_seconds", "1")
+    try:
+        service.wait_until_serving()
+        never_opened, opened, stepping = (Stream(service.stub) for _ in range(3))
+        opened.ask(open=opening())
+        ids = np.frombuffer(stepping.ask(open=opening()).open.step.token_ids, "<i4")
+        stepping.ask(advance=advance((0, int(ids[0]))))
+        for stream in (never_opened, opened, stepping):
+            with pytest.raises(grpc.RpcError) as caught:
+                next(stream.call)
+            assert "idle_seconds" in str(error_from_rpc(caught.value))
+            assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            stream.end()
+        service.wait_for_metric(SESSIONS, 0)
+    finally:
+        assert service.stop() == 0
