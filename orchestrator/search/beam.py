@@ -93,12 +93,13 @@ class Beam:
     def _take(self, best: _Continuations, rows: Sequence[Row]) -> Sequence[Move]:
         moves: list[Move] = []
         for rank, (parent, position) in enumerate(zip(best.parents.tolist(), best.positions.tolist(), strict=True)):
+            if rank >= self._rules.num_beams == len(moves):
+                break  # what is left can neither finish nor go on
             grown = self.live[parent].extended(rows[parent], position)
             if not self._rules.limits.ends(grown):
                 moves.append(Move(parent, grown))
             elif rank < self._rules.num_beams:
                 self._finish(grown)
-        moves = moves[: self._rules.num_beams]
         if self._is_over(moves):
             moves = []
         self.live = tuple(move.hypothesis for move in moves)

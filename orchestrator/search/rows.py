@@ -6,7 +6,7 @@ token that is not there has a larger one than the smallest of them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -35,8 +35,7 @@ class Hypothesis:
 
     def extended(self, row: Row, at: int) -> Hypothesis:
         """With the token at position `at` of a row."""
-        return replace(
-            self,
+        return Hypothesis(
             tokens=(*self.tokens, int(row.ids[at])),
             score=self.score + row.scores[at],
             doc_log_probs=(*self.doc_log_probs, row.doc_log_probs[:, at]),
