@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from generator_svc.commands import StepControl, StepOutput
+from generator_svc.kernels import native
 from ragserve.errors import InternalError
 
 
@@ -34,18 +35,31 @@ def score_step(logits: torch.Tensor, controls: Sequence[StepControl], log_priors
     """Normalize the logits [n_docs, n_hypotheses, vocab] of a step and combine the documents.
 
     Raises:
-        InternalError: a logit is NaN.
+        InternalError: a logit is NaN or infinite.
     """
-    log_norms = torch.logsumexp(logits, dim=-1)
-    if bool(torch.isnan(log_norms).any()):
-        raise InternalError("the model's logits hold NaN")
+    log_norms = _log_norms(logits)
+    if not bool(torch.isfinite(log_norms).all()):
+        raise InternalError("the model's logits hold NaN or infinity")
     shift = -log_norms if log_priors is None else log_priors[:, None] - log_norms
-    weighted = logits + shift[..., None]
-    marginal = weighted[0] if len(weighted) == 1 else torch.logsumexp(weighted, dim=0)
+    marginal = _marginals(logits, shift)
     for row, control in zip(marginal, controls, strict=True):
         if control.banned:
             row[torch.tensor(control.banned, device=row.device)] = -torch.inf
     return StepScores(logits, log_norms, marginal, tuple(controls))
+
+
+def _log_norms(logits: torch.Tensor) -> torch.Tensor:
+    """Log of the sum of exp over the vocabulary."""
+    return native.log_norms(logits) if native.sums_usable(logits) else torch.logsumexp(logits, dim=-1)
+
+
+def _marginals(logits: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """Log of the sum over documents of exp(logits + shift) [n_hypotheses, vocab]; see `native.marginals`."""
+    if len(logits) == 1:
+        return logits[0] + shift[0][..., None]
+    if native.sums_usable(logits):
+        return native.marginals(logits, shift)
+    return torch.logsumexp(logits + shift[..., None], dim=0)
 
 
 def select(scores: StepScores, hypotheses: Sequence[int], n_candidates: int) -> StepOutput:
@@ -66,7 +80,7 @@ def select(scores: StepScores, hypotheses: Sequence[int], n_candidates: int) -> 
         requested=tuple(
             _requested(logits[:, i], log_norms[:, i], control.requested) for i, control in enumerate(controls)
         ),
-        allowed_log_mass=torch.logsumexp(marginal, dim=-1).cpu().numpy(),
+        allowed_log_mass=_log_norms(marginal).cpu().numpy(),
         log_normalizers=log_norms.T.cpu().numpy(),
     )
 

@@ -32,6 +32,8 @@ SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "linear_int8": ([ADDRESS, COUNT, COUNT, COUNT, *[ADDRESS] * 6, FLAG, FLAG], FLAG),
     "cross_attention": ([*[ADDRESS] * 5, COUNT, COUNT, COUNT, REAL, FLAG, FLAG], FLAG),
     "path_attention": ([*[ADDRESS] * 6, COUNT, COUNT, COUNT, COUNT, REAL, FLAG], FLAG),
+    "log_norms": ([ADDRESS, COUNT, COUNT, ADDRESS, FLAG], None),
+    "marginals": ([ADDRESS, ADDRESS, COUNT, COUNT, COUNT, ADDRESS, FLAG], None),
     "run_program": ([ADDRESS, COUNT, ADDRESS], FLAG),
 }
 
@@ -166,9 +168,33 @@ def path_attention(
     return y
 
 
+def log_norms(logits: torch.Tensor) -> torch.Tensor:
+    """Logarithms of the sums of exponentials over the last dimension: logits [..., vocab] -> [...]."""
+    logits = logits.contiguous()
+    norms = torch.empty(logits.shape[:-1])
+    library().log_norms(logits.data_ptr(), norms.numel(), logits.shape[-1], norms.data_ptr(), torch.get_num_threads())
+    return norms
+
+
+def marginals(logits: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
+    """Sums over documents of exp(logits + shifts), as logarithms.
+
+    Logits [n_docs, n_hypotheses, vocab], shifts [n_docs, n_hypotheses] -> [n_hypotheses, vocab].
+    """
+    logits, shifts = logits.contiguous(), shifts.contiguous()
+    y = torch.empty(logits.shape[1:])
+    library().marginals(logits.data_ptr(), shifts.data_ptr(), *logits.shape, y.data_ptr(), torch.get_num_threads())
+    return y
+
+
 def run_program(ops: int, count: int, run: int) -> None:
     """Run kernels one after the other; the addresses of a list of `Op` and of a `Run`, see program.c."""
     _check(library().run_program(ops, count, run))
+
+
+def sums_usable(logits: torch.Tensor) -> bool:
+    """Whether `log_norms` and `marginals` can run."""
+    return logits.device.type == "cpu" and logits.dtype == torch.float32 and library() is not None
 
 
 def usable(dim: int, *tensors: torch.Tensor) -> bool:

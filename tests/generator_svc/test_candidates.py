@@ -111,8 +111,9 @@ def test_everything_banned_leaves_nothing() -> None:
     assert np.isneginf(output.allowed_log_mass).all()
 
 
-def test_nan_is_an_internal_error() -> None:
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_no_number_is_an_internal_error(value: float) -> None:
     logits = torch.zeros(2, 1, 4)
-    logits[1, 0, 2] = torch.nan
+    logits[1, 0, 2] = value
     with pytest.raises(InternalError, match="NaN"):
         score_step(logits, [StepControl()], None)

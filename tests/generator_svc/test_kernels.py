@@ -149,3 +149,35 @@ def test_scores_far_apart_do_not_overflow() -> None:
         torch.ones(1, 8), *(np.array(v, np.int64) for v in ([documents.data_ptr()], [9], [0, 1])), 8, 1.0, half=False
     )
     assert torch.equal(ours, torch.full((1, 8), 3.0))
+
+
+@pytest.mark.parametrize("vocab", [1, 7, 8, 513, 50265])
+@pytest.mark.parametrize("spread", [0.1, 3.0, 60.0])
+def test_norms_and_marginals_equal_float64(vocab: int, spread: float) -> None:
+    torch.manual_seed(vocab)
+    logits = spread * torch.randn(5, 3, vocab) + 20
+    if vocab > 1:
+        logits[:, 1, 0] = -torch.inf
+    logits[2, 2] += 300
+    norms = native.log_norms(logits)
+    torch.testing.assert_close(norms.double(), logits.double().logsumexp(-1), atol=1e-5, rtol=2e-7)
+    priors = torch.tensor([-0.1, -3.0, -5.0, -100.0, -torch.inf])
+    shifts = priors[:, None] - norms
+    marginals = native.marginals(logits, shifts)
+    expected = (logits + shifts[..., None]).double().logsumexp(0)
+    torch.testing.assert_close(marginals.double(), expected, atol=2e-6, rtol=2e-7)
+    assert torch.equal(marginals.isneginf(), expected.isneginf())
+    for hypothesis in range(3):
+        own = slice(hypothesis, hypothesis + 1)
+        assert torch.equal(native.log_norms(logits[:, own]), norms[:, own])
+        assert torch.equal(native.marginals(logits[:, own], shifts[:, own])[0], marginals[hypothesis])
+
+
+def test_norms_of_what_is_no_number() -> None:
+    logits = torch.zeros(4, 19)
+    logits[0, 17], logits[1, 3], logits[2] = torch.nan, torch.inf, -torch.inf
+    norms = native.log_norms(logits)
+    assert norms[0].isnan()
+    assert norms[1:3].tolist() == [math.inf, -math.inf]
+    assert norms[3] == pytest.approx(math.log(19))
+    assert native.marginals(torch.full((3, 2, 9), -torch.inf), torch.zeros(3, 2)).isneginf().all()
