@@ -23,6 +23,8 @@ class DecoderLayers:
 
     def __call__(self, x: torch.Tensor, attention: SelfAttention, documents: CrossAttention) -> torch.Tensor:
         """[n_rows, width] -> [n_rows, width]."""
-        if self._program is not None and attention.places is not None and documents.places is not None:
-            return self._program(x, attention.places, documents.places)
+        if self._program is not None:
+            own, theirs = attention.places, documents.places
+            if own is not None and theirs is not None:
+                return self._program(x, own, theirs)
         return self._layers(x, attention, documents)

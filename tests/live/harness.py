@@ -157,17 +157,22 @@ def new_passage(
     return retriever_pb2.NewPassage(passage=passage, vector=raw)
 
 
+def scores(content: Content, query: Vector) -> dict[str, float]:
+    """The exact score of every passage, as float32."""
+    exact = query.astype(np.float64)
+    return {
+        identifier: float(np.float32(vector.astype(np.float64) @ exact)) for identifier, (_, vector) in content.items()
+    }
+
+
 def nearest(content: Content, query: Vector, k: int) -> list[tuple[str, str]]:
     """Brute force: id and text of the k best, best first."""
-    scored = [
-        (float(np.float32(vector.astype(np.float64) @ query.astype(np.float64))), identifier, text)
-        for identifier, (text, vector) in content.items()
-    ]
-    return [(identifier, text) for _, identifier, text in sorted(scored, key=lambda entry: -entry[0])[:k]]
+    of = scores(content, query)
+    return [(identifier, content[identifier][0]) for identifier in sorted(of, key=lambda one: -of[one])[:k]]
 
 
 def random_vector(rng: random.Random) -> Vector:
-    """A vector without ties."""
+    """A vector whose scores are hardly ever equal to those of another."""
     return np.random.default_rng(rng.getrandbits(32)).normal(size=DIMENSION).astype(np.float32)
 
 
