@@ -21,6 +21,9 @@ from retriever_svc.types import Float32, Int64, Passage
 # Tokens of one forward pass, padding included. A CPU gains nothing from more than its caches hold: 64 passages of
 # MiniLM took 1.1 s in passes of 512 tokens and 1.5 s in passes of 4,096.
 BATCH_TOKENS = {"cpu": 512, "cuda": 16_384}
+# So many tokens of padding cost as much as one pass more: MiniLM on two cores takes 2.0 to 2.4 ms for a pass and 0.12
+# (two threads) to 0.22 (one) for each token in it; a larger model takes more for both.
+PASS_TOKENS = {"cpu": 12, "cuda": 4096}
 
 
 class TextEncoder:
@@ -97,11 +100,16 @@ class TextEncoder:
         inputs = [self.config.passage_input(passage.title, passage.text) for passage in passages]
         return self.encode_tokens([self._tokenizer.encode(first, second).ids for first, second in inputs])
 
-    def encode_tokens(self, token_ids: Sequence[Sequence[int]]) -> Float32:
-        """Vectors of token sequences, [n_texts, dim], in forward passes of sequences of like length."""
+    def encode_tokens(self, token_ids: Sequence[Sequence[int]], max_padding: int | None = None) -> Float32:
+        """Vectors of token sequences, [n_texts, dim], in forward passes of sequences of like length.
+
+        `max_padding` is what `token_batches` takes; None: what suits device and precision.
+        """
         vectors = np.empty((len(token_ids), self.config.dim), dtype=np.float32)
         lengths = [len(ids) for ids in token_ids]
-        for rows in token_batches(lengths, self._max_batch_tokens, pad=self.precision != "int8"):
+        if max_padding is None:
+            max_padding = 0 if self.precision == "int8" else PASS_TOKENS[self.device]
+        for rows in token_batches(lengths, self._max_batch_tokens, max_padding):
             vectors[rows] = self._forward([token_ids[row] for row in rows])
         return vectors
 
@@ -119,19 +127,22 @@ class TextEncoder:
         return vectors
 
 
-def token_batches(lengths: Sequence[int], max_tokens: int, *, pad: bool = True) -> list[Int64]:
+def token_batches(lengths: Sequence[int], max_tokens: int, max_padding: int) -> list[Int64]:
     """Group rows of like length so that rows x longest row stays within `max_tokens` (a longer row goes alone).
 
-    Without `pad`, a group has rows of one length only.
+    A longer row joins a group where that costs the rows before it at most `max_padding` tokens of padding together.
     """
     batches: list[Int64] = []
     order = np.argsort(np.asarray(lengths, dtype=np.int64), kind="stable")
     start = 0
     for end in range(1, len(order) + 1):
-        full = end == len(order) or (end - start + 1) * lengths[order[end]] > max_tokens
-        if full or (not pad and lengths[order[end]] != lengths[order[start]]):
-            batches.append(order[start:end])
-            start = end
+        if end < len(order):
+            n_rows, next_length = end - start, lengths[order[end]]
+            added = n_rows * (next_length - lengths[order[end - 1]])
+            if added <= max_padding and (n_rows + 1) * next_length <= max_tokens:
+                continue
+        batches.append(order[start:end])
+        start = end
     return batches
 
 

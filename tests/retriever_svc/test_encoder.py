@@ -63,12 +63,19 @@ def test_decoded_query_is_what_hugging_face_hands_on(encoder: TextEncoder) -> No
 @pytest.mark.parametrize("max_tokens", [1, 16, 40, 10_000])
 def test_batches_hold_every_row_once_and_stay_below_the_cap(max_tokens: int) -> None:
     lengths = [random.Random(seed).randint(1, 30) for seed in range(50)]
-    batches = token_batches(lengths, max_tokens)
+    batches = token_batches(lengths, max_tokens, 10_000)
     assert sorted(row for batch in batches for row in batch) == list(range(50))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= max_tokens
     longest = [max(lengths[row] for row in batch) for batch in batches]
     assert longest == sorted(longest)
+
+
+def test_a_row_joins_a_pass_while_its_padding_costs_less_than_a_pass() -> None:
+    passes = token_batches([3, 12, 4, 20, 4, 13], 10_000, 4)
+    assert [rows.tolist() for rows in passes] == [[0, 2, 4], [1, 5], [3]]
+    assert len(token_batches([3, 12, 4, 20, 4, 13], 10_000, 40)) == 1
+    assert [len(rows) for rows in token_batches([5] * 9, 20, 0)] == [4, 4, 1]
 
 
 def test_template_is_filled_once_and_left_out_without_title() -> None:

@@ -67,7 +67,7 @@ def test_a_vector_does_not_depend_on_its_batch(demo: Path, precision: str) -> No
 
 def test_passes_without_padding_hold_one_length() -> None:
     lengths = [random.Random(seed).randint(1, 9) for seed in range(60)]
-    batches = token_batches(lengths, 20, pad=False)
+    batches = token_batches(lengths, 20, 0)
     assert sorted(row for batch in batches for row in batch) == list(range(60))
     for batch in batches:
         assert len({lengths[row] for row in batch}) == 1
