@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -35,12 +36,16 @@ class _Asked:
 
 
 class Searcher:
-    """Runs the lookups of a batch together. Safe to call from one thread at a time."""
+    """Runs the lookups of a batch together.
+
+    Safe to call from several threads: they encode at the same time, and search one after the other.
+    """
 
     def __init__(self, encoder: TextEncoder, scales: Scales, cache: QueryCache[QueryHits] | None = None) -> None:
         self.encoder = encoder
         self.scales = scales
         self._cache = cache
+        self._searching = threading.Lock()  # an index is searched by one thread at a time
         self.observe_tokens: Callable[[int], None] = lambda _tokens: None  # told the tokens of each batch's texts
 
     def run(self, lookups: Sequence[Lookup], add_time: AddTime) -> list[tuple[QueryHits, ...]]:
@@ -51,9 +56,11 @@ class Searcher:
         new = [each for each, known in zip(asked, found, strict=True) if known is None]
         vectors = self._encode(new)
         encoded = time.monotonic()
-        nearest = self._search(new, vectors)
-        searched = time.monotonic()
-        results = iter(self._answer(new, self._fetch(nearest, [each.lookup for each in new])))
+        with self._searching:
+            nearest = self._search(new, vectors)
+            searched = time.monotonic()
+            hits = self._fetch(nearest, [each.lookup for each in new])
+        results = iter(self._answer(new, hits))
         add_time("encode", encoded - started)
         add_time("search", searched - encoded)
         add_time("fetch", time.monotonic() - searched)

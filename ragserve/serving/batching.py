@@ -1,6 +1,6 @@
 """Joins concurrent items into batches. Knows no transport.
 
-Nothing waits for a batch to fill: the worker takes what is queued, and what arrives meanwhile is the next batch.
+Nothing waits for a batch to fill: a batch is what is queued, and what arrives meanwhile is the next one.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ Out = TypeVar("Out")
 
 # Weight of the newest batch in the running mean of batch seconds.
 SMOOTHING = 0.2
+# A further lane opens for a batch at least this part of what runs in the others. Without it, of the callers that one
+# batch answered the first to ask again would be a batch alone, and so on.
+SHARE = 0.75
 FIRST_RETRY_SECONDS = 0.1
 
 
@@ -35,8 +38,20 @@ class _Waiting(Generic[In, Out]):
     since: float = field(default_factory=time.monotonic)
 
 
+@dataclass
+class _Lane:
+    """A thread, whether a batch runs in it, and what that costs."""
+
+    thread: ThreadPoolExecutor
+    busy: bool = False
+    cost: int = 0
+
+
 class Batcher(Generic[In, Out]):
-    """Runs `run_batch` in one thread of its own, on batches of at most `max_items` and `max_cost`.
+    """Runs `run_batch` in threads of its own, on batches of at most `max_items` and `max_cost`.
+
+    At most `lanes` batches run at a time, each in one thread: with more than one, `run_batch` must be safe to call from
+    several.
 
     `run_batch` gets the items in order of arrival and returns one result for each; a result that is an exception
     fails its own item only, an exception that is raised fails the whole batch. `cost` is what an item weighs, such
@@ -52,6 +67,7 @@ class Batcher(Generic[In, Out]):
         max_waiting: int,
         max_cost: int | None = None,
         cost: Callable[[In], int] = lambda _: 1,
+        lanes: int = 1,
     ) -> None:
         self._run_batch = run_batch
         self._name = name
@@ -60,10 +76,11 @@ class Batcher(Generic[In, Out]):
         self._max_cost = max_cost
         self._cost = cost
         self._queue: deque[_Waiting[In, Out]] = deque()
-        self._wake = asyncio.Event()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
-        self._worker: asyncio.Task[None] | None = None
+        self._lanes = [_Lane(ThreadPoolExecutor(1, thread_name_prefix=f"{name}_{lane}")) for lane in range(lanes)]
+        self._dispatching = False
         self._closed = False
+        self._finished = asyncio.Event()  # nothing runs
+        self._finished.set()
         self._batch_seconds: float | None = None
 
     @property
@@ -86,29 +103,35 @@ class Batcher(Generic[In, Out]):
             )
         future: asyncio.Future[Out] = asyncio.get_running_loop().create_future()
         self._queue.append(_Waiting(item, self._cost(item), future, clock))
-        if self._worker is None:
-            self._worker = asyncio.create_task(self._work())
-        self._wake.set()
+        if not self._dispatching:
+            # Behind what the loop has to do already: other items that come in the same turn.
+            self._dispatching = True
+            asyncio.get_running_loop().call_soon(self._dispatch)
         return await future
 
     async def close(self) -> None:
-        """Finishes what is queued, then ends the worker and its thread."""
+        """Finishes what is queued, then ends the threads."""
         self._closed = True
-        self._wake.set()
-        if self._worker is not None:
-            await self._worker
-        self._thread.shutdown()
+        self._dispatch()
+        await self._finished.wait()
+        for lane in self._lanes:
+            lane.thread.shutdown()
 
-    async def _work(self) -> None:
-        while True:
-            batch = self._next_batch()
-            if batch:
-                await self._run(batch)
-            elif self._closed:
-                return
-            else:
-                self._wake.clear()
-                await self._wake.wait()
+    def _dispatch(self) -> None:
+        """Starts what may start. Lanes are filled from the first on: a lone caller finds a thread with warm caches."""
+        self._dispatching = False
+        for lane in self._lanes:
+            if not lane.busy and self._may_start():
+                batch = self._next_batch()
+                if batch:
+                    self._start(lane, batch)
+
+    def _may_start(self) -> bool:
+        """Whether what is queued is enough for one lane more."""
+        running = sum(lane.cost for lane in self._lanes if lane.busy)
+        if not running:
+            return True
+        return sum(waiting.cost for waiting in self._queue if not waiting.future.done()) >= SHARE * running
 
     def _next_batch(self) -> list[_Waiting[In, Out]]:
         """The longest allowed run of items whose callers still wait, from the front of the queue."""
@@ -125,35 +148,32 @@ class Batcher(Generic[In, Out]):
             batch.append(self._queue.popleft())
         return batch
 
-    async def _run(self, batch: Sequence[_Waiting[In, Out]]) -> None:
+    def _start(self, lane: _Lane, batch: Sequence[_Waiting[In, Out]]) -> None:
+        """Runs a batch in the lane's thread."""
+        lane.busy, lane.cost = True, sum(waiting.cost for waiting in batch)
+        self._finished.clear()
+        loop = asyncio.get_running_loop()
         started = time.monotonic()
         for waiting in batch:
             if waiting.clock is not None:
                 waiting.clock.add("queue", started - waiting.since)
-        loop = asyncio.get_running_loop()
-        finished = loop.create_future()
 
         def run() -> None:
             results = self._results([waiting.item for waiting in batch])
             loop.call_soon_threadsafe(finish, results)
 
         def finish(results: Sequence[Out | Exception]) -> None:
-            # The callers go on in the loop's next turn: by way of an executor's future it would be the one after.
-            for waiting, result in zip(batch, results, strict=True):
-                if waiting.future.done():
-                    continue
-                if isinstance(result, Exception):
-                    waiting.future.set_exception(result)
-                else:
-                    waiting.future.set_result(result)
-            finished.set_result(None)
+            lane.busy = False
+            self._remember(time.monotonic() - started)
+            self._dispatch()
+            _answer(batch, results)
+            if not any(lane.busy for lane in self._lanes):
+                self._finished.set()
 
-        self._thread.submit(run)
-        await finished
-        self._remember(time.monotonic() - started)
+        lane.thread.submit(run)
 
     def _results(self, items: Sequence[In]) -> Sequence[Out | Exception]:
-        """In the batcher's thread: one result for each item, whatever happens, or their callers would wait forever."""
+        """In a lane's thread: one result for each item, whatever happens, or their callers would wait forever."""
         try:
             results = list(self._run_batch(items))
         except Exception as error:
@@ -179,4 +199,15 @@ class Batcher(Generic[In, Out]):
         """Seconds until what is queued now should be done."""
         if self._batch_seconds is None:
             return FIRST_RETRY_SECONDS
-        return self._batch_seconds * (1 + len(self._queue) / self._max_items)
+        return self._batch_seconds * (1 + len(self._queue) / (self._max_items * len(self._lanes)))
+
+
+def _answer(batch: Sequence[_Waiting[In, Out]], results: Sequence[Out | Exception]) -> None:
+    """Give the callers that still wait their results."""
+    for waiting, result in zip(batch, results, strict=True):
+        if waiting.future.done():
+            continue
+        if isinstance(result, Exception):
+            waiting.future.set_exception(result)
+        else:
+            waiting.future.set_result(result)

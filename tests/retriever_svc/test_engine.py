@@ -5,9 +5,11 @@ import errno
 import fnmatch
 import os
 import shutil
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -25,7 +27,7 @@ from ragserve.serving.metrics import Metrics
 from ragserve.v1 import retriever_pb2
 from retriever_svc.encoder import TextEncoder
 from retriever_svc.engine import EngineOptions, Retrieval, RetrieverEngine
-from retriever_svc.index import IndexSpec
+from retriever_svc.index import FaissIndex, IndexSpec
 from retriever_svc.kinds import LookupOptions
 from retriever_svc.knowledge import KnowledgeBase
 from retriever_svc.live.writer import KnowledgeWriter
@@ -93,6 +95,37 @@ async def test_a_request_alone_equals_the_request_among_others(engine: Retriever
         np.testing.assert_allclose(
             [hit.log_prior for hit in one.results[0].hits], [hit.log_prior for hit in other.results[0].hits], atol=1e-5
         )
+
+
+async def test_batches_run_two_at_a_time_and_are_searched_one_at_a_time(
+    model: Path, knowledge_base: Path, options: RetrievalOptions, passages: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_work: dict[str, int] = {"encode": 0, "search": 0}
+    most = dict(at_work)
+
+    def watched(stage: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **options: Any) -> Any:
+            at_work[stage] += 1
+            most[stage] = max(most[stage], at_work[stage])
+            time.sleep(0.002)
+            try:
+                return call(*args, **options)
+            finally:
+                at_work[stage] -= 1
+
+        return run
+
+    monkeypatch.setattr(TextEncoder, "encode_tokens", watched("encode", TextEncoder.encode_tokens))
+    monkeypatch.setattr(FaissIndex, "search", watched("search", FaissIndex.search))
+    engine = make_engine(model, knowledge_base, replace(options, threads=2))
+    await engine.start()
+    texts = [passage.text[:60] for passage in passages[:48]]
+    calls = (engine.retrieve([Query(text)] * (1 + number % 3), k=3) for number, text in enumerate(texts))
+    for text, together in zip(texts, await asyncio.gather(*calls), strict=True):
+        alone = await engine.retrieve([Query(text)], k=3)
+        assert all(found == ids(alone)[0] for found in ids(together))
+    await engine.stop()
+    assert most == {"encode": 2, "search": 1}
 
 
 async def test_stages_are_timed_and_add_up(engine: RetrieverEngine) -> None:

@@ -52,7 +52,7 @@ async def test_an_item_alone_does_not_wait() -> None:
         assert await asyncio.wait_for(batches.submit(1), 30) == 10
         assert await asyncio.wait_for(batches.submit(2), 30) == 20
     assert work.batches == [[1], [2]]
-    assert work.threads == {"work_0"}
+    assert work.threads == {"work_0_0"}
 
 
 async def test_what_arrives_meanwhile_is_the_next_batch() -> None:
@@ -209,3 +209,42 @@ async def test_what_is_no_exception_fails_the_batch_and_nothing_else() -> None:
         with pytest.raises(InternalError, match="work failed: gave up"):
             await asyncio.wait_for(batches.submit(13), 30)
         assert await asyncio.wait_for(batches.submit(1), 30) == 1
+
+
+async def test_a_second_lane_opens_for_a_batch_like_the_one_that_runs() -> None:
+    work = Work()
+    async with batcher(work, lanes=2) as batches:
+        tasks = await submitted(batches, 1, 2, 3, 4)
+        await until(lambda: work.batches)
+        tasks += await submitted(batches, 5, 6)
+        await asyncio.sleep(0.05)
+        assert work.batches == [[1, 2, 3, 4]]
+        tasks += await submitted(batches, 7)
+        await until(lambda: len(work.batches) == 2)
+        tasks += await submitted(batches, 8)
+        work.gate.set()
+        assert await asyncio.gather(*tasks) == [item * 10 for item in range(1, 9)]
+    assert work.batches == [[1, 2, 3, 4], [5, 6, 7], [8]]
+    assert len(work.threads) == 2
+
+
+async def test_a_lone_caller_always_finds_the_same_thread() -> None:
+    work = Work()
+    work.gate.set()
+    async with batcher(work, lanes=3) as batches:
+        for item in range(10):
+            await batches.submit(item)
+    assert work.threads == {"work_0_0"}
+
+
+async def test_closing_finishes_what_is_queued_in_every_lane() -> None:
+    work = Work()
+    async with batcher(work, lanes=2, max_items=1) as batches:
+        tasks = await submitted(batches, 1, 2, 3, 4, 5)
+        await until(lambda: len(work.batches) == 2)
+        closing = asyncio.create_task(batches.close())
+        await asyncio.sleep(0.05)
+        assert not closing.done()
+        work.gate.set()
+        await asyncio.wait_for(closing, 30)
+        assert [task.result() for task in tasks] == [10, 20, 30, 40, 50]
