@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -26,6 +27,7 @@ from retriever_svc.types import Float32
 
 TOTAL = "total"
 MEMORY_BYTES = 2 * 2**30
+ANY_PADDING = 2**31  # a pass holds whatever fits: as who calls the session with the batch at hand
 Asked: TypeAlias = str | Float32  # a text, or a query vector [dim]
 Found: TypeAlias = list[list[str]]  # ids of the passages of each query, best first
 
@@ -145,7 +147,11 @@ def read(response: retriever_pb2.RetrieverServiceRetrieveResponse) -> list[list[
 
 @dataclass
 class InProcess:
-    """The service's encoder (its ONNX session), FAISS index and exact ranking, called here. No passage is fetched."""
+    """The service's ONNX session, FAISS index and exact ranking, called here. No passage is fetched.
+
+    The session is called with the batch at hand, sorted by length and padded; with `max_padding` None in the passes
+    that the service would make of it.
+    """
 
     model: Path
     knowledge: Path
@@ -154,6 +160,7 @@ class InProcess:
     device: Device = "cpu"
     factory: str = "Flat"
     name: str = "in-process"
+    max_padding: int | None = ANY_PADDING
     remote: bool = False
 
     def __post_init__(self) -> None:
@@ -173,8 +180,17 @@ class InProcess:
     def batch(self, queries: Sequence[Asked]) -> Any:
         """Positions and scores of each query."""
         texts = [query for query in queries if isinstance(query, str)]
-        vectors = self.encoder.encode_queries(texts) if texts else np.stack([np.asarray(query) for query in queries])
+        vectors = self._encode(texts) if texts else np.stack([np.asarray(query) for query in queries])
         return find_nearest(self.index, self.rows, vectors, self.k)
+
+    def in_passes_of_the_service(self) -> InProcess:
+        """The same parts as a side of its own."""
+        other = copy.copy(self)
+        other.name, other.max_padding = f"{self.name}, ragserve's passes", None
+        return other
+
+    def _encode(self, texts: Sequence[str]) -> Float32:
+        return self.encoder.encode_tokens(self.encoder.tokenize_queries(texts), self.max_padding)
 
     def ids(self, answer: Any) -> Found:
         """Ids at the positions."""
