@@ -23,7 +23,7 @@ from generator_svc.session import DecodeSession
 from generator_svc.validation import Limits
 from generator_svc.worker import Worker
 from ragserve.errors import DeadlineExceededError, UnavailableError
-from ragserve.serving.memory import keep_memory_low
+from ragserve.serving.memory import keep_memory_low, keep_temporaries
 from ragserve.serving.metrics import Metrics
 
 P = ParamSpec("P")
@@ -59,6 +59,7 @@ class GeneratorEngine:
         use_threads(self._options.threads)
         keep_memory_low()
         self._loaded = await _in_passing(load_generator, self._directory, device, self._options.precision)
+        keep_temporaries()
         shape, options = self._loaded.model.shape, self._options
         size = pass_size(device, options.step_rows, options.prefill_tokens)
         capacity = Capacity(

@@ -23,6 +23,7 @@
         const int64_t width = p->width, left = width - g * GROUP, stride = PANEL * width;                             \
         const uint8_t *q = p->q + row * width + g * GROUP, *end = q + (left < GROUP ? left : GROUP);                  \
         const int8_t *w = p->weight + first * stride + g * GROUP * PANEL;                                             \
+        const __mmask16 seen = g ? 0xffff : 0;                                                                        \
         __m512i sums[R][P];                                                                                           \
         EACH(r, R) EACH(n, P) sums[r][n] = _mm512_setzero_si512();                                                    \
         for (; q < end; q += 4, w += 4 * PANEL) {                                                                     \
@@ -36,15 +37,16 @@
             }                                                                                                         \
         }                                                                                                             \
         EACH(r, R) EACH(n, P) __asm__("" : "+v"(sums[r][n]));                                                         \
-        const float *of_weights = p->sums + g * p->padded + first * PANEL;                                            \
+        const float *steps = p->step + row * p->groups + g, *minima = p->minimum + row * p->groups + g;               \
+        const int64_t next = p->groups;                                                                               \
+        __m512 of_weights[P];                                                                                         \
+        EACH(n, P) of_weights[n] = _mm512_loadu_ps(p->sums + g * p->padded + (first + n) * PANEL);                    \
         EACH(r, R) {                                                                                                  \
-            const __m512 step = _mm512_set1_ps(p->step[(row + r) * p->groups + g]);                                   \
-            const __m512 minimum = _mm512_set1_ps(p->minimum[(row + r) * p->groups + g]);                             \
+            const __m512 step = _mm512_set1_ps(steps[r * next]), minimum = _mm512_set1_ps(minima[r * next]);          \
             EACH(n, P) {                                                                                              \
-                __m512 *total = totals + r * P + n;                                                                   \
-                const __m512 before = g ? *total : _mm512_setzero_ps();                                               \
-                const __m512 least = _mm512_fmadd_ps(minimum, _mm512_loadu_ps(of_weights + n * PANEL), before);       \
-                *total = _mm512_fmadd_ps(step, _mm512_cvtepi32_ps(sums[r][n]), least);                                \
+                const __m512 before = _mm512_maskz_loadu_ps(seen, totals + r * P + n);                                \
+                const __m512 least = _mm512_fmadd_ps(minimum, of_weights[n], before);                                 \
+                totals[r * P + n] = _mm512_fmadd_ps(step, _mm512_cvtepi32_ps(sums[r][n]), least);                     \
             }                                                                                                         \
         }                                                                                                             \
     }
@@ -107,18 +109,27 @@ static inline void finish16(const Product *p, int64_t row, int64_t first, __m512
 static void tile(const Product *p, int64_t first, int64_t row, int rows, int panels) {
     const GroupOf add_group = (panels == CHUNK ? FOUR_PANELS : ONE_PANEL)[rows - 1];
     __m512 totals[ROWS * CHUNK];
+    for (int r = 0; r < rows; r++)
+        for (int n = 0; n < panels; n++) {
+            const int64_t place = (row + r) * p->out + (first + n) * PANEL;
+            __builtin_prefetch(p->y + place, 1);
+            if (p->residual)
+                __builtin_prefetch(p->residual + place);
+        }
     for (int64_t g = 0; g < p->groups; g++)
         add_group(p, first, row, g, totals);
-    for (int i = 0; i < rows * panels; i++) {
-        const int64_t output = (first + i % panels) * PANEL;
-        if (output + PANEL <= p->out) {
-            finish16(p, row + i / panels, output, totals[i]);
-            continue;
+    for (int r = 0; r < rows; r++)
+        for (int n = 0; n < panels; n++) {
+            const int64_t output = (first + n) * PANEL;
+            const __m512 total = totals[r * panels + n];
+            if (output + PANEL <= p->out) {
+                finish16(p, row + r, output, total);
+                continue;
+            }
+            finish(p, row + r, output, _mm512_castps512_ps256(total));
+            if (output + 8 < p->out)
+                finish(p, row + r, output + 8, _mm512_extractf32x8_ps(total, 1));
         }
-        finish(p, row + i / panels, output, _mm512_castps512_ps256(totals[i]));
-        if (output + 8 < p->out)
-            finish(p, row + i / panels, output + 8, _mm512_extractf32x8_ps(totals[i], 1));
-    }
 }
 
 /* All rows of panels first .. first + count, of at most CHUNK; tiles of rows as even as they can be. */

@@ -1,0 +1,36 @@
+"""The allocator's settings, in a process of their own: they last as long as it does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+# Page faults of writing to 8 MB, freed and taken again, before and after what is under test.
+PROGRAM = """
+import ctypes, resource
+from ragserve.serving.memory import {setting}
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+def write():
+    block = libc.malloc(8 * 2**20)
+    ctypes.memset(block, 1, 8 * 2**20)
+    libc.free(block)
+{setting}()
+write()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+write()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="settings of glibc")
+def test_temporaries_stay_once_nothing_large_is_loaded_any_more() -> None:
+    def faults(setting: str) -> int:
+        program = PROGRAM.format(setting=setting)
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    assert faults("keep_memory_low") > 1000
+    assert faults("keep_temporaries") < 100
