@@ -17,7 +17,7 @@ from generator_svc.documents import DocumentEntry, DocumentPool
 from generator_svc.sessions import Hypothesis, PrefixTree, Session, Start, Work
 from generator_svc.slots import SlotArray, SlotPool
 from generator_svc.trie import Trie, build_trie
-from generator_svc.turns import UNHURRIED_TOKENS, YOUNG_STEPS, StepTurns, documents_to_encode
+from generator_svc.turns import YOUNG_STEPS, StepTurns, documents_to_encode
 from ragserve.errors import (
     DeadlineExceededError,
     FailedPreconditionError,
@@ -197,7 +197,8 @@ class Scheduler:
         ready = [session for session in self._sessions if session.work is Work.STEP]
         for session in start:
             self._turns.join(session)
-        encode, prefill = self._documents_to_encode([session for session in waiting if not session.is_encoded], now)
+        missing = [session for session in waiting if not session.is_encoded]
+        encode, prefill = documents_to_encode(missing, self.capacity.prefill_tokens, now)
         self._scoring = [session for session in self._scoring if session.work is Work.SCORE and not session.closed]
         score = self._scoring.pop(0) if self._scoring else None
         if score is not None:
@@ -234,11 +235,6 @@ class Scheduler:
         times = [session.active + idle for session in self._sessions if session.work is Work.NOTHING]
         times += [session.deadline for session in self._sessions if session.deadline is not None]
         return min(times, default=None)
-
-    def _documents_to_encode(self, waiting: Sequence[Session], now: float) -> tuple[list[DocumentEntry], list[Session]]:
-        decoding = any(session.work is not Work.ENCODE and session.hypotheses for session in self._sessions)
-        tokens = self.capacity.prefill_tokens
-        return documents_to_encode(waiting, tokens if decoding else max(tokens, UNHURRIED_TOKENS), now)
 
     def _check_ready(self, session: Session) -> None:
         if session.closed or session not in self._sessions:

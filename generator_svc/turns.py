@@ -11,8 +11,6 @@ from generator_svc.sessions import Session
 PATIENCE = 200.0
 # Steps that a session has had when it counts as one of the long: until then it need not share every pass with them.
 YOUNG_STEPS = 16
-# What a pass may encode at least while nobody decodes, who could be held up.
-UNHURRIED_TOKENS = 1024
 
 
 class StepTurns:

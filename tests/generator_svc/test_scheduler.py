@@ -53,13 +53,6 @@ def test_a_document_over_the_budget_is_encoded_alone() -> None:
     assert scheduler.plan(0.0).encode == tuple(one.documents[:1])
 
 
-def test_while_nobody_decodes_a_pass_encodes_more() -> None:
-    scheduler = Scheduler(Capacity(prefill_tokens=100))
-    one = session(500, 500, 100)
-    scheduler.admit(one, 0.0)
-    assert scheduler.plan(0.0).encode == tuple(one.documents[:2])
-
-
 def test_whoever_has_little_to_encode_goes_first_but_not_for_ever() -> None:
     scheduler = Scheduler(Capacity(prefill_tokens=100))
     decoding, long = session(10), session(100, 100, 100)

@@ -15,7 +15,7 @@ from generator_svc import slots
 from generator_svc.documents import DocumentEntry
 from generator_svc.scheduler import Capacity, Plan
 from generator_svc.sessions import Session, Work
-from generator_svc.turns import PATIENCE, UNHURRIED_TOKENS
+from generator_svc.turns import PATIENCE
 from ragserve.errors import DeadlineExceededError, InvalidInputError, RagserveError, ResourceExhaustedError
 from tests.generator_svc.toy import Cells, Client, Server, alone
 
@@ -151,8 +151,7 @@ class World(Server):
                 if document not in self.states:
                     queue.setdefault(document, session)
         lengths = [document.n_tokens for document in queue]
-        decoding = any(session.hypotheses and session.work is not Work.ENCODE for session in self.clients)
-        count, budget = len(plan.encode), max(self.capacity.prefill_tokens, 0 if decoding else UNHURRIED_TOKENS)
+        count, budget = len(plan.encode), self.capacity.prefill_tokens
         assert list(plan.encode) == list(queue)[:count]
         assert {queue[document] for document in plan.encode} <= set(plan.prefill) <= set(waiting)
         assert all(set(plan.encode) & set(session.documents) for session in plan.prefill)

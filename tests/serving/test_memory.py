@@ -7,15 +7,15 @@ import sys
 
 import pytest
 
-# Page faults of writing to 8 MB, freed and taken again, before and after what is under test.
+# Page faults of writing to 6 MB, freed and taken again, before and after what is under test.
 PROGRAM = """
 import ctypes, resource
 from ragserve.serving.memory import {setting}
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
 def write():
-    block = libc.malloc(8 * 2**20)
-    ctypes.memset(block, 1, 8 * 2**20)
+    block = libc.malloc(6 * 2**20)
+    ctypes.memset(block, 1, 6 * 2**20)
     libc.free(block)
 {setting}()
 write()
