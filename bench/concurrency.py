@@ -7,6 +7,9 @@
   (5 documents of 160 tokens, 400 new tokens, one answer after the other). Counting begins when the documents of all 16
   are encoded.
 
+- Passes: the model's passes for one answer and for 16 together, without services (`bench/batching.py`): the most that
+  any scheduling could give.
+
 No two requests have a document in common, and every client has a connection of its own.
 """
 
@@ -23,7 +26,10 @@ from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
+
 from bench import options, report
+from bench.batching import Together, table, together
 from bench.fit import growth, quantile
 from bench.system import TIMEOUT_SECONDS, Ragserve
 from bench.workload import SHAPES, Workload, model_directory
@@ -42,7 +48,7 @@ COMPARED, THROUGHPUT_GOAL, THROUGHPUT_LEAST = 16, 1.8, 1.3
 LATENCY_GOAL, LATENCY_MOST = 3.0, 5.0
 # Room for the sessions of 64 clients, those that are just ending included.
 ROOM = {"max_sessions": 256, "cache_bytes": 16 * 2**30}
-PARTS = ("throughput", "latency")
+PARTS = ("throughput", "latency", "passes")
 
 
 @dataclass(frozen=True)
@@ -244,7 +250,7 @@ def about(chosen: argparse.Namespace) -> Mapping[str, Any]:
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = options.parser("concurrency", __doc__)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: both")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 16], help="points of throughput (default 1 16)")
     parser.add_argument("--answers", type=int, default=2, help="answers of each client (default 2)")
     parser.add_argument("--shorts", type=int, default=200, help="short requests, at most (default 200)")
@@ -259,15 +265,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = arguments(argv)
     environment, model = about(chosen), model_directory(SHAPES[chosen.shape])
     points: list[Point] = []
+    passes: list[Together] = []
+    text = ""
     for precision in chosen.precisions:
         placed = {"threads": chosen.threads, "precision": precision, "flags": ROOM}
         with closing(Ragserve(model, ANSWER, options.logs(), **placed)) as system:
             system.wait_healthy()
             points += asyncio.run(measure(system, precision, chosen))
-    text = tables(points)
+        if "passes" in chosen.parts:
+            torch.set_num_threads(chosen.threads)
+            passes += (found := together(model / "generator", precision, ANSWER, (1, COMPARED)))
+            text += f"\n{table(found)}"
+    text = tables(points) + text
     print(f"\n{text}")
     if not chosen.no_save:
-        print(f"appended to {report.append_run(text, [asdict(point) for point in points], environment)}")
+        rows = [asdict(point) for point in [*points, *passes]]
+        print(f"appended to {report.append_run(text, rows, environment)}")
     return 0
 
 

@@ -4,9 +4,9 @@ The plan: both sides read the same five contexts of 160 tokens on the same rando
 sequence banned. The first step belongs to the prefill. Timed are the other 20, with paths of 2 to 21 tokens: 5 rows
 greedily, 20 rows with 4 beams.
 
-- Ours is the runner as the generator's worker calls it (no service around it): a packed `encode`, then `step` in token
-  mode (each hypothesis has a row for each document), `score_step` (normalize, and sum over documents) and `select` (the
-  top M). Which hypotheses go on is chosen between the timings, as the orchestrator does that.
+- Ours is the runner as the generator's worker calls it (no service around it): packed `encode` passes, then `step` in
+  token mode (each hypothesis has a row for each document), `score_step` (normalize, and sum over documents) and
+  `select` (the top M). Which hypotheses go on is chosen between the timings, as the orchestrator does that.
 - CTranslate2 decodes the five contexts as a batch of independent inputs, with 1 or 4 beams each: the same rows, and
   nothing summed over documents. It has no call for a step, so one is (21 tokens - 1 token) / 20; that includes its beam
   search. Greedily it neither normalizes nor ranks, it takes the largest logit.
@@ -37,6 +37,7 @@ from bench.ctranslate2_peer import PRECISIONS, CTranslate2, Precision
 from bench.workload import SHAPES, Workload, model_directory
 from generator_svc.candidates import StepScores, score_step, select
 from generator_svc.commands import StepControl, StepOutput
+from generator_svc.device import pass_size
 from generator_svc.kernels import native
 from generator_svc.models.bart import Bart
 from generator_svc.models.base import DocumentState, EncodePass, Rows, SelfAttention, Seq2SeqModel
@@ -52,6 +53,7 @@ PAUSE_SECONDS = 0.5  # lets the other side's worker threads fall asleep
 OURS, THEIRS = "ragserve", "CTranslate2"
 PACKAGES = ("ragserve", "torch", "transformers", "numpy", "ctranslate2")
 CPU = torch.device("cpu")
+PASS = pass_size(CPU, 0, 0)  # the service's own
 T = TypeVar("T")
 
 
@@ -134,11 +136,21 @@ class Chain:
         self._session = Session(tuple(map(tuple, self._contexts)), True, (Start((start,)),))
         self._scheduler.admit(self._session, time.monotonic())
         self._runner.cache.grow(self._scheduler.slots.size)
-        taken, encoded = timed(lambda: self._runner.encode(self._contexts))
-        self._documents = encoded.documents
+        taken, self._documents = timed(self._encode)
         self._scheduler.encoded(self._session.documents)
         self._scheduler.started(self._session)
         return taken
+
+    def _encode(self) -> list[DocumentState]:
+        """In passes as the scheduler makes them: whole documents, as many as `prefill_tokens` hold."""
+        documents: list[DocumentState] = []
+        waiting = list(self._contexts)
+        while waiting:
+            ends = np.cumsum([len(context) for context in waiting])
+            count = max(1, int(np.count_nonzero(ends <= PASS.prefill_tokens)))
+            documents += self._runner.encode(waiting[:count]).documents
+            del waiting[:count]
+        return documents
 
     def step(self, banned: int, spent: Spent) -> StepOutput:
         """The next step of all hypotheses and its candidates; adds what they took to `spent`."""
@@ -170,30 +182,39 @@ class Ours:
     name = OURS
 
     def __init__(
-        self, generator: Path, contexts: Sequence[Sequence[int]], priors: torch.Tensor, precision: Precision
+        self,
+        generator: Path,
+        contexts: Sequence[Sequence[int]],
+        priors: torch.Tensor,
+        precision: Precision,
+        like: Ours | None = None,
     ) -> None:
+        """Load the model, or take the one that is `like` this but for the contexts."""
         config = AutoConfig.from_pretrained(str(generator))
-        weights = WeightMap(TensorFile(generator / "model.safetensors"))
         self.precision: Precision = precision
-        self._head = TimedHead(Bart(config, weights, CPU, NUMERICS[precision]))
+        self._head = like._head if like is not None else TimedHead(_load(generator, config, precision))
         self._runner = Runner(self._head, CPU)
         self._contexts, self._priors = contexts, priors
         self._start, self._end = int(config.decoder_start_token_id), int(config.eos_token_id)
 
     @torch.inference_mode()
-    def decode(self, beams: int) -> Decoded:
+    def decode(self, beams: int, steps: int = STEPS) -> Decoded:
         """See `Side`."""
         chain = Chain(self._runner, self._head, self._contexts, self._priors)
         encoding, first, rest = chain.open(self._start), Spent(), Spent()
         output = chain.step(self._end, first)
-        for _ in range(STEPS):
+        for _ in range(steps):
             chain.advance(output, beams)
             output = chain.step(self._end, rest)
-        seconds = {name: getattr(rest, name) / STEPS for name in ("head", "marginal", "top")}
-        return Decoded(encoding + first.whole, rest.whole / STEPS, encoding, **seconds)
+        seconds = {name: getattr(rest, name) / steps for name in ("head", "marginal", "top")}
+        return Decoded(encoding + first.whole, rest.whole / steps, encoding, **seconds)
 
     def close(self) -> None:
         """Nothing was started."""
+
+
+def _load(generator: Path, config: Any, precision: Precision) -> Bart:
+    return Bart(config, WeightMap(TensorFile(generator / "model.safetensors")), CPU, NUMERICS[precision])
 
 
 class Theirs:
