@@ -40,7 +40,7 @@ from generator_svc.commands import StepControl, StepOutput
 from generator_svc.device import pass_size
 from generator_svc.kernels import native
 from generator_svc.models.bart import Bart
-from generator_svc.models.base import DocumentState, EncodePass, Rows, SelfAttention, Seq2SeqModel
+from generator_svc.models.base import EncodePass, Rows, SelfAttention, Seq2SeqModel
 from generator_svc.models.numerics import NUMERICS
 from generator_svc.runner import Runner, StepRows
 from generator_svc.scheduler import Capacity, Scheduler
@@ -53,7 +53,6 @@ PAUSE_SECONDS = 0.5  # lets the other side's worker threads fall asleep
 OURS, THEIRS = "ragserve", "CTranslate2"
 PACKAGES = ("ragserve", "torch", "transformers", "numpy", "ctranslate2")
 CPU = torch.device("cpu")
-PASS = pass_size(CPU, 0, 0)  # the service's own
 T = TypeVar("T")
 
 
@@ -127,8 +126,7 @@ class Chain:
         self, runner: Runner, head: TimedHead, contexts: Sequence[Sequence[int]], priors: torch.Tensor
     ) -> None:
         self._runner, self._head, self._contexts, self._priors = runner, head, contexts, priors
-        self._scheduler = Scheduler(Capacity())
-        self._documents: list[DocumentState] = []
+        self._scheduler = Scheduler(Capacity(prefill_tokens=pass_size(CPU, 0, 0).prefill_tokens))
         self._totals = np.zeros(1)
 
     def open(self, start: int) -> float:
@@ -136,26 +134,22 @@ class Chain:
         self._session = Session(tuple(map(tuple, self._contexts)), True, (Start((start,)),))
         self._scheduler.admit(self._session, time.monotonic())
         self._runner.cache.grow(self._scheduler.slots.size)
-        taken, self._documents = timed(self._encode)
-        self._scheduler.encoded(self._session.documents)
+        taken, _ = timed(self._encode)
         self._scheduler.started(self._session)
         return taken
 
-    def _encode(self) -> list[DocumentState]:
-        """In passes as the scheduler makes them: whole documents, as many as `prefill_tokens` hold."""
-        documents: list[DocumentState] = []
-        waiting = list(self._contexts)
-        while waiting:
-            ends = np.cumsum([len(context) for context in waiting])
-            count = max(1, int(np.count_nonzero(ends <= PASS.prefill_tokens)))
-            documents += self._runner.encode(waiting[:count]).documents
-            del waiting[:count]
-        return documents
+    def _encode(self) -> None:
+        """In passes as the scheduler plans them."""
+        while (plan := self._scheduler.plan(time.monotonic())).encode:
+            encoded = self._runner.encode([document.token_ids for document in plan.encode])
+            for document, state in zip(plan.encode, encoded.documents, strict=True):
+                document.state = state
+            self._scheduler.encoded(plan.encode)
 
     def step(self, banned: int, spent: Spent) -> StepOutput:
         """The next step of all hypotheses and its candidates; adds what they took to `spent`."""
         hypotheses = self._session.hypotheses
-        rows = [StepRows(tuple(self._documents), tuple(hypotheses), True)]
+        rows = [StepRows(tuple(one.state for one in self._session.documents), tuple(hypotheses), True)]
         controls = [StepControl(banned=(banned,)) for _ in hypotheses]
         before = self._head.seconds
         taken, logits = timed(lambda: self._runner.step(rows)[0])
