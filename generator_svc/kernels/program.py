@@ -136,6 +136,7 @@ class _Noted:
     inputs: tuple[Value, ...]
     result: Value
     fields: Mapping[str, Any]
+    weights: object  # what the addresses in `fields` point into: kept as long as the program
 
 
 @dataclass(eq=False)
@@ -145,9 +146,9 @@ class _Tape:
     heads: Heads
     noted: list[_Noted] = field(default_factory=list)
 
-    def note(self, kind: int, x: Value, more: Value | None, width: int, **fields: Any) -> Value:
+    def note(self, kind: int, x: Value, more: Value | None, width: int, weights: object = None, **fields: Any) -> Value:
         result = Value(self, width)
-        self.noted.append(_Noted(kind, (x,) if more is None else (x, more), result, fields))
+        self.noted.append(_Noted(kind, (x,) if more is None else (x, more), result, fields, weights))
         return result
 
     def places(self, x: Value) -> tuple[dict[Value, int], int]:
@@ -182,18 +183,18 @@ class _Recorder:
 def _note_linear(product: native.Int8Product, x: Value, residual: Value | None = None) -> Value:
     weight, scale, sums, bias = product.fixed
     linear = _Linear(product.inputs, product.outputs, product.activation, weight, scale, sums, bias)
-    return x.tape.note(LINEAR, x, residual, product.outputs, linear=linear)
+    return x.tape.note(LINEAR, x, residual, product.outputs, product, linear=linear)
 
 
 def _note_layer_norm(
     x: Value, shape: Sequence[int], weight: torch.Tensor, bias: torch.Tensor, eps: float, **_: Any
 ) -> Value:
     given = {"norm_weight": weight.data_ptr(), "norm_bias": bias.data_ptr(), "eps": eps}
-    return x.tape.note(LAYER_NORM, x, None, x.width, **given)
+    return x.tape.note(LAYER_NORM, x, None, x.width, (weight.detach(), bias.detach()), **given)
 
 
 def _note_rms_norm(x: Value, shape: Sequence[int], weight: torch.Tensor, eps: float) -> Value:
-    return x.tape.note(RMS_NORM, x, None, x.width, norm_weight=weight.data_ptr(), eps=eps)
+    return x.tape.note(RMS_NORM, x, None, x.width, weight.detach(), norm_weight=weight.data_ptr(), eps=eps)
 
 
 RECORDED: dict[Any, Callable[..., Value]] = {
@@ -206,7 +207,8 @@ RECORDED: dict[Any, Callable[..., Value]] = {
 def record(function: Function, width: int, heads: Heads) -> Program | None:
     """A program for a function of x [n_rows, width]; None where it does something that no kernel does.
 
-    What the function does last is its result. Weights are noted by their addresses: whoever calls keeps them in place.
+    What the function does last is its result. The program keeps the weights that the function read: their memory at
+    the time, so one that is replaced later stays as it was.
     """
     tape = _Tape(heads)
     x = Value(tape, width)
@@ -223,6 +225,7 @@ class Program:
     def __init__(self, tape: _Tape, x: Value) -> None:
         places, self.width = tape.places(x)
         self._heads = tape.heads
+        self._weights = [noted.weights for noted in tape.noted]
         self._widths = (x.width, tape.noted[-1].result.width)
         self._ops = (_Op * len(tape.noted))()
         for op, noted in zip(self._ops, tape.noted, strict=True):

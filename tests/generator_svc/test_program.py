@@ -55,6 +55,19 @@ def test_what_is_no_number_stays_none() -> None:
     assert y[[0, 2]].isfinite().all()
 
 
+def test_a_program_keeps_its_weights() -> None:
+    """Memory that nobody keeps is given to the next tensor of that size."""
+
+    def function(x: Any) -> Any:
+        return F.rms_norm(F.layer_norm(x, (20,), torch.ones(20), torch.zeros(20), 1e-5), (20,), torch.ones(20), 1e-5)
+
+    program = recorded(function, 20)
+    taken = [torch.full((20,), torch.nan) for _ in range(100)]
+    x = torch.randn(3, 20)
+    torch.testing.assert_close(program(x), function(x), atol=2e-5, rtol=1e-5)
+    assert len(taken) == 100
+
+
 @pytest.mark.parametrize("rows", [1, 5, 6, 23])
 def test_values_used_late_are_not_overwritten(rows: int) -> None:
     torch.manual_seed(rows)
