@@ -16,9 +16,14 @@ def logsumexp(values: npt.ArrayLike, axis: int) -> Doubles:
     """Logarithm of the sum of exponentials along `axis`; -inf where all values are."""
     array = np.asarray(values, dtype=np.float64)
     peak = array.max(axis=axis, keepdims=True)
-    peak = np.where(np.isfinite(peak), peak, 0.0)
+    if np.isfinite(peak).all():
+        return _log_sums(array, peak, axis)
     with np.errstate(divide="ignore"):
-        sums: Doubles = np.log(np.exp(array - peak).sum(axis=axis)) + np.squeeze(peak, axis=axis)
+        return _log_sums(array, np.where(np.isfinite(peak), peak, 0.0), axis)
+
+
+def _log_sums(array: Doubles, peak: Doubles, axis: int) -> Doubles:
+    sums: Doubles = np.log(np.exp(array - peak).sum(axis=axis)) + peak.squeeze(axis)
     return sums
 
 

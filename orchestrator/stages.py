@@ -26,10 +26,15 @@ REQUEST, FIRST_TOKEN = "request", "time_to_first_token"
 
 
 class Stages:
-    """The stages of one request: its own are observed as metrics, the other services' only reported."""
+    """The stages of one request: its own are observed as metrics, the other services' only reported.
+
+    The histograms are told when the request is over, not between two steps of a search.
+    """
 
     def __init__(self, metrics: Metrics) -> None:
-        self._own = metrics.clock()
+        self._metrics = metrics
+        self._runs: list[tuple[str, float]] = []
+        self._own = StageClock(lambda stage, seconds: self._runs.append((stage, seconds)))
         self._theirs = StageClock()
         self._started = time.monotonic()
         self._open = True
@@ -63,6 +68,8 @@ class Stages:
         parts = sum(t.seconds for t in self._own.timings() if t.stage in (RETRIEVE, GENERATOR, MARGINALIZE))
         self._own.add(OTHER, max(whole - parts, 0.0))
         self._own.add(REQUEST, whole)
+        for stage, seconds in self._runs:
+            self._metrics.observe_stage(stage, seconds)
 
     def timings(self) -> tuple[StageTiming, ...]:
         """Stages of all services; those of one name are added up."""

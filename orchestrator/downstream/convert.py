@@ -23,6 +23,7 @@ EARLY_STOPPINGS = {
     "true": EarlyStopping.FIRST,
     "never": EarlyStopping.NEVER,
 }
+INT32, FLOAT32 = np.dtype("<i4"), np.dtype("<f4")
 DEFAULT_OPTIONS = (
     *("num_beams", "max_length", "max_new_tokens", "min_length", "min_new_tokens"),
     *("length_penalty", "no_repeat_ngram_size", "repetition_penalty"),
@@ -146,17 +147,23 @@ def _control(control: Control) -> pb.StepControl:
 def step_from_proto(step: pb.StepResult, n_docs: int, requested: Sequence[int]) -> Step:
     """A step of `len(requested)` hypotheses, the i-th with `requested[i]` requested tokens."""
     rows, width = len(requested), step.candidates
-    shown = _floats(step.requested_log_probs, n_docs * sum(requested))
-    ends = np.cumsum([n_docs * count for count in requested])
     return Step(
-        token_ids=np.frombuffer(_sized(step.token_ids, rows * width), "<i4").reshape(rows, width).astype(np.int64),
+        token_ids=np.frombuffer(_sized(step.token_ids, rows * width), INT32).reshape(rows, width).astype(np.int64),
         log_probs=_floats(step.log_probs, rows * n_docs * width).reshape(rows, n_docs, width),
-        requested_log_probs=tuple(
-            shown[end - n_docs * count : end].reshape(n_docs, count)
-            for end, count in zip(ends.tolist(), requested, strict=True)
-        ),
+        requested_log_probs=_requested(step.requested_log_probs, n_docs, requested),
         allowed_log_mass=_floats(step.allowed_log_mass, rows),
         log_normalizers=_floats(step.log_normalizers, rows * n_docs).reshape(rows, n_docs),
+    )
+
+
+def _requested(data: bytes, n_docs: int, counts: Sequence[int]) -> tuple[Floats, ...]:
+    """For each hypothesis `[n_docs, count]`."""
+    shown = _floats(data, n_docs * sum(counts))
+    if not shown.size:
+        return (shown.reshape(n_docs, 0),) * len(counts)
+    ends = np.cumsum([n_docs * count for count in counts]).tolist()
+    return tuple(
+        shown[end - n_docs * count : end].reshape(n_docs, count) for end, count in zip(ends, counts, strict=True)
     )
 
 
@@ -177,7 +184,7 @@ def rendered_from_proto(result: pb.RenderResult) -> list[Rendered]:
 
 
 def _floats(data: bytes, count: int) -> Floats:
-    return np.frombuffer(_sized(data, count), "<f4").astype(np.float32, copy=False)
+    return np.frombuffer(_sized(data, count), FLOAT32).astype(np.float32, copy=False)
 
 
 def _sized(data: bytes, count: int) -> bytes:

@@ -59,10 +59,11 @@ class _Continuations:
     @classmethod
     def of(cls, live: Sequence[Hypothesis], rows: Sequence[Row], keep: int) -> _Continuations:
         scores = np.concatenate([row.scores + one.score for one, row in zip(live, rows, strict=True)])
-        parents = np.repeat(np.arange(len(rows)), [row.ids.size for row in rows])
-        positions = np.concatenate([np.arange(row.ids.size) for row in rows])
+        sizes = [row.ids.size for row in rows]
+        starts = np.cumsum([0, *sizes[:-1]])
+        parents = np.repeat(np.arange(len(rows)), sizes)
         best = by_falling_score(scores, parents, np.concatenate([row.ids for row in rows]))[:keep]
-        return cls(scores[best], parents[best], positions[best])
+        return cls(scores[best], parents[best], best - starts[parents[best]])
 
 
 class Beam:

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from orchestrator.search.inference import Control, Floats, Ids
 
 Prefix = tuple[int, ...]
+
+FREE = Control()
 
 
 class Filter:
@@ -140,16 +143,26 @@ class FilterChain:
     start: int
     filters: Sequence[Filter]
 
+    @cached_property
+    def rescores(self) -> bool:
+        """Whether any of them changes scores."""
+        return bool(self._with("rescore"))
+
     def control(self, tokens: tuple[int, ...]) -> Control:
         """Of the step after these generated tokens. A later forced token wins over an earlier one and over any ban."""
         prefix = (self.start, *tokens)
-        for one in reversed(self.filters):
+        for one in self._forcing:
             forced = one.forced(prefix)
             if forced is not None:
                 return Control(requested=forced, forced=forced)
-        banned = set[int]().union(*(one.banned(prefix) for one in self.filters))
-        requested = set[int]().union(*(one.requested(prefix) for one in self.filters)) - banned
-        return Control(banned=tuple(sorted(banned)), requested=tuple(sorted(requested)))
+        banned, requested = set[int](), set[int]()
+        for one in self._banning:
+            banned |= one.banned(prefix)
+        for one in self._requesting:
+            requested |= one.requested(prefix)
+        if not banned and not requested:
+            return FREE
+        return Control(banned=tuple(sorted(banned)), requested=tuple(sorted(requested - banned)))
 
     def rescore(self, tokens: tuple[int, ...], ids: Ids, scores: Floats) -> Floats:
         """Log-probabilities `[n]` of tokens `ids` after all filters."""
@@ -157,3 +170,19 @@ class FilterChain:
         for one in self.filters:
             scores = one.rescore(prefix, ids, scores)
         return scores
+
+    @cached_property
+    def _forcing(self) -> Sequence[Filter]:
+        return self._with("forced")[::-1]
+
+    @cached_property
+    def _banning(self) -> Sequence[Filter]:
+        return self._with("banned")
+
+    @cached_property
+    def _requesting(self) -> Sequence[Filter]:
+        return self._with("requested")
+
+    def _with(self, method: str) -> Sequence[Filter]:
+        """Those that do something there: none is asked in vain at every step of every hypothesis."""
+        return [one for one in self.filters if getattr(type(one), method) is not getattr(Filter, method)]

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from orchestrator.search.decoder import Decoder, Move, Uncertain
 from orchestrator.search.filters import FilterChain
-from orchestrator.search.inference import Control, Extension, Floats, Inference, Step
-from orchestrator.search.rows import Row, RowBuilder
+from orchestrator.search.inference import Control, Extension, Inference, Step
+from orchestrator.search.rows import Ranked, Row, RowBuilder
 
 # A step with more than this is worked on in a thread: the event loop must not wait for it.
 INLINE_LOG_PROBS = 4_000
@@ -100,11 +100,11 @@ class Search:
         `shown` maps rows of the session to rows of `step`, which after a Widen has only some of them.
         """
         unsure: list[tuple[str, tuple[int, ...]]] = []
-        marginals = self.builder.marginals(step)
+        ranked = self.builder.ranked(step)
         for one in live:
             if one.first in decided:
                 continue
-            one.rows = self._rows(one, step, marginals, shown)
+            one.rows = self._rows(one, step, ranked, shown)
             choice = one.group.decide(one.rows)
             if isinstance(choice, Uncertain):
                 unsure.append((choice.reason, tuple(one.first + row for row in choice.rows)))
@@ -112,10 +112,10 @@ class Search:
                 decided[one.first] = choice
         return unsure
 
-    def _rows(self, one: _Live, step: Step, marginals: Floats, shown: dict[int, int]) -> list[Row]:
+    def _rows(self, one: _Live, step: Step, ranked: Ranked, shown: dict[int, int]) -> list[Row]:
         """Rows of a group: new ones where the step shows them, else those of before."""
         return [
-            self.builder.build(step, marginals, shown[one.first + i], hypothesis.tokens, control)
+            self.builder.build(step, ranked, shown[one.first + i], hypothesis.tokens, control)
             if one.first + i in shown
             else one.rows[i]
             for i, (hypothesis, control) in enumerate(zip(one.group.live, one.controls, strict=True))

@@ -18,7 +18,7 @@ from ragserve.errors import InternalError
 # The generator selects by marginals summed in float32, we compare sums made in float64: closer than this is a tie.
 ROUNDING = 1e-6
 
-ZERO = np.float32(0.0)
+ZERO, LEAST = np.float32(0.0), np.float32(-np.inf)
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Hypothesis:
         return Hypothesis(
             tokens=(*self.tokens, int(row.ids[at])),
             score=self.score + row.scores[at],
-            doc_log_probs=(*self.doc_log_probs, row.doc_log_probs[:, at]),
+            doc_log_probs=(*self.doc_log_probs, row.doc_log_probs[:, at].copy()),
         )
 
     def log_probs(self, n_docs: int) -> Floats:
@@ -79,6 +79,26 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Ranked:
+    """All rows of a step with their marginals, by falling marginal, ties by rising id: at once, not row by row."""
+
+    ids: Ids  # [n_hypotheses, M]
+    marginals: Floats  # [n_hypotheses, M]
+    log_probs: Floats  # [n_hypotheses, n_docs, M]
+    whole: bool  # every candidate is a token, and its marginal is not 0
+
+    @classmethod
+    def of(cls, ids: Ids, marginals: Floats, log_probs: Floats) -> Ranked:
+        """Of a step's candidates, which the generator has put into the order of its own sums."""
+        if not (marginals[:, 1:] < marginals[:, :-1]).all():
+            order = np.lexsort((ids, -marginals))
+            ids, marginals = np.take_along_axis(ids, order, 1), np.take_along_axis(marginals, order, 1)
+            log_probs = np.take_along_axis(log_probs, order[:, np.newaxis], 2)
+        whole = bool(ids.min() >= 0) and bool(marginals.min() > -np.inf)
+        return cls(ids, marginals, log_probs, whole)
+
+
+@dataclass(frozen=True)
 class RowBuilder:
     """Makes rows of steps: the marginal over documents, then the filters.
 
@@ -91,18 +111,32 @@ class RowBuilder:
     vocab_size: int
     on_logits: bool = False
 
-    def marginals(self, step: Step) -> Floats:
-        """Of all candidates of all rows of a step, `[n_hypotheses, M]`: cheaper than one row at a time."""
-        return token_marginal(self.log_prior, step.log_probs)
+    def ranked(self, step: Step) -> Ranked:
+        """All rows of a step, as `build` wants them."""
+        return Ranked.of(step.token_ids, token_marginal(self.log_prior, step.log_probs), step.log_probs)
 
-    def build(self, step: Step, of_step: Floats, row: int, tokens: tuple[int, ...], control: Control) -> Row:
-        """The row of the hypothesis with these tokens; `of_step` are the step's `marginals`.
+    def build(self, step: Step, ranked: Ranked, row: int, tokens: tuple[int, ...], control: Control) -> Row:
+        """The row of the hypothesis with these tokens; `ranked` is the step's own.
 
         Raises InternalError for log-probabilities that are NaN.
         """
         if control.forced is not None:
             return _forced_row(control.forced, step.requested_log_probs[row])
-        candidates, marginals, log_probs = step.token_ids[row], of_step[row], step.log_probs[row]
+        if ranked.whole and not control.requested and not self.filters.rescores:
+            return self._plain(step, ranked, row, control)
+        return self._changed(step, ranked, row, tokens, control)
+
+    def _plain(self, step: Step, ranked: Ranked, row: int, control: Control) -> Row:
+        """A row whose scores are its marginals."""
+        ids, marginals = ranked.ids[row], ranked.marginals[row]
+        unknown = max(self.vocab_size - len(control.banned) - ids.size, 0)
+        bound = _bound(float(marginals[-1])) if unknown else LEAST
+        log_mass = float(step.allowed_log_mass[row])
+        return Row(ids, marginals, marginals, ranked.log_probs[row], log_mass, bound, unknown)
+
+    def _changed(self, step: Step, ranked: Ranked, row: int, tokens: tuple[int, ...], control: Control) -> Row:
+        """A row with tokens left out, tokens added, or scores that filters change."""
+        candidates, marginals, log_probs = ranked.ids[row], ranked.marginals[row], ranked.log_probs[row]
         if candidates.min() < 0:
             allowed = candidates >= 0
             candidates, marginals, log_probs = candidates[allowed], marginals[allowed], log_probs[:, allowed]
@@ -120,7 +154,7 @@ class RowBuilder:
                 raise InternalError("the generator's log-probabilities are not numbers")
             order = order[scores[order] > -np.inf]
         unknown = 0 if complete else max(n_allowed - ids.size, 0)
-        bound = np.float32(floor + ROUNDING * (1.0 + abs(floor))) if unknown else np.float32(-np.inf)
+        bound = _bound(floor) if unknown else LEAST
         log_mass = float(step.allowed_log_mass[row])
         return Row(ids[order], scores[order], marginals[order], log_probs[:, order], log_mass, bound, unknown)
 
@@ -133,11 +167,16 @@ class RowBuilder:
         return np.where(after == before, marginals, after - shift)
 
 
+def _bound(floor: float) -> np.float32:
+    """What no missing token's marginal is above, where `floor` is the smallest that is there."""
+    return np.float32(floor + ROUNDING * (1.0 + abs(floor)))
+
+
 def _forced_row(forced: tuple[int, ...], log_probs: Floats) -> Row:
     """Hugging Face's forced tokens cost nothing."""
     zeros = np.zeros(len(forced), np.float32)
     log_mass = float(np.log(len(forced)))
-    return Row(np.array(forced, np.int64), zeros, zeros, log_probs, log_mass, np.float32(-np.inf), 0)
+    return Row(np.array(forced, np.int64), zeros, zeros, log_probs, log_mass, LEAST, 0)
 
 
 def _with_requested(candidates: Ids, log_probs: Floats, step: Step, row: int, control: Control) -> tuple[Ids, Floats]:

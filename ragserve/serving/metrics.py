@@ -105,12 +105,13 @@ class Metrics:
 
     def clock(self) -> StageClock:
         """A clock for one request whose stages are also observed by the histograms."""
-        return StageClock(self._observe_stage)
+        return StageClock(self.observe_stage)
 
     def observe_call(self, service: str, method: str, code: str, seconds: float) -> None:
         """Counts one finished gRPC call, by the name of its status code."""
         self._handled.labels(service, method, code).inc()
         self._handling.labels(service, method).observe(seconds)
 
-    def _observe_stage(self, stage: str, seconds: float) -> None:
+    def observe_stage(self, stage: str, seconds: float) -> None:
+        """One run of a stage."""
         self.stage(stage).observe(seconds)

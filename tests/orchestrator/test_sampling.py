@@ -45,7 +45,7 @@ def first_row(toy: Toy, candidates: int) -> Row:
     info = generator_info(toy.vocab)
     builder = RowBuilder(PRIOR, resolved().filter_chain(info), toy.vocab)
     step = asyncio.run(PrunedSession(toy, PRIOR).open(Control(), candidates))
-    return builder.build(step, builder.marginals(step), 0, (), Control())
+    return builder.build(step, builder.ranked(step), 0, (), Control())
 
 
 SETTINGS = (
