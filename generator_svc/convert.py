@@ -11,6 +11,7 @@ from generator_svc.commands import (
     AdvanceCommand,
     Command,
     Document,
+    Floats,
     Mode,
     NextHypothesis,
     OpenCommand,
@@ -38,6 +39,7 @@ TRUNCATIONS: dict[generator_pb2.Truncation.ValueType, Truncation] = {
     generator_pb2.TRUNCATION_PASSAGE: "passage",
     generator_pb2.TRUNCATION_RIGHT: "right",
 }
+INT32, FLOAT32 = np.dtype("<i4"), np.dtype("<f4")
 # Generation parameters of the same name in Hugging Face and in the protocol.
 PLAIN_DEFAULTS = (
     *("n_docs", "num_beams", "max_length", "min_length", "length_penalty", "no_repeat_ngram_size"),
@@ -141,22 +143,25 @@ def _target(index: int, target: generator_pb2.Target) -> tuple[int, ...] | str:
 
 
 def _step(step: StepOutput) -> generator_pb2.StepResult:
-    requested = [np.ascontiguousarray(part, dtype="<f4").tobytes() for part in step.requested]
     return generator_pb2.StepResult(
-        token_ids=np.ascontiguousarray(step.token_ids, dtype="<i4").tobytes(),
-        log_probs=np.ascontiguousarray(step.log_probs, dtype="<f4").tobytes(),
-        requested_log_probs=b"".join(requested),
-        allowed_log_mass=np.ascontiguousarray(step.allowed_log_mass, dtype="<f4").tobytes(),
+        token_ids=step.token_ids.astype(INT32, copy=False).tobytes(),
+        log_probs=_floats(step.log_probs),
+        requested_log_probs=b"".join(map(_floats, step.requested)),
+        allowed_log_mass=_floats(step.allowed_log_mass),
         candidates=step.token_ids.shape[1],
         hypotheses=step.token_ids.shape[0],
-        log_normalizers=np.ascontiguousarray(step.log_normalizers, dtype="<f4").tobytes(),
+        log_normalizers=_floats(step.log_normalizers),
         drafted=step.drafted,
     )
 
 
+def _floats(values: Floats) -> bytes:
+    """Row-major, little-endian."""
+    return values.astype(FLOAT32, copy=False).tobytes()
+
+
 def _score(score: TargetScore) -> generator_pb2.TargetScore:
-    log_probs = np.ascontiguousarray(score.log_probs, dtype="<f4").tobytes()
-    return generator_pb2.TargetScore(token_ids=score.token_ids, log_probs=log_probs)
+    return generator_pb2.TargetScore(token_ids=score.token_ids, log_probs=_floats(score.log_probs))
 
 
 def _rendered(sequence: RenderedSequence) -> generator_pb2.RenderedSequence:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from generator_svc.scheduler import Scheduler
 from ragserve.serving.metrics import Metrics, StageClock
@@ -34,6 +34,11 @@ class GeneratorMetrics:
         self._sessions.set_function(lambda: scheduler.n_sessions)
         self._cache.set_function(lambda: scheduler.used_bytes)
         self._kept.set_function(lambda: scheduler.documents.kept_bytes)
+
+    def spent(self, seconds: Mapping[str, float]) -> None:
+        """The stages of one request."""
+        for stage, spent in seconds.items():
+            self._metrics.observe_stage(stage, spent)
 
     def clock(self) -> StageClock:
         """A clock for one request."""

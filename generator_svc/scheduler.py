@@ -148,12 +148,11 @@ class Scheduler:
         self._check_room("advance.hypotheses", rows, rows * self.capacity.slot_bytes, session)
         old = session.hypotheses
         self._n_rows -= session.n_rows
-        session.hypotheses = [self._child(parent, token) for parent, (_, token) in zip(parents, choices, strict=True)]
+        session.hypotheses = self._children(parents, [token for _, token in choices])
         for token in drafted:
-            session.hypotheses.append(self._child(session.hypotheses[-1], token))
+            session.hypotheses += self._children(session.hypotheses[-1:], [token])
         self._n_rows += session.n_rows
-        for hypothesis in old:
-            self.slots.release(hypothesis.slots)
+        self.slots.release([hypothesis.slots for hypothesis in old])
         session.work, session.active = Work.STEP, now
         self._turns.join(session)
         return len(drafted)
@@ -293,8 +292,7 @@ class Scheduler:
 
     def _release(self, session: Session) -> None:
         self._n_rows -= session.n_rows
-        for hypothesis in session.hypotheses:
-            self.slots.release(hypothesis.slots)
+        self.slots.release([hypothesis.slots for hypothesis in session.hypotheses])
         session.hypotheses = []
 
     def _end(self, session: Session, now: float) -> tuple[bool, RagserveError | None]:
@@ -308,11 +306,16 @@ class Scheduler:
             return True, DeadlineExceededError(f"no request for {idle:g} s (idle_seconds): the session was freed")
         return False, None
 
-    def _child(self, parent: Hypothesis, token: int) -> Hypothesis:
-        own = self.slots.allocate(parent.slots.shape[0])
-        slots = np.concatenate([parent.slots, own[:, None]], axis=1)
-        self.slots.retain(slots)
-        return Hypothesis(token, parent.document, slots)
+    def _children(self, parents: Sequence[Hypothesis], tokens: Sequence[int]) -> list[Hypothesis]:
+        """One token more for each parent; all of one session, so all have as many rows."""
+        own = self.slots.allocate(sum(len(parent.slots) for parent in parents)).reshape(len(parents), -1)
+        paths = [
+            np.concatenate([parent.slots, more[:, None]], axis=1) for parent, more in zip(parents, own, strict=True)
+        ]
+        self.slots.retain(paths)
+        return [
+            Hypothesis(token, parent.document, path) for token, parent, path in zip(tokens, parents, paths, strict=True)
+        ]
 
     def _start_shared(self, session: Session) -> None:
         """Token mode: one tree of prefixes, fed once for each document."""
@@ -341,7 +344,7 @@ class Scheduler:
     def _add_start(self, session: Session, start: Start, past: SlotArray) -> None:
         own = self.slots.allocate(past.shape[0])
         slots = np.concatenate([past, own[:, None]], axis=1)
-        self.slots.retain(slots)
+        self.slots.retain([slots])
         session.hypotheses.append(Hypothesis(start.tokens[-1], start.document, slots))
 
 

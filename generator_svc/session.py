@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -44,7 +44,9 @@ from generator_svc.worker import Request, SessionState, Worker
 from ragserve.errors import DeadlineExceededError, FailedPreconditionError, InvalidInputError, RagserveError
 from ragserve.serving.metrics import StageTiming
 
-T = TypeVar("T")
+Asked = tuple[Request, asyncio.Future[Any]]
+
+log = logging.getLogger(__name__)
 
 
 class DecodeSession:
@@ -86,7 +88,7 @@ class DecodeSession:
         if self._session is not None:
             raise InvalidInputError("open", "the session is open already")
         check_open(command, self._limits)
-        request = _request(candidates=command.candidates)
+        request, answer = self._request(command.candidates)
         contexts = await asyncio.to_thread(self._contexts, command)
         request.spent("prefill", time.monotonic() - request.submitted)
         session = self._new_session(command, contexts)
@@ -96,7 +98,7 @@ class DecodeSession:
             self._session = session
             self._worker.wake()
         self._metrics.opened(found, len(contexts) - found)
-        step = await asyncio.wrap_future(request.future)
+        step = await answer
         lengths = tuple(len(context.token_ids) for context in contexts)
         output = OpenOutput(lengths, tuple(context.truncated for context in contexts), step)
         return Reply(output, self._timings(request))
@@ -114,7 +116,7 @@ class DecodeSession:
             drafted = drafted[: self._worker.scheduler.advance(session, choices, now, drafted)]
             session.state.controls = controls + controls[:1] * len(drafted)
 
-        reply = await self._ask(session, _request(candidates=command.candidates), submit)
+        reply = await self._ask(session, self._request(command.candidates), submit)
         if session.state.drafter is not None:
             session.state.drafter.take(*choices[0], drafted)
         return replace(reply, output=replace(reply.output, drafted=drafted))
@@ -123,18 +125,18 @@ class DecodeSession:
         """More candidates of the present step, without running the model."""
         session = self._opened()
         check_widen(command, len(session.hypotheses))
-        request = _request(candidates=command.candidates)
-        request.hypotheses = command.hypotheses
-        return await self._ask(session, request, lambda now: self._request(session, Work.WIDEN, now))
+        asked = self._request(command.candidates)
+        asked[0].hypotheses = command.hypotheses
+        return await self._ask(session, asked, lambda now: self._demand(session, Work.WIDEN, now))
 
     async def score(self, command: ScoreCommand) -> Reply[tuple[TargetScore, ...]]:
         """Log-probabilities of targets under every document."""
         session = self._opened()
         check_score(command, self._limits)
         targets = await asyncio.to_thread(self._targets, command)
-        request = _request()
-        request.job = plan_scores(targets, len(session.contexts), self._loaded.tokens.decoder_start)
-        return await self._ask(session, request, lambda now: self._request(session, Work.SCORE, now))
+        asked = self._request()
+        asked[0].job = plan_scores(targets, len(session.contexts), self._loaded.tokens.decoder_start)
+        return await self._ask(session, asked, lambda now: self._demand(session, Work.SCORE, now))
 
     async def render(self, command: RenderCommand) -> Reply[tuple[RenderedSequence, ...]]:
         """Text of token sequences."""
@@ -174,24 +176,41 @@ class DecodeSession:
             raise InvalidInputError("open", "the first request of a session must be Open")
         return self._session
 
-    async def _ask(self, session: Session, request: Request, submit: Callable[[float], None]) -> Reply[Any]:
+    def _request(self, candidates: int = 0) -> Asked:
+        """A request and its answer: a future of the loop, half the work of wrapping a thread's."""
+        answer = self._loop.create_future()
+
+        def settle(result: object) -> None:
+            if answer.done():
+                log.debug("the caller left before its answer")
+            elif isinstance(result, BaseException):
+                answer.set_exception(result)
+            else:
+                answer.set_result(result)
+
+        def from_worker(result: object) -> None:
+            self._loop.call_soon_threadsafe(settle, result)
+
+        return Request(from_worker, time.monotonic(), candidates=candidates), answer
+
+    async def _ask(self, session: Session, asked: Asked, submit: Callable[[float], None]) -> Reply[Any]:
+        request, answer = asked
         with self._worker.changed:
             submit(time.monotonic())
             session.state.request = request
             self._worker.wake()
-        output = await asyncio.wrap_future(request.future)
+        output = await answer
         return Reply(output, self._timings(request))
 
-    def _request(self, session: Session, work: Work, now: float) -> None:
+    def _demand(self, session: Session, work: Work, now: float) -> None:
         if work is Work.WIDEN and session.state.step is None:
             raise FailedPreconditionError("the session was opened encode_only: there is no step to widen")
         self._worker.scheduler.request(session, work, now)
 
     def _timings(self, request: Request) -> tuple[StageTiming, ...]:
-        clock = self._metrics.clock()
-        for stage, seconds in request.seconds.items():
-            clock.add(stage, seconds)
-        return clock.timings()
+        """The histograms are told once the answer is on its way."""
+        self._loop.call_soon(self._metrics.spent, request.seconds)
+        return tuple(StageTiming(stage, seconds) for stage, seconds in request.seconds.items())
 
     def _contexts(self, command: OpenCommand) -> tuple[Context, ...]:
         limit = self._limits.max_context_tokens
@@ -247,10 +266,6 @@ class DecodeSession:
                 self.ended.set_result(error)
 
         self._loop.call_soon_threadsafe(tell)
-
-
-def _request(candidates: int = 0) -> Request:
-    return Request(Future(), time.monotonic(), candidates=candidates)
 
 
 def _starts(command: OpenCommand, start_token: int) -> tuple[tuple[Start, ...], tuple[StepControl, ...]]:

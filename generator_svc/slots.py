@@ -6,11 +6,14 @@ a beam reorder copies no tensor: children share their parent's slots, and a slot
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
 SlotArray = npt.NDArray[np.int64]
 INITIAL_SLOTS = 1024
+ONE = np.int32(1)  # of the type of the counts: another is converted, at ten times the cost
 
 
 class SlotPool:
@@ -36,7 +39,9 @@ class SlotPool:
             size = self.size
             self._holders = np.concatenate([self._holders, np.zeros(size, dtype=np.int32)])
             self._free = list(range(2 * size - 1, size - 1, -1)) + self._free
-        taken = [self._free.pop() for _ in range(count)]
+        left = len(self._free) - count
+        taken = self._free[left:]
+        del self._free[left:]
         return np.array(taken, dtype=np.int64)
 
     def shrink(self, size: int) -> None:
@@ -44,12 +49,16 @@ class SlotPool:
         self._holders = self._holders[:size]
         self._free = [slot for slot in self._free if slot < size]
 
-    def retain(self, slots: SlotArray) -> None:
-        """One more path holds these slots (each at most once in the array)."""
-        self._holders[slots] += 1
+    def retain(self, paths: Sequence[SlotArray]) -> None:
+        """One more path each holds these slots."""
+        np.add.at(self._holders, _flat(paths), ONE)
 
-    def release(self, slots: SlotArray) -> None:
-        """One path less holds these slots."""
-        self._holders[slots] -= 1
-        flat = slots.reshape(-1)
-        self._free.extend(flat[self._holders[flat] == 0].tolist())
+    def release(self, paths: Sequence[SlotArray]) -> None:
+        """These paths hold their slots no longer."""
+        flat = _flat(paths)
+        np.subtract.at(self._holders, flat, ONE)
+        self._free.extend(set(flat[self._holders[flat] == 0].tolist()))
+
+
+def _flat(paths: Sequence[SlotArray]) -> SlotArray:
+    return np.concatenate([path.reshape(-1) for path in paths]) if paths else np.zeros(0, np.int64)

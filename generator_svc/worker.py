@@ -7,9 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,9 +31,12 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Request:
-    """What one session waits for. `seconds` by stage, of the work done so far."""
+    """What one session waits for. `seconds` by stage, of the work done so far.
 
-    future: Future[Any]
+    `answer` is called once, in the worker's thread: with the result, which may be an exception.
+    """
+
+    answer: Callable[[object], None]
     submitted: float  # monotonic seconds
     hypotheses: tuple[int, ...] = ()  # of a widening
     candidates: int = 0
@@ -214,23 +215,13 @@ class Worker:
             self.scheduler.finished(session, now)
         waited = now - request.submitted - sum(request.seconds.values())
         request.seconds = {"queue": max(0.0, waited), **request.seconds}
-        _resolve(request.future, result)
+        request.answer(result)
 
 
 def _task(session: Session) -> StepTask:
     state = session.state
     rows = StepRows(_states(session), tuple(session.hypotheses), session.shared)
     return StepTask(rows, state.controls, state.log_priors, state.request.candidates)
-
-
-def _resolve(future: Future[Any], result: object) -> None:
-    try:
-        if isinstance(result, BaseException):
-            future.set_exception(result)
-        else:
-            future.set_result(result)
-    except InvalidStateError:
-        log.debug("the caller left before its answer")
 
 
 def _states(session: Session) -> tuple[DocumentState, ...]:
@@ -246,5 +237,5 @@ def _end(session: Session, error: RagserveError | None) -> None:
 
 def _fail(session: Session, error: RagserveError) -> None:
     if session.state.request is not None:
-        _resolve(session.state.request.future, error)
+        session.state.request.answer(error)
     session.state.on_end(error)

@@ -62,7 +62,7 @@ def test_the_cache_grows_and_keeps_what_it_holds(pair: Pair) -> None:
     chain = Chain(Runner(model, CPU), [[5, 6, 7]], shared=True, starts=[Start((start,))])
     chain.step()
     ballast = chain.scheduler.slots.allocate(INITIAL_SLOTS)
-    chain.scheduler.slots.retain(ballast)
+    chain.scheduler.slots.retain([ballast])
     logits = chain.advance([(0, 10)])
     assert chain.runner.cache.layers[0].shape[0] == 2 * INITIAL_SLOTS
     np.testing.assert_allclose(logits[0, 0], reference_logits(reference, [5, 6, 7], [start, 10])[-1], atol=1e-4)
@@ -71,12 +71,12 @@ def test_the_cache_grows_and_keeps_what_it_holds(pair: Pair) -> None:
 def test_slots_are_free_when_no_path_holds_them() -> None:
     pool = SlotPool()
     first, second = pool.allocate(3), pool.allocate(2)
-    pool.retain(first)
-    pool.retain(first)
-    pool.retain(second)
-    pool.release(first)
+    pool.retain([first])
+    pool.retain([first])
+    pool.retain([second])
+    pool.release([first])
     assert pool.used == 5
-    pool.release(first)
+    pool.release([first])
     assert pool.used == 2
     assert set(pool.allocate(INITIAL_SLOTS - 2)).isdisjoint(second)
     assert pool.size == INITIAL_SLOTS
