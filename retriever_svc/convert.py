@@ -17,7 +17,7 @@ from retriever_svc.filters import Condition, Filter
 from retriever_svc.kinds import LookupOptions, SearchKind
 from retriever_svc.live.history import Version, VersionDiff
 from retriever_svc.live.writer import Compaction, Deletion, Upsert
-from retriever_svc.types import Float32, Hit, NewPassage, Passage, Query, QueryHits
+from retriever_svc.types import Float32, Hit, NewPassage, Passage, Query
 
 FLOAT32_BYTES = 4
 KINDS = {
@@ -89,21 +89,20 @@ def _passage_from_proto(message: common_pb2.Passage) -> Passage:
 
 def retrieval_to_proto(retrieval: Retrieval) -> retriever_pb2.RetrieverServiceRetrieveResponse:
     """The response to Retrieve."""
-    return retriever_pb2.RetrieverServiceRetrieveResponse(
-        results=[_result_to_proto(result) for result in retrieval.results],
-        knowledge_version=retrieval.knowledge_version,
-        timings=timings_to_proto(retrieval.timings),
+    response = retriever_pb2.RetrieverServiceRetrieveResponse(
+        knowledge_version=retrieval.knowledge_version, timings=timings_to_proto(retrieval.timings)
     )
+    for result in retrieval.results:
+        _add_hits(response.results.add(decoded_query=result.decoded_query), result.hits)
+    return response
 
 
-def _result_to_proto(result: QueryHits) -> retriever_pb2.QueryResult:
-    passages = [_hit_to_proto(hit) for hit in result.hits]
-    return retriever_pb2.QueryResult(passages=passages, decoded_query=result.decoded_query)
-
-
-def _hit_to_proto(hit: Hit) -> common_pb2.ScoredPassage:
-    passage = passage_to_proto(hit.passage)
-    return common_pb2.ScoredPassage(passage=passage, score=hit.score, log_prior=hit.log_prior)
+def _add_hits(result: retriever_pb2.QueryResult, hits: Iterable[Hit]) -> None:
+    """In place: a message that is given to another one is copied."""
+    for hit in hits:
+        passage = result.passages.add(score=hit.score, log_prior=hit.log_prior).passage
+        passage.id, passage.title, passage.text = hit.passage.id, hit.passage.title, hit.passage.text
+        passage.metadata_json = hit.passage.metadata_json
 
 
 def passage_to_proto(passage: Passage) -> common_pb2.Passage:

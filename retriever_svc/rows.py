@@ -6,7 +6,7 @@ last. Id and stamp together name a content: they say what two versions share.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, Protocol, Self
 
@@ -21,7 +21,7 @@ from retriever_svc.types import Float32, Int64, Passage
 TEXT_COLUMNS = ["id", "title", "text", "metadata"]
 VECTOR_COLUMN = "embedding"
 ROW_ID, STAMP = "_rowid", "_row_last_updated_at_version"
-FEW_ROWS = 64  # up to so many rows are read one by one, which takes half the time of Arrow's take
+FEW_ROWS = 64  # up to so many rows are read one by one, which takes less time than Arrow's take
 BLOCK_ROWS = 16_384  # rows of one block of vectors: 64 MB at 1,024 float32 values
 
 
@@ -152,7 +152,7 @@ class MemoryRows:
         if len(positions) > FEW_ROWS:
             return _to_passages(self._texts.take(positions))
         columns = self._columns
-        return [Passage(*(column[position].as_py() for column in columns)) for position in positions.tolist()]
+        return [Passage(*(column(position) for column in columns)) for position in positions.tolist()]
 
     def vectors(self, positions: Int64) -> Float32:
         """The vectors at these positions, [n_positions, dim], in this order."""
@@ -168,10 +168,9 @@ class MemoryRows:
         return self._texts.select(columns)
 
     @cached_property
-    def _columns(self) -> list[Any]:
-        """The columns of texts; one that is whole without the layer of chunks, which triples the time of a look."""
-        columns = (self._texts.column(name) for name in TEXT_COLUMNS)
-        return [column.chunk(0) if column.num_chunks == 1 else column for column in columns]
+    def _columns(self) -> list[Callable[[int], str]]:
+        """The columns of texts, by position."""
+        return [_reader(self._texts.column(name)) for name in TEXT_COLUMNS]
 
     @cached_property
     def matrix(self) -> Float32:
@@ -196,6 +195,17 @@ class MemoryRows:
         )
         texts = pa.concat_tables([self._texts, other._texts]).combine_chunks()
         return MemoryRows(texts, np.concatenate([self._vectors, other._vectors]), RowKeys(*keys))
+
+
+def _reader(column: pa.ChunkedArray) -> Callable[[int], str]:
+    """The text at a position: of a whole column straight from Arrow's buffers, a fifth of the time of its scalars."""
+    if column.num_chunks != 1 or column.type != pa.string() or column.null_count:
+        return lambda position: str(column[position].as_py())
+    array = column.chunk(0)
+    _, ends, content = array.buffers()
+    offsets = memoryview(ends).cast("B").cast("i")[array.offset :]
+    data = memoryview(content or b"").cast("B")
+    return lambda position: str(data[offsets[position] : offsets[position + 1]], "utf-8")
 
 
 def _to_passages(table: pa.Table) -> list[Passage]:
