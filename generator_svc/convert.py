@@ -75,9 +75,9 @@ def reply_to_proto(reply: Reply[Any]) -> generator_pb2.DecodeResponse:
             response.open.context_tokens.extend(opened.context_tokens)
             response.open.truncated.extend(opened.truncated)
             if opened.step is not None:
-                response.open.step.CopyFrom(_step(opened.step))
+                _put_step(response.open.step, opened.step)
         case StepOutput() as step:
-            response.step.CopyFrom(_step(step))
+            _put_step(response.step, step)
         case (TargetScore(), *_) as scores:
             response.score.scores.extend(_score(score) for score in scores)
         case rendered:
@@ -142,17 +142,16 @@ def _target(index: int, target: generator_pb2.Target) -> tuple[int, ...] | str:
     raise InvalidInputError(f"score.targets[{index}]", "tokens or text must be set")
 
 
-def _step(step: StepOutput) -> generator_pb2.StepResult:
-    return generator_pb2.StepResult(
-        token_ids=step.token_ids.astype(INT32, copy=False).tobytes(),
-        log_probs=_floats(step.log_probs),
-        requested_log_probs=b"".join(map(_floats, step.requested)),
-        allowed_log_mass=_floats(step.allowed_log_mass),
-        candidates=step.token_ids.shape[1],
-        hypotheses=step.token_ids.shape[0],
-        log_normalizers=_floats(step.log_normalizers),
-        drafted=step.drafted,
-    )
+def _put_step(message: generator_pb2.StepResult, step: StepOutput) -> None:
+    """In place: a message that is given to another one is copied."""
+    message.token_ids = step.token_ids.astype(INT32, copy=False).tobytes()
+    message.log_probs = _floats(step.log_probs)
+    message.requested_log_probs = b"".join(map(_floats, step.requested))
+    message.allowed_log_mass = _floats(step.allowed_log_mass)
+    message.candidates = step.token_ids.shape[1]
+    message.hypotheses = step.token_ids.shape[0]
+    message.log_normalizers = _floats(step.log_normalizers)
+    message.drafted.extend(step.drafted)
 
 
 def _floats(values: Floats) -> bytes:
