@@ -32,9 +32,7 @@ class Stages:
     """
 
     def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-        self._runs: list[tuple[str, float]] = []
-        self._own = StageClock(lambda stage, seconds: self._runs.append((stage, seconds)))
+        self._own = metrics.late_clock()
         self._theirs = StageClock()
         self._started = time.monotonic()
         self._open = True
@@ -68,8 +66,7 @@ class Stages:
         parts = sum(t.seconds for t in self._own.timings() if t.stage in (RETRIEVE, GENERATOR, MARGINALIZE))
         self._own.add(OTHER, max(whole - parts, 0.0))
         self._own.add(REQUEST, whole)
-        for stage, seconds in self._runs:
-            self._metrics.observe_stage(stage, seconds)
+        self._own.tell()
 
     def timings(self) -> tuple[StageTiming, ...]:
         """Stages of all services; those of one name are added up."""

@@ -29,8 +29,8 @@ class Admission:
     def __init__(self, service: str, max_in_flight: int, gauge: Gauge) -> None:
         self._service = service
         self._max_in_flight = max_in_flight
-        self._gauge = gauge
         self._in_flight = 0
+        gauge.set_function(lambda: self._in_flight)
         self._idle = asyncio.Event()
         self._idle.set()
         self.phase = Phase.LOADING
@@ -57,7 +57,6 @@ class Admission:
 
     def _count(self, change: int) -> None:
         self._in_flight += change
-        self._gauge.set(self._in_flight)
         if self._in_flight:
             self._idle.clear()
         else:

@@ -6,11 +6,12 @@ Nothing waits for a batch to fill: a batch is what is queued, and what arrives m
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Generic, TypeVar
 
 from ragserve.errors import InternalError, ResourceExhaustedError, UnavailableError
@@ -38,13 +39,31 @@ class _Waiting(Generic[In, Out]):
     since: float = field(default_factory=time.monotonic)
 
 
-@dataclass
 class _Lane:
-    """A thread, whether a batch runs in it, and what that costs."""
+    """A thread, whether a batch runs in it, and what that costs.
 
-    thread: ThreadPoolExecutor
-    busy: bool = False
-    cost: int = 0
+    Not an executor of one: its futures and locks take longer than all else that a batch of one question needs here.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.busy = False
+        self.cost = 0
+        self._runs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, run: Callable[[], None]) -> None:
+        """Runs it in the thread, after what was submitted before. It may not raise."""
+        self._runs.put(run)
+
+    def close(self) -> None:
+        """Ends the thread once all has run."""
+        self._runs.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (run := self._runs.get()) is not None:
+            run()
 
 
 class Batcher(Generic[In, Out]):
@@ -76,7 +95,7 @@ class Batcher(Generic[In, Out]):
         self._max_cost = max_cost
         self._cost = cost
         self._queue: deque[_Waiting[In, Out]] = deque()
-        self._lanes = [_Lane(ThreadPoolExecutor(1, thread_name_prefix=f"{name}_{lane}")) for lane in range(lanes)]
+        self._lanes = [_Lane(f"{name}_{lane}") for lane in range(lanes)]
         self._dispatching = False
         self._closed = False
         self._finished = asyncio.Event()  # nothing runs
@@ -115,7 +134,7 @@ class Batcher(Generic[In, Out]):
         self._dispatch()
         await self._finished.wait()
         for lane in self._lanes:
-            lane.thread.shutdown()
+            lane.close()
 
     def _dispatch(self) -> None:
         """Starts what may start. Lanes are filled from the first on: a lone caller finds a thread with warm caches."""
@@ -170,7 +189,7 @@ class Batcher(Generic[In, Out]):
             if not any(lane.busy for lane in self._lanes):
                 self._finished.set()
 
-        lane.thread.submit(run)
+        lane.submit(run)
 
     def _results(self, items: Sequence[In]) -> Sequence[Out | Exception]:
         """In a lane's thread: one result for each item, whatever happens, or their callers would wait forever."""

@@ -7,9 +7,9 @@ import inspect
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
-from typing import Any
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -36,6 +36,7 @@ MAKERS = {
     (True, True): grpc.stream_stream_rpc_method_handler,
 }
 
+T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
 
 log = logging.getLogger(__name__)
@@ -77,15 +78,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _single(self, name: str, inner: Any, check: Callable[[Any], Any]) -> Any:
         async def call(request: Any, context: Context) -> Any:
-            async with self._guard(name, context):
+            async def answer() -> Any:
                 return await inner(check(request), context)
+
+            return await self._guarded(name, context, answer)
 
         return call
 
     def _streaming(self, name: str, inner: Any, check: Callable[[Any], Any]) -> Any:
         # Writing here, in the call's own task, ends the inner generator at once when the call is cancelled.
         async def call(request: Any, context: Context) -> None:
-            async with self._guard(name, context):
+            async def answer() -> None:
                 if not inspect.isasyncgenfunction(inner):
                     await inner(check(request), context)
                     return
@@ -95,19 +98,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 # A caller that left looks like the end of its requests; the cancellation follows at once.
                 await asyncio.sleep(0)
 
+            await self._guarded(name, context, answer)
+
         return call
 
-    @asynccontextmanager
-    async def _guard(self, name: str, context: Context) -> AsyncIterator[None]:
+    async def _guarded(self, name: str, context: Context, answer: Callable[[], Awaitable[T]]) -> T | None:
         """Admits the call, counts it, then sends its error as a status."""
         started = time.monotonic()
         allowed = remaining_seconds(context)
         code = grpc.StatusCode.OK
-        failure: RagserveError | None = None
         try:
             with self._admission.admitted():
                 _refuse_late(allowed)
-                yield
+                return await answer()
         except asyncio.CancelledError:
             code = _reason(allowed, remaining_seconds(context))
             raise
@@ -120,8 +123,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         finally:
             service, _, method = name.lstrip("/").partition("/")
             self._metrics.observe_call(service, method, code.name, time.monotonic() - started)
-        if failure is not None:
-            await _abort(context, failure)
+        await _abort(context, failure)
+        return None
 
 
 def _refuse_late(allowed: float | None) -> None:

@@ -59,6 +59,21 @@ class StageClock:
             return tuple(StageTiming(stage, seconds, count) for stage, (seconds, count) in self._totals.items())
 
 
+class LateClock(StageClock):
+    """A clock that observes nothing until `tell`: once the answer is on its way, not before it."""
+
+    def __init__(self, observe: Callable[[str, float], None]) -> None:
+        self._late = observe
+        self._runs: list[tuple[str, float]] = []
+        super().__init__(lambda stage, seconds: self._runs.append((stage, seconds)))
+
+    def tell(self) -> None:
+        """Observe all that was added since the last time."""
+        runs, self._runs = self._runs, []
+        for stage, seconds in runs:
+            self._late(stage, seconds)
+
+
 class Metrics:
     """The metrics of one service, in a registry of their own."""
 
@@ -77,6 +92,7 @@ class Metrics:
             buckets=BUCKETS_SECONDS,
             registry=self.registry,
         )
+        self._calls: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}  # labels once looked up
         self.in_flight = self.gauge("ragserve_calls_in_flight", "Calls at work.")
 
     def stage(self, name: str) -> Histogram:
@@ -107,10 +123,18 @@ class Metrics:
         """A clock for one request whose stages are also observed by the histograms."""
         return StageClock(self.observe_stage)
 
+    def late_clock(self) -> LateClock:
+        """The same, but they observe when told."""
+        return LateClock(self.observe_stage)
+
     def observe_call(self, service: str, method: str, code: str, seconds: float) -> None:
         """Counts one finished gRPC call, by the name of its status code."""
-        self._handled.labels(service, method, code).inc()
-        self._handling.labels(service, method).observe(seconds)
+        key = (service, method, code)
+        if key not in self._calls:
+            self._calls[key] = (self._handled.labels(*key), self._handling.labels(service, method))
+        handled, handling = self._calls[key]
+        handled.inc()
+        handling.observe(seconds)
 
     def observe_stage(self, stage: str, seconds: float) -> None:
         """One run of a stage."""

@@ -52,7 +52,7 @@ async def test_an_item_alone_does_not_wait() -> None:
         assert await asyncio.wait_for(batches.submit(1), 30) == 10
         assert await asyncio.wait_for(batches.submit(2), 30) == 20
     assert work.batches == [[1], [2]]
-    assert work.threads == {"work_0_0"}
+    assert work.threads == {"work_0"}
 
 
 async def test_what_arrives_meanwhile_is_the_next_batch() -> None:
@@ -234,7 +234,7 @@ async def test_a_lone_caller_always_finds_the_same_thread() -> None:
     async with batcher(work, lanes=3) as batches:
         for item in range(10):
             await batches.submit(item)
-    assert work.threads == {"work_0_0"}
+    assert work.threads == {"work_0"}
 
 
 async def test_closing_finishes_what_is_queued_in_every_lane() -> None:

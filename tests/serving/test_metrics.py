@@ -40,6 +40,20 @@ def test_a_clock_of_metrics_observes_histograms() -> None:
     assert clock.timings() == (StageTiming("prefill", 0.2, 1),)
 
 
+def test_a_late_clock_observes_once_and_when_told() -> None:
+    metrics = Metrics()
+    clock = metrics.late_clock()
+    clock.add("search", 0.5)
+    clock.add("search", 0.25)
+    count = "ragserve_search_seconds_count"
+    assert metrics.registry.get_sample_value(count) is None
+    assert clock.timings() == (StageTiming("search", 0.75, 2),)
+    clock.tell()
+    clock.tell()
+    assert metrics.registry.get_sample_value(count) == 2
+    assert metrics.registry.get_sample_value("ragserve_search_seconds_sum") == 0.75
+
+
 def test_a_stage_is_made_once() -> None:
     metrics = Metrics()
     assert metrics.stage("search") is metrics.stage("search")
