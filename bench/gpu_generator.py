@@ -27,7 +27,8 @@ from bench.gpu_steps import StepBench
 from bench.peers import HuggingFace
 from bench.system import Ragserve
 from bench.workload import SHAPES, Workload, model_directory
-from generator_svc.models.numerics import NUMERICS, Precision
+from generator_svc.models.numerics import NUMERICS
+from generator_svc.models.precision import Precision
 
 SEARCHES = {"greedy": 1, "4 beams": 4}
 CLIENTS = (1, 16, 128)

@@ -16,7 +16,8 @@ from bench.workload import Workload
 from generator_svc.commands import StepControl
 from generator_svc.gpu.stepper import StaticStepper
 from generator_svc.models.bart import Bart
-from generator_svc.models.numerics import NUMERICS, Precision
+from generator_svc.models.numerics import NUMERICS
+from generator_svc.models.precision import Precision
 from generator_svc.placement import build_runner
 from generator_svc.runner import StepRows
 from generator_svc.scheduler import Capacity, Scheduler

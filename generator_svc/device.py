@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from generator_svc.models.numerics import NUMERICS, Precision
+from generator_svc.models.numerics import NUMERICS
+from generator_svc.models.precision import Precision
 from generator_svc.options import Device
 from ragserve.errors import FailedPreconditionError
 from ragserve.serving.cores import thread_count

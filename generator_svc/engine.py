@@ -15,7 +15,7 @@ from generator_svc.commands import Mode
 from generator_svc.device import choose_device, pass_size, use_threads
 from generator_svc.loading import LoadedGenerator, SpecialTokens, load_generator
 from generator_svc.metrics import GeneratorMetrics
-from generator_svc.models.numerics import Precision
+from generator_svc.models.precision import Precision
 from generator_svc.options import EngineOptions
 from generator_svc.placement import build_runner
 from generator_svc.scheduler import Capacity, Scheduler

@@ -14,7 +14,8 @@ from transformers import AutoConfig
 from generator_svc.commands import Mode
 from generator_svc.models.bart import Bart
 from generator_svc.models.base import Seq2SeqModel
-from generator_svc.models.numerics import NUMERICS, Numerics, Precision
+from generator_svc.models.numerics import NUMERICS, Numerics
+from generator_svc.models.precision import Precision
 from generator_svc.models.t5 import T5
 from generator_svc.text import Codec, load_codec
 from generator_svc.weights import TensorFile, WeightMap

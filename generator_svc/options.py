@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from generator_svc.models.numerics import Precision
+from generator_svc.models.precision import Precision
 
 Device = Literal["auto", "cpu", "cuda"]
 

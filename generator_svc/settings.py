@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from generator_svc.models.numerics import Precision
+from generator_svc.models.precision import Precision
 from generator_svc.options import Device, EngineOptions
 from ragserve.serving.settings import ServerSettings
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import statistics
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -283,3 +285,9 @@ def test_the_budget_catches() -> None:
     body = "\n".join(f"    x = {i}" for i in range(MAX_FUNCTION_LINES))
     assert oversized({"m": f"def f():\n{body}\n"}) == ["m.f:1 has 51 lines"]
     assert oversized({"m": "\n" * (MAX_FILE_LINES + 1)}) == ["m has 401 lines"]
+
+
+def test_the_generator_reads_its_settings_before_it_loads_torch() -> None:
+    """A wrong flag need not wait for torch, and how its threads wait must be said before it is there."""
+    script = "import sys, generator_svc.__main__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
-Precision = Literal["float32", "int8", "bfloat16", "float16"]
+from generator_svc.models.precision import Precision
 
 
 @dataclass(frozen=True)

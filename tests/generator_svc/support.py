@@ -13,7 +13,8 @@ from transformers import T5ForConditionalGeneration as T5Model
 
 from generator_svc.loading import FAMILIES
 from generator_svc.models.base import DocumentState, Seq2SeqModel
-from generator_svc.models.numerics import NUMERICS, Precision
+from generator_svc.models.numerics import NUMERICS
+from generator_svc.models.precision import Precision
 from generator_svc.runner import Runner, StepRows
 from generator_svc.scheduler import Capacity, Scheduler
 from generator_svc.sessions import Hypothesis, Session, Start

@@ -17,7 +17,7 @@ import pytest
 from generator_svc.commands import AdvanceCommand, Document, NextHypothesis, OpenCommand, Prefix, StepOutput
 from generator_svc.engine import GeneratorEngine
 from generator_svc.models.base import DocumentState
-from generator_svc.models.numerics import Precision
+from generator_svc.models.precision import Precision
 from generator_svc.options import EngineOptions
 from ragserve.errors import InternalError
 from ragserve.serving.metrics import Metrics

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from generator_svc.kernels import native
-from generator_svc.models.numerics import NUMERICS, Precision
+from generator_svc.models.numerics import NUMERICS
+from generator_svc.models.precision import Precision
 from generator_svc.runner import Runner
 from generator_svc.sessions import Start
 from tests.generator_svc.support import CPU, Chain, build, load, random_tokens

@@ -12,7 +12,7 @@ import torch
 from generator_svc.commands import StepOutput
 from generator_svc.engine import GeneratorEngine
 from generator_svc.gpu.stepper import SelectedStep, StaticStepper
-from generator_svc.models.numerics import Precision
+from generator_svc.models.precision import Precision
 from generator_svc.options import EngineOptions
 from generator_svc.runner import Runner
 from generator_svc.slots import INITIAL_SLOTS

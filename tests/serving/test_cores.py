@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from ragserve.serving.cores import allowed_cores, thread_count
+from ragserve.serving.cores import allowed_cores, spin_briefly, thread_count
 
 
 def test_a_containers_quota_limits_the_threads(tmp_path: Path) -> None:
@@ -23,3 +24,19 @@ def test_the_setting_goes_before_the_environment_and_that_before_the_cores(
     monkeypatch.setenv("OMP_NUM_THREADS", variable)
     assert thread_count(5) == 5
     assert thread_count(0) == (allowed_cores() if threads is None else threads)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "8000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_threads_spin_briefly_unless_told_otherwise(
+    given: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # so that it is put back whatever happens
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    spin_briefly()
+    assert os.environ.get("GOMP_SPINCOUNT") == expected
