@@ -176,7 +176,9 @@ class Pipeline:
         text = TextStream()
         async with aclosing(self._search(run, session, groups).run()) as steps:
             async for _ in steps:
-                settled = groups[0].settled() if run.options.mode is Mode.TOKEN else ()
+                if run.options.mode is not Mode.TOKEN or not (run.streaming or run.stages.before_first_token):
+                    continue
+                settled = groups[0].settled()
                 if settled:
                     run.stages.first_token()
                 if run.streaming and text.has_new(settled):

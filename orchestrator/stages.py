@@ -36,7 +36,7 @@ class Stages:
         self._theirs = StageClock()
         self._started = time.monotonic()
         self._open = True
-        self._first = True
+        self.before_first_token = True
 
     def measure(self, stage: str) -> AbstractContextManager[None]:
         """Times a block of this service."""
@@ -53,8 +53,8 @@ class Stages:
 
     def first_token(self) -> None:
         """The first token is final; later calls do nothing."""
-        if self._first:
-            self._first = False
+        if self.before_first_token:
+            self.before_first_token = False
             self._own.add(FIRST_TOKEN, time.monotonic() - self._started)
 
     def finish(self) -> None:

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
 import numpy as np
 
@@ -59,11 +60,16 @@ class _Continuations:
     @classmethod
     def of(cls, live: Sequence[Hypothesis], rows: Sequence[Row], keep: int) -> _Continuations:
         scores = np.concatenate([row.scores + one.score for one, row in zip(live, rows, strict=True)])
-        sizes = [row.ids.size for row in rows]
-        starts = np.cumsum([0, *sizes[:-1]])
-        parents = np.repeat(np.arange(len(rows)), sizes)
+        parents, positions = _places(tuple(row.ids.size for row in rows))
         best = by_falling_score(scores, parents, np.concatenate([row.ids for row in rows]))[:keep]
-        return cls(scores[best], parents[best], best - starts[parents[best]])
+        return cls(scores[best], parents[best], positions[best])
+
+
+@lru_cache(8)
+def _places(sizes: tuple[int, ...]) -> tuple[Ids, Ids]:
+    """Of everything in rows of these sizes, one after the other: which row it is in, and where there."""
+    parents = np.repeat(np.arange(len(sizes)), sizes)
+    return parents, np.concatenate([np.arange(size) for size in sizes])
 
 
 class Beam:
