@@ -60,7 +60,7 @@ class StageClock:
 
 
 class LateClock(StageClock):
-    """A clock that observes nothing until `tell`: once the answer is on its way, not before it."""
+    """A clock that observes nothing until `tell`: once at the end, not between the stages of a request."""
 
     def __init__(self, observe: Callable[[str, float], None]) -> None:
         self._late = observe
