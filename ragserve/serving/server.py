@@ -80,11 +80,12 @@ class Server:
             self._metrics.registry, self._settings.metrics_host, self._settings.metrics_port
         )
         self.metrics_port = self._metrics_port.port
-        self._register(server)
-        await self._health.register(server)
+        by_name: Any = _ByName(server)
+        self._register(by_name)
+        await self._health.register(by_name)
         if self._settings.reflection:
             names = (*self._service_names, "grpc.health.v1.Health", reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, server)
+            reflection.enable_server_reflection(names, by_name)
         await server.start()
 
     async def set_serving(self) -> None:
@@ -115,6 +116,19 @@ class Server:
         self._health.end_watches()
         await asyncio.sleep(LAST_BYTES_SECONDS)
         await server.stop(None)
+
+
+class _ByName:
+    """A server as generated code fills it, but without registered methods: each call is looked up by its name.
+
+    grpc.aio waits for the next call of each registered method separately, and builds that wait anew at every call.
+    """
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self.add_generic_rpc_handlers = server.add_generic_rpc_handlers
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: object) -> None:
+        """Nothing: the same handlers are there as generic ones."""
 
 
 def server_options(settings: ServerSettings) -> list[tuple[str, Any]]:
