@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import Enum
 
 from prometheus_client import Gauge
@@ -35,9 +33,8 @@ class Admission:
         self._idle.set()
         self.phase = Phase.LOADING
 
-    @contextmanager
-    def admitted(self) -> Iterator[None]:
-        """Holds a place for the block. Raises UnavailableError or ResourceExhaustedError."""
+    def admit(self) -> None:
+        """Takes a place, until `release`. Raises UnavailableError or ResourceExhaustedError."""
         if self.phase is not Phase.SERVING:
             raise UnavailableError(f"the {self._service} is {self.phase.value}")
         if self._in_flight >= self._max_in_flight:
@@ -45,19 +42,15 @@ class Admission:
                 f"the {self._service} is full: {self._max_in_flight} calls at work (server.max_in_flight)",
                 retry_after_seconds=RETRY_AFTER_SECONDS,
             )
-        self._count(1)
-        try:
-            yield
-        finally:
-            self._count(-1)
+        self._in_flight += 1
+        self._idle.clear()
+
+    def release(self) -> None:
+        """Gives a place back."""
+        self._in_flight -= 1
+        if not self._in_flight:
+            self._idle.set()
 
     async def wait_idle(self) -> None:
         """Returns when no call is at work."""
         await self._idle.wait()
-
-    def _count(self, change: int) -> None:
-        self._in_flight += change
-        if self._in_flight:
-            self._idle.clear()
-        else:
-            self._idle.set()

@@ -108,9 +108,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         allowed = remaining_seconds(context)
         code = grpc.StatusCode.OK
         try:
-            with self._admission.admitted():
+            self._admission.admit()
+            try:
                 _refuse_late(allowed)
                 return await answer()
+            finally:
+                self._admission.release()
         except asyncio.CancelledError:
             code = _reason(allowed, remaining_seconds(context))
             raise

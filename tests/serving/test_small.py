@@ -74,14 +74,15 @@ def test_options_of_channels() -> None:
 async def test_admission_by_phase_and_number() -> None:
     metrics = Metrics()
     admission = Admission("echo", 1, metrics.in_flight)
-    with pytest.raises(UnavailableError, match="the echo is loading"), admission.admitted():
-        pass
+    with pytest.raises(UnavailableError, match="the echo is loading"):
+        admission.admit()
     admission.phase = Phase.SERVING
-    with admission.admitted():
-        with pytest.raises(ResourceExhaustedError), admission.admitted():
-            pass
-        assert metrics.registry.get_sample_value("ragserve_calls_in_flight") == 1
+    admission.admit()
+    with pytest.raises(ResourceExhaustedError):
+        admission.admit()
+    assert metrics.registry.get_sample_value("ragserve_calls_in_flight") == 1
+    admission.release()
     await admission.wait_idle()
     admission.phase = Phase.DRAINING
-    with pytest.raises(UnavailableError, match="shutting down"), admission.admitted():
-        pass
+    with pytest.raises(UnavailableError, match="shutting down"):
+        admission.admit()
