@@ -48,6 +48,7 @@ class FaissIndex:
         self._spec = spec
         self._kind = Kind.of(index)
         self._index = index
+        self._size, self._dimension = int(index.ntotal), int(index.d)  # asked for at every search
         set_parameters(index, spec)
         self._on_gpu = gpu.place(index, spec)
 
@@ -89,12 +90,12 @@ class FaissIndex:
     @property
     def size(self) -> int:
         """Number of vectors."""
-        return int(self._index.ntotal)
+        return self._size
 
     @property
     def dimension(self) -> int:
         """Width of the vectors."""
-        return int(self._index.d)
+        return self._dimension
 
     @property
     def device(self) -> str:
