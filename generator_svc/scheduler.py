@@ -15,7 +15,7 @@ import numpy as np
 
 from generator_svc.documents import DocumentEntry, DocumentPool
 from generator_svc.sessions import Hypothesis, PrefixTree, Session, Start, Work
-from generator_svc.slots import SlotArray, SlotPool
+from generator_svc.slots import PathNode, SlotArray, SlotPool
 from generator_svc.trie import Trie, build_trie
 from generator_svc.turns import YOUNG_STEPS, StepTurns, documents_to_encode
 from ragserve.errors import (
@@ -152,7 +152,8 @@ class Scheduler:
         for token in drafted:
             session.hypotheses += self._children(session.hypotheses[-1:], [token])
         self._n_rows += session.n_rows
-        self.slots.release([hypothesis.slots for hypothesis in old])
+        for hypothesis in old:
+            self.slots.release(hypothesis.path)
         session.work, session.active = Work.STEP, now
         self._turns.join(session)
         return len(drafted)
@@ -292,7 +293,8 @@ class Scheduler:
 
     def _release(self, session: Session) -> None:
         self._n_rows -= session.n_rows
-        self.slots.release([hypothesis.slots for hypothesis in session.hypotheses])
+        for hypothesis in session.hypotheses:
+            self.slots.release(hypothesis.path)
         session.hypotheses = []
 
     def _end(self, session: Session, now: float) -> tuple[bool, RagserveError | None]:
@@ -309,12 +311,9 @@ class Scheduler:
     def _children(self, parents: Sequence[Hypothesis], tokens: Sequence[int]) -> list[Hypothesis]:
         """One token more for each parent; all of one session, so all have as many rows."""
         own = self.slots.allocate(sum(len(parent.slots) for parent in parents)).reshape(len(parents), -1)
-        paths = [
-            np.concatenate([parent.slots, more[:, None]], axis=1) for parent, more in zip(parents, own, strict=True)
-        ]
-        self.slots.retain(paths)
         return [
-            Hypothesis(token, parent.document, path) for token, parent, path in zip(tokens, parents, paths, strict=True)
+            _extended(token, parent.document, parent.slots, parent.path, more)
+            for token, parent, more in zip(tokens, parents, own, strict=True)
         ]
 
     def _start_shared(self, session: Session) -> None:
@@ -324,28 +323,41 @@ class Scheduler:
         nodes = self.slots.allocate(n_docs * trie.size).reshape(n_docs, trie.size)
         if trie.size:
             session.prefix_trees = [PrefixTree(document, trie, nodes[document]) for document in range(n_docs)]
-        for start, path in zip(session.starts, trie.paths, strict=True):
-            self._add_start(session, start, nodes[:, path])
+        session.hypotheses = self._begun(session.starts, trie, nodes)
 
     def _start_separate(self, session: Session) -> None:
         """Sequence mode: a tree of prefixes for each document; hypotheses keep the order they were given in."""
-        paths: dict[int, SlotArray] = {}
+        begun: dict[int, Hypothesis] = {}
         for document in sorted({start.document for start in session.starts}):
             indices = [i for i, start in enumerate(session.starts) if start.document == document]
-            trie = _prefix_trie([session.starts[i] for i in indices])
+            starts = [session.starts[i] for i in indices]
+            trie = _prefix_trie(starts)
             nodes = self.slots.allocate(trie.size)
             if trie.size:
                 session.prefix_trees.append(PrefixTree(document, trie, nodes))
-            for i, path in zip(indices, trie.paths, strict=True):
-                paths[i] = nodes[path][None, :]
-        for i, start in enumerate(session.starts):
-            self._add_start(session, start, paths[i])
+            begun.update(zip(indices, self._begun(starts, trie, nodes[None, :]), strict=True))
+        session.hypotheses = [begun[i] for i in range(len(session.starts))]
 
-    def _add_start(self, session: Session, start: Start, past: SlotArray) -> None:
-        own = self.slots.allocate(past.shape[0])
-        slots = np.concatenate([past, own[:, None]], axis=1)
-        self.slots.retain([slots])
-        session.hypotheses.append(Hypothesis(start.tokens[-1], start.document, slots))
+    def _begun(self, starts: Sequence[Start], trie: Trie, nodes: SlotArray) -> list[Hypothesis]:
+        """A hypothesis for each start; the trie of their prefixes is in the slots `nodes` [n_rows, n_nodes]."""
+        prefixes: dict[int, PathNode] = {}
+        for path in trie.paths:
+            before = None
+            for node in path.tolist():
+                before = prefixes.get(node) or prefixes.setdefault(node, PathNode(nodes[:, node], before))
+        own = self.slots.allocate(len(starts) * len(nodes)).reshape(len(starts), len(nodes))
+        begun = []
+        for start, path, more in zip(starts, trie.paths, own, strict=True):
+            before = prefixes[int(path[-1])] if len(path) else None
+            begun.append(_extended(start.tokens[-1], start.document, nodes[:, path], before, more))
+        for held in prefixes.values():
+            self.slots.release(held)
+        return begun
+
+
+def _extended(token: int, document: int, past: SlotArray, before: PathNode | None, own: SlotArray) -> Hypothesis:
+    """A hypothesis whose path goes on from the slots `past` [n_rows, length], which end with `before`."""
+    return Hypothesis(token, document, np.concatenate([past, own[:, None]], axis=1), PathNode(own, before))
 
 
 def _prefix_trie(starts: Sequence[Start]) -> Trie:

@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Any
 
 from generator_svc.documents import DocumentEntry, TokenIds
-from generator_svc.slots import SlotArray
+from generator_svc.slots import PathNode, SlotArray
 from generator_svc.trie import Trie
 
 
@@ -26,12 +26,13 @@ class Hypothesis:
     """One hypothesis: its last token, and the slots of its path.
 
     `slots` is [n_rows, length]: a row for each document in token mode, one row in sequence mode, where `document`
-    says which. The last column belongs to `token`.
+    says which. The last column belongs to `token`; `path` ends with it too, and is held for the hypothesis.
     """
 
     token: int
     document: int
     slots: SlotArray
+    path: PathNode
 
     @property
     def length(self) -> int:

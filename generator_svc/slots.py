@@ -6,39 +6,52 @@ a beam reorder copies no tensor: children share their parent's slots, and a slot
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 
 SlotArray = npt.NDArray[np.int64]
 INITIAL_SLOTS = 1024
-ONE = np.int32(1)  # of the type of the counts: another is converted, at ten times the cost
+
+
+class PathNode:
+    """The last token of a path, its slots [n_rows], and the path before it, which it holds.
+
+    Paths that begin alike share nodes. So whoever holds a path holds its last node only, however long it is.
+    """
+
+    __slots__ = ("holders", "parent", "slots")
+
+    def __init__(self, slots: SlotArray, parent: PathNode | None) -> None:
+        """A node that its maker holds."""
+        self.slots = slots
+        self.parent = parent
+        self.holders = 1
+        if parent is not None:
+            parent.holders += 1
 
 
 class SlotPool:
-    """Counts, for every slot, the paths that hold it."""
+    """Slots in use and free ones."""
 
     def __init__(self) -> None:
-        self._holders = np.zeros(INITIAL_SLOTS, dtype=np.int32)
+        self._size = INITIAL_SLOTS
         self._free = list(range(INITIAL_SLOTS - 1, -1, -1))
 
     @property
     def size(self) -> int:
         """Slots there are, free or not; grows by doubling."""
-        return len(self._holders)
+        return self._size
 
     @property
     def used(self) -> int:
-        """Slots held by at least one path."""
-        return len(self._holders) - len(self._free)
+        """Slots that are not free."""
+        return self._size - len(self._free)
 
     def allocate(self, count: int) -> SlotArray:
-        """`count` slots held by nobody yet; each must be retained at once."""
+        """`count` free slots, in use from now on."""
         while len(self._free) < count:
-            size = self.size
-            self._holders = np.concatenate([self._holders, np.zeros(size, dtype=np.int32)])
-            self._free = list(range(2 * size - 1, size - 1, -1)) + self._free
+            self._free = list(range(2 * self._size - 1, self._size - 1, -1)) + self._free
+            self._size *= 2
         left = len(self._free) - count
         taken = self._free[left:]
         del self._free[left:]
@@ -46,19 +59,15 @@ class SlotPool:
 
     def shrink(self, size: int) -> None:
         """Forget the slots from `size` on, which nobody may hold."""
-        self._holders = self._holders[:size]
+        self._size = min(self._size, size)
         self._free = [slot for slot in self._free if slot < size]
 
-    def retain(self, paths: Sequence[SlotArray]) -> None:
-        """One more path each holds these slots."""
-        np.add.at(self._holders, _flat(paths), ONE)
-
-    def release(self, paths: Sequence[SlotArray]) -> None:
-        """These paths hold their slots no longer."""
-        flat = _flat(paths)
-        np.subtract.at(self._holders, flat, ONE)
-        self._free.extend(set(flat[self._holders[flat] == 0].tolist()))
-
-
-def _flat(paths: Sequence[SlotArray]) -> SlotArray:
-    return np.concatenate([path.reshape(-1) for path in paths]) if paths else np.zeros(0, np.int64)
+    def release(self, path: PathNode) -> None:
+        """One less holds this path: the slots that nobody holds any more are free."""
+        node: PathNode | None = path
+        while node is not None:
+            node.holders -= 1
+            if node.holders:
+                return
+            self._free += node.slots.tolist()
+            node = node.parent

@@ -125,8 +125,7 @@ def test_a_bucket_is_captured_once_and_again_when_the_cache_has_moved(model: Seq
         check_same(outputs(world.static, tasks), outputs(world.plain, tasks))
         world.sessions.advance(most=1)
     assert (world.recorder.captured, world.recorder.replayed) == (1, 3)
-    ballast = world.sessions.scheduler.slots.allocate(INITIAL_SLOTS)
-    world.sessions.scheduler.slots.retain([ballast])
+    world.sessions.scheduler.slots.allocate(INITIAL_SLOTS)
     world.sessions.advance(most=1)
     for _ in range(2):
         tasks = world.sessions.tasks()

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from generator_svc.models.base import Seq2SeqModel
 from generator_svc.runner import Runner
 from generator_svc.sessions import Start
-from generator_svc.slots import INITIAL_SLOTS, SlotPool
+from generator_svc.slots import INITIAL_SLOTS, PathNode, SlotPool
 from tests.generator_svc.support import CPU, Chain, build, load, random_tokens, reference_logits
 
 Pair = tuple[PreTrainedModel, Seq2SeqModel]
@@ -61,8 +61,7 @@ def test_the_cache_grows_and_keeps_what_it_holds(pair: Pair) -> None:
     start = reference.config.decoder_start_token_id
     chain = Chain(Runner(model, CPU), [[5, 6, 7]], shared=True, starts=[Start((start,))])
     chain.step()
-    ballast = chain.scheduler.slots.allocate(INITIAL_SLOTS)
-    chain.scheduler.slots.retain([ballast])
+    chain.scheduler.slots.allocate(INITIAL_SLOTS)
     logits = chain.advance([(0, 10)])
     assert chain.runner.cache.layers[0].shape[0] == 2 * INITIAL_SLOTS
     np.testing.assert_allclose(logits[0, 0], reference_logits(reference, [5, 6, 7], [start, 10])[-1], atol=1e-4)
@@ -70,15 +69,15 @@ def test_the_cache_grows_and_keeps_what_it_holds(pair: Pair) -> None:
 
 def test_slots_are_free_when_no_path_holds_them() -> None:
     pool = SlotPool()
-    first, second = pool.allocate(3), pool.allocate(2)
-    pool.retain([first])
-    pool.retain([first])
-    pool.retain([second])
-    pool.release([first])
-    assert pool.used == 5
-    pool.release([first])
-    assert pool.used == 2
-    assert set(pool.allocate(INITIAL_SLOTS - 2)).isdisjoint(second)
+    first = PathNode(pool.allocate(3), None)
+    left, right = PathNode(pool.allocate(3), first), PathNode(pool.allocate(3), first)
+    pool.release(first)
+    assert pool.used == 9  # held by the longer paths
+    pool.release(left)
+    assert pool.used == 6
+    assert set(pool.allocate(INITIAL_SLOTS - 6)).isdisjoint([*first.slots, *right.slots])
     assert pool.size == INITIAL_SLOTS
-    pool.allocate(1)
+    pool.release(right)
+    assert pool.used == INITIAL_SLOTS - 6
+    pool.allocate(7)
     assert pool.size == 2 * INITIAL_SLOTS

@@ -80,8 +80,7 @@ def test_graphs_equal_eager_steps(directory: Path, precision: Precision) -> None
         if turn < 4:
             world.sessions.open(1 + turn, shared=turn % 2 == 0)
         if turn == 8:  # the cache moves
-            ballast = world.sessions.scheduler.slots.allocate(INITIAL_SLOTS)
-            world.sessions.scheduler.slots.retain([ballast])
+            world.sessions.scheduler.slots.allocate(INITIAL_SLOTS)
             world.runner.cache.grow(world.sessions.scheduler.slots.size)
         tasks = world.sessions.tasks()
         eager = outputs(world.static, tasks)
