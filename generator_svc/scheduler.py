@@ -93,6 +93,11 @@ class Scheduler:
         """Bytes of cache in use or promised."""
         return self._document_bytes + self.slots.used * self.capacity.slot_bytes
 
+    @property
+    def asked(self) -> bool:
+        """Whether a session waits for work, or for its end."""
+        return any(session.closed or session.work is not Work.NOTHING for session in self._sessions)
+
     def sessions(self) -> tuple[Session, ...]:
         """Sessions not yet freed."""
         return tuple(self._sessions)

@@ -93,10 +93,10 @@ class DecodeSession:
         request.spent("prefill", time.monotonic() - request.submitted)
         session = self._new_session(command, contexts)
         session.state.request = request
-        with self._worker.changed:
+        with self._worker.lock:
             found = self._worker.scheduler.admit(session, time.monotonic())
             self._session = session
-            self._worker.wake()
+        self._worker.wake()
         self._metrics.opened(found, len(contexts) - found)
         step = await answer
         lengths = tuple(len(context.token_ids) for context in contexts)
@@ -145,16 +145,16 @@ class DecodeSession:
         clock = self._metrics.clock()
         with clock.measure("render"):
             rendered = await asyncio.to_thread(lambda: tuple(map(self._loaded.codec.render, command.sequences)))
-        with self._worker.changed:
+        with self._worker.lock:
             session.active = time.monotonic()
         return Reply(rendered, clock.timings())
 
     def close(self) -> None:
         """Free the session at the next step."""
         if self._session is not None:
-            with self._worker.changed:
+            with self._worker.lock:
                 self._worker.scheduler.close(self._session)
-                self._worker.wake()
+            self._worker.wake()
         self._patience.cancel()
         self.ended.cancel()
 
@@ -195,10 +195,10 @@ class DecodeSession:
 
     async def _ask(self, session: Session, asked: Asked, submit: Callable[[float], None]) -> Reply[Any]:
         request, answer = asked
-        with self._worker.changed:
+        with self._worker.lock:
             submit(time.monotonic())
             session.state.request = request
-            self._worker.wake()
+        self._worker.wake()
         output = await answer
         return Reply(output, self._timings(request))
 

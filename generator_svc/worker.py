@@ -7,7 +7,9 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +27,9 @@ from generator_svc.steps import Step, Stepper, StepTask
 from ragserve.errors import RagserveError, ResourceExhaustedError, UnavailableError
 
 CRASHED = 1  # exit status
+# When nobody waits for anything, the thread lets go of the interpreter's lock at once: the event loop has an answer to
+# send. Only when nobody has asked for so long does it look for sessions that are late or idle.
+SHORT_REST_SECONDS = 0.01
 
 log = logging.getLogger(__name__)
 
@@ -61,12 +66,13 @@ class SessionState:
 
 
 class Worker:
-    """Owns the thread, the lock and the scheduler. Other threads touch the scheduler under `changed` only."""
+    """Owns the thread, the lock and the scheduler. Other threads touch the scheduler under `lock` only."""
 
     def __init__(self, runner: Runner, stepper: Stepper, scheduler: Scheduler, metrics: GeneratorMetrics) -> None:
         self.scheduler = scheduler
         self._metrics = metrics
-        self.changed = threading.Condition()
+        self.lock = threading.Lock()
+        self._bell: SimpleQueue[None] = SimpleQueue()  # rung after changes; a condition takes three times as long
         self._runner = runner
         self._stepper = stepper
         self._stopping = False
@@ -78,14 +84,13 @@ class Worker:
 
     def stop(self) -> None:
         """Stop after the pass in hand; requests left are answered with UnavailableError."""
-        with self.changed:
-            self._stopping = True
-            self.changed.notify()
+        self._stopping = True
+        self.wake()
         self._thread.join()
 
     def wake(self) -> None:
-        """Tell the thread that the scheduler has changed; the caller holds `changed`."""
-        self.changed.notify()
+        """Tell the thread that the scheduler has changed."""
+        self._bell.put(None)
 
     def _run(self) -> None:
         try:
@@ -100,14 +105,26 @@ class Worker:
             _fail(session, UnavailableError("the generator is shutting down"))
 
     def _next_plan(self) -> Plan | None:
-        with self.changed:
-            while not self._stopping:
+        """What to do next; waits for it. None when told to stop."""
+        with self.lock:
+            asked = self.scheduler.asked
+        if not asked:
+            self._rest(SHORT_REST_SECONDS)
+        while not self._stopping:
+            with self.lock:
                 plan = self.scheduler.plan(time.monotonic())
                 if not plan.empty:
                     return plan
                 event = self.scheduler.next_event()
-                self.changed.wait(None if event is None else max(0.0, event - time.monotonic()))
+            self._rest(None if event is None else max(0.0, event - time.monotonic()))
         return None
+
+    def _rest(self, seconds: float | None) -> None:
+        """Until the bell rings, or for so long (None: however long that takes)."""
+        with suppress(Empty):
+            self._bell.get(timeout=seconds)
+        while not self._bell.empty():
+            self._bell.get()
 
     def _execute(self, plan: Plan) -> None:
         for document in plan.forget:
@@ -134,7 +151,7 @@ class Worker:
             cache.grow(n_slots)
         except (RuntimeError, MemoryError):  # torch.OutOfMemoryError is a RuntimeError
             log.exception("no memory for a cache of %d slots", n_slots)
-            with self.changed:
+            with self.lock:
                 evicted = self.scheduler.evict(cache.n_slots)
             for session in evicted:
                 message = "no memory is left for keys and values; if this happens often, lower cache_bytes"
@@ -150,7 +167,7 @@ class Worker:
             run()
         except Exception as error:
             log.exception("a pass over %d sessions failed", len(sessions))
-            with self.changed:  # before anybody hears of it, who could ask again
+            with self.lock:  # before anybody hears of it, who could ask again
                 for session in sessions:
                     self.scheduler.fail(session)
             for session in sessions:
@@ -162,7 +179,7 @@ class Worker:
             self._runner.prime(_states(session), session.prefix_trees)
             session.prefix_trees = []
         session.state.request.spent("prefill", time.monotonic() - started)
-        with self.changed:
+        with self.lock:
             self.scheduler.started(session)
         if not session.starts:
             self._finish(session, None)
@@ -172,7 +189,7 @@ class Worker:
         encoded = self._runner.encode([document.token_ids for document in plan.encode])
         for document, state in zip(plan.encode, encoded.documents, strict=True):
             document.state = state
-        with self.changed:
+        with self.lock:
             self.scheduler.encoded(plan.encode)
         seconds = time.monotonic() - started
         for session in plan.prefill:
@@ -211,7 +228,7 @@ class Worker:
             return
         session.state.request = None
         now = time.monotonic()
-        with self.changed:
+        with self.lock:
             self.scheduler.finished(session, now)
         waited = now - request.submitted - sum(request.seconds.values())
         request.seconds = {"queue": max(0.0, waited), **request.seconds}
