@@ -29,7 +29,7 @@ from generator_svc.commands import (
 )
 from generator_svc.engine import GeneratorInfo
 from ragserve.errors import InvalidInputError
-from ragserve.serving.convert import timings_to_proto
+from ragserve.serving.convert import add_timings
 from ragserve.v1 import common_pb2, generator_pb2
 
 MODES: dict[common_pb2.Mode.ValueType, Mode] = {common_pb2.MODE_TOKEN: "token", common_pb2.MODE_SEQUENCE: "sequence"}
@@ -69,7 +69,8 @@ def command_from_proto(request: generator_pb2.DecodeRequest) -> Command:
 
 def reply_to_proto(reply: Reply[Any]) -> generator_pb2.DecodeResponse:
     """The response of the same kind as the output."""
-    response = generator_pb2.DecodeResponse(timings=timings_to_proto(reply.timings))
+    response = generator_pb2.DecodeResponse()
+    add_timings(response.timings, reply.timings)
     match reply.output:
         case OpenOutput() as opened:
             response.open.context_tokens.extend(opened.context_tokens)

@@ -119,7 +119,7 @@ class DecodeSession:
         reply = await self._ask(session, self._request(command.candidates), submit)
         if session.state.drafter is not None:
             session.state.drafter.take(*choices[0], drafted)
-        return replace(reply, output=replace(reply.output, drafted=drafted))
+        return replace(reply, output=replace(reply.output, drafted=drafted)) if drafted else reply
 
     async def widen(self, command: WidenCommand) -> Reply[StepOutput]:
         """More candidates of the present step, without running the model."""

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import numpy as np
 
 from ragserve.errors import InvalidInputError, RagserveError
-from ragserve.serving.convert import timings_to_proto
+from ragserve.serving.convert import add_timings, timings_to_proto
 from ragserve.serving.metrics import StageTiming
 from ragserve.serving.status import code_of
 from ragserve.v1 import common_pb2, retriever_pb2
@@ -89,9 +89,8 @@ def _passage_from_proto(message: common_pb2.Passage) -> Passage:
 
 def retrieval_to_proto(retrieval: Retrieval) -> retriever_pb2.RetrieverServiceRetrieveResponse:
     """The response to Retrieve."""
-    response = retriever_pb2.RetrieverServiceRetrieveResponse(
-        knowledge_version=retrieval.knowledge_version, timings=timings_to_proto(retrieval.timings)
-    )
+    response = retriever_pb2.RetrieverServiceRetrieveResponse(knowledge_version=retrieval.knowledge_version)
+    add_timings(response.timings, retrieval.timings)
     for result in retrieval.results:
         _add_hits(response.results.add(decoded_query=result.decoded_query), result.hits)
     return response
