@@ -34,6 +34,7 @@ class Stages:
     def __init__(self, metrics: Metrics) -> None:
         self._own = metrics.late_clock()
         self._theirs = StageClock()
+        self._calls: list[tuple[str, float, tuple[StageTiming, ...]]] = []
         self._started = time.monotonic()
         self._open = True
         self.before_first_token = True
@@ -44,12 +45,7 @@ class Stages:
 
     def called(self, stage: str, seconds: float, reported: Iterable[StageTiming]) -> None:
         """One call to another service took `seconds` here, and said where its time went."""
-        known = 0.0
-        for timing in reported:
-            known += timing.seconds
-            self._theirs.add(timing.stage, timing.seconds, timing.count)
-        self._own.add(stage, seconds)
-        self._own.add(WIRE, max(seconds - known, 0.0))
+        self._calls.append((stage, seconds, tuple(reported)))
 
     def first_token(self) -> None:
         """The first token is final; later calls do nothing."""
@@ -62,6 +58,7 @@ class Stages:
         if not self._open:
             return
         self._open = False
+        self._account()
         whole = time.monotonic() - self._started
         parts = sum(t.seconds for t in self._own.timings() if t.stage in (RETRIEVE, GENERATOR, MARGINALIZE))
         self._own.add(OTHER, max(whole - parts, 0.0))
@@ -70,4 +67,14 @@ class Stages:
 
     def timings(self) -> tuple[StageTiming, ...]:
         """Stages of all services; those of one name are added up."""
+        self._account()
         return self._theirs.timings() + self._own.timings()
+
+    def _account(self) -> None:
+        """For the calls so far, which are only noted as they come."""
+        calls, self._calls = self._calls, []
+        for stage, seconds, reported in calls:
+            for timing in reported:
+                self._theirs.add(timing.stage, timing.seconds, timing.count)
+            self._own.add(stage, seconds)
+            self._own.add(WIRE, max(seconds - sum(timing.seconds for timing in reported), 0.0))

@@ -192,14 +192,14 @@ class GeneratorSession:
     async def open(self, control: Control, candidates: int) -> Step:
         """Encode and run the first step."""
         documents = [0] if self._spec.mode is Mode.TOKEN else range(self._n_docs)
-        self._prefixes = Prefixes.start(documents, control, candidates)
+        self._prefixes = Prefixes(documents, control, candidates)
         return self._step((await self._retried(self._start)).open.step)
 
     async def advance(self, extensions: Sequence[Extension], candidates: int) -> Step:
         """Extend hypotheses; where the replica is gone, another one starts with the extended ones."""
         if self._prefixes is None:
             raise ValueError("advance before open")
-        self._prefixes = self._prefixes.extended(extensions, candidates)
+        self._prefixes.extend(extensions, candidates)
         followed = self._ahead.follow(extensions) if self._ahead is not None else None
         if followed is not None:
             self._ahead = followed

@@ -17,30 +17,36 @@ class Prefix:
     control: Control
 
 
-@dataclass(frozen=True)
 class Prefixes:
-    """The hypotheses of one step, in order, and the M it was asked with."""
+    """The hypotheses of the present step, in order, and the M it was asked with.
 
-    hypotheses: tuple[Prefix, ...]
-    candidates: int
+    The steps are only noted as they come: tokens are put together when another replica needs them.
+    """
 
-    @classmethod
-    def start(cls, documents: Sequence[int], control: Control, candidates: int) -> Prefixes:
+    def __init__(self, documents: Sequence[int], control: Control, candidates: int) -> None:
         """One empty hypothesis for each of `documents`."""
-        return cls(tuple(Prefix((), document, control) for document in documents), candidates)
+        self._known = tuple(Prefix((), document, control) for document in documents)
+        self._since: list[Sequence[Extension]] = []
+        self.candidates = candidates
 
-    def extended(self, extensions: Sequence[Extension], candidates: int) -> Prefixes:
-        """The hypotheses of the next step."""
-        parents = self.hypotheses
-        return Prefixes(
-            tuple(
+    def extend(self, extensions: Sequence[Extension], candidates: int) -> None:
+        """Go on to the next step."""
+        self._since.append(extensions)
+        self.candidates = candidates
+
+    @property
+    def hypotheses(self) -> tuple[Prefix, ...]:
+        """Those of the present step."""
+        for extensions in self._since:
+            parents = self._known
+            self._known = tuple(
                 Prefix((*parents[one.parent].tokens, one.token), parents[one.parent].document, one.control)
                 for one in extensions
-            ),
-            candidates,
-        )
+            )
+        self._since = []
+        return self._known
 
     def requested(self, rows: Sequence[int] | None = None) -> list[int]:
         """How many tokens each row (of some, or all) shows in any case."""
-        chosen = range(len(self.hypotheses)) if rows is None else rows
-        return [len(self.hypotheses[row].control.requested) for row in chosen]
+        present: Sequence[Prefix | Extension] = self._since[-1] if self._since else self._known
+        return [len(one.control.requested) for one in (present if rows is None else [present[row] for row in rows])]
