@@ -81,7 +81,7 @@ def sides(options: argparse.Namespace, threads: int, stack: ExitStack) -> tuple[
     ]
     for group in groups:
         group.warm_up()
-    ours.stages.clear()
+    ours.timed.clear()
     return ours, groups
 
 

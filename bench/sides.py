@@ -75,8 +75,8 @@ class Ragserve:
     kind: common_pb2.SearchKind = common_pb2.SEARCH_KIND_DENSE
     name: str = "ragserve"
     remote: bool = True
-    # Of every single question asked as text: the service's stages and the whole, in seconds.
-    stages: list[dict[str, float]] = field(default_factory=list)
+    # Of every single question asked as text: the service's answer and the seconds that it took.
+    timed: list[tuple[retriever_pb2.RetrieverServiceRetrieveResponse, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._channel = grpc.insecure_channel(self.process.target)
@@ -104,17 +104,20 @@ class Ragserve:
         response = self._stub.Retrieve(self._request([query]))
         found = read(response)
         if isinstance(query, str):
-            seconds = time.perf_counter() - begin
-            self.stages.append({**{timing.stage: timing.seconds for timing in response.timings}, TOTAL: seconds})
+            self.timed.append((response, time.perf_counter() - begin))
         return found
 
     def stage_medians(self) -> dict[str, float]:
         """Median seconds of each stage of a single question; what the service does not time is the transport's."""
-        if not self.stages:
+        if not self.timed:
             return {}
-        rest = [2 * stages[TOTAL] - sum(stages.values()) for stages in self.stages]
-        names = [name for name in self.stages[0] if name != TOTAL]
-        medians = {name: statistics.median(stages[name] for stages in self.stages) for name in names}
+        runs = [
+            {**{timing.stage: timing.seconds for timing in response.timings}, TOTAL: seconds}
+            for response, seconds in self.timed
+        ]
+        rest = [2 * stages[TOTAL] - sum(stages.values()) for stages in runs]
+        names = [name for name in runs[0] if name != TOTAL]
+        medians = {name: statistics.median(stages[name] for stages in runs) for name in names}
         return {**medians, "transport and conversion": statistics.median(rest)}
 
     def many(self, batches: Sequence[Sequence[Asked]], in_flight: int) -> list[Any]:
