@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from math import ceil
 from typing import Any
 
@@ -36,22 +37,22 @@ class Kind:
             core, has_transform = faiss.downcast_index(core.index), True
         return cls(index, core, has_transform)
 
-    @property
+    @cached_property
     def has_cells(self) -> bool:
         """An IVF index, which `nprobe` is for."""
         return isinstance(self.core, faiss.IndexIVF)
 
-    @property
+    @cached_property
     def has_graph(self) -> bool:
         """An HNSW index, which `efSearch` is for."""
         return isinstance(self.core, faiss.IndexHNSW)
 
-    @property
+    @cached_property
     def takes_selector(self) -> bool:
         """Whether a CPU search can be told which positions it may return; PQ, fast scan and refined ones cannot."""
         return self.has_cells or self.has_graph or isinstance(self.core, faiss.IndexFlat | faiss.IndexScalarQuantizer)
 
-    @property
+    @cached_property
     def is_exact(self) -> bool:
         """Whether every vector is compared in float32."""
         return isinstance(self.core, faiss.IndexFlat) and not self.has_transform
@@ -65,8 +66,8 @@ class Kind:
         )
 
     def parameters(self, n_candidates: int, options: SearchOptions, spec: IndexSpec) -> Any:
-        """FAISS's search parameters, which keep alive what they refer to; None for kinds that take none."""
-        if not self.takes_selector:
+        """FAISS's search parameters, which keep alive what they refer to; None where none are needed."""
+        if not self.takes_selector or (options.allowed is None and not self.has_cells and not self.has_graph):
             return None
         allowed = None if options.allowed is None else _selector(options.allowed)
         parameters: Any
