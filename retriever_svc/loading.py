@@ -12,7 +12,7 @@ from ragserve.serving.logs import fields
 from retriever_svc.device import Device
 from retriever_svc.encoder import TextEncoder
 from retriever_svc.encoder_session import Precision as EncoderPrecision
-from retriever_svc.index import FaissIndex, Index, IndexCache, IndexSpec
+from retriever_svc.index import FaissIndex, Index, IndexCache, IndexSpec, TooFewVectorsError
 from retriever_svc.index.milvus_index import MilvusIndex
 from retriever_svc.kinds import Scales
 from retriever_svc.knowledge import (
@@ -33,6 +33,8 @@ DEFAULT_MEMORY_BYTES = 2 * 2**30
 CACHE_NAME = "indexes"
 # How many versions back a start looks for an index on disk that it can go on from.
 CACHED_VERSIONS_BACK = 64
+# Up to so many passages are compared with a query one by one where their index cannot be trained on them.
+MOST_EXACT = 10_000
 
 log = logging.getLogger(__name__)
 
@@ -132,8 +134,11 @@ class KnowledgeSource:
             )
         return knowledge
 
-    def base(self, knowledge: KnowledgeBase) -> Base:
+    def base(self, knowledge: KnowledgeBase, *, or_exact: bool = False) -> Base:
         """A version with its index, read from the cache or built.
+
+        With `or_exact`, a version of few passages gets an exact index where its own cannot be trained on them: nothing
+        else could answer from it.
 
         Raises:
             DataLossError: its files are damaged.
@@ -142,7 +147,7 @@ class KnowledgeSource:
         with reading(self.path):
             rows = knowledge.rows(self._options.max_memory_bytes)
             words = index_words(rows) if self._options.lexical else None
-            return Base(knowledge.version, rows, self._index(knowledge, rows), words)
+            return Base(knowledge.version, rows, self._index(knowledge, rows, or_exact=or_exact), words)
 
     def first_base(self, knowledge: KnowledgeBase) -> Base:
         """The base to start from: that of the newest earlier version whose index is on disk, else of this one."""
@@ -156,11 +161,13 @@ class KnowledgeSource:
             if cache and cache.path_of(earlier.content, self._options.index).exists():
                 log.info("index of an earlier version found", extra=fields(version=version))
                 return self.base(earlier)
-        return self.base(knowledge)
+        return self.base(knowledge, or_exact=True)
 
-    def _index(self, knowledge: KnowledgeBase, rows: Rows) -> Index:
+    def _index(self, knowledge: KnowledgeBase, rows: Rows, *, or_exact: bool) -> Index:
         spec, milvus, cache = self._options.index, self._options.milvus, self._cache()
-        if not rows.size:  # nothing to train on; what is added is compared one by one until the next rebuild
+        if not rows.size and milvus is None:  # nothing to train on, and nothing to search
+            return FaissIndex.build_exact(rows, spec)
+        if not rows.size:
             return FaissIndex.build(rows, replace(spec, factory="Flat", precision="float32", search_parameters=""))
         if milvus is not None:
             return MilvusIndex.build(rows, spec, uri=milvus.uri, content=knowledge.content, token=milvus.token)
@@ -169,7 +176,13 @@ class KnowledgeSource:
             log.info("building the index", extra=fields(version=knowledge.version, passages=rows.size))
             return FaissIndex.build(rows, spec)
 
-        return build() if cache is None else cache.load_or_build(knowledge.content, spec, build)
+        try:
+            return build() if cache is None else cache.load_or_build(knowledge.content, spec, build)
+        except TooFewVectorsError as error:
+            if not or_exact or rows.size > MOST_EXACT:
+                raise
+            log.warning("too few passages for the index: searched one by one", extra=fields(reason=error.message))
+            return FaissIndex.build_exact(rows, spec)
 
     def _cache(self) -> IndexCache | None:
         """Where indexes are kept; nowhere for a Flat one, which is a copy of the vectors: built as fast as read."""
@@ -182,4 +195,4 @@ class KnowledgeSource:
 def load_snapshot(model: Path, knowledge_base: Path, options: RetrievalOptions, dimension: int) -> Snapshot:
     """A version of the knowledge base with its index. Raises as `KnowledgeSource.open` and `base`."""
     source = KnowledgeSource.of_model(model, knowledge_base, dimension, options)
-    return Snapshot.of_base(source.base(source.open(source.newest())))
+    return Snapshot.of_base(source.base(source.open(source.newest()), or_exact=True))

@@ -1,8 +1,17 @@
 """Vector indexes: the protocol the searcher uses, the FAISS implementation and its file cache."""
 
 from retriever_svc.index.cache import IndexCache
-from retriever_svc.index.faiss_index import FaissIndex, builds_interrupted
+from retriever_svc.index.faiss_index import FaissIndex, TooFewVectorsError, builds_interrupted
 from retriever_svc.index.protocol import Index, SearchOptions, VectorSource
 from retriever_svc.index.spec import IndexSpec
 
-__all__ = ["FaissIndex", "Index", "IndexCache", "IndexSpec", "SearchOptions", "VectorSource", "builds_interrupted"]
+__all__ = [
+    "FaissIndex",
+    "Index",
+    "IndexCache",
+    "IndexSpec",
+    "SearchOptions",
+    "TooFewVectorsError",
+    "VectorSource",
+    "builds_interrupted",
+]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,10 @@ native: Any = faiss  # its stub lacks some classes
 MATRIX_QUERIES = 4  # from so many queries on, a matrix product is faster
 
 
+class TooFewVectorsError(InvalidInputError):
+    """An index cannot be trained on so few vectors, or FAISS says something else against training it."""
+
+
 class FaissIndex:
     """A FAISS index that is built and then only searched, by one thread at a time.
 
@@ -46,7 +51,7 @@ class FaissIndex:
         # for smaller vectors: 64 queries over 10,033 vectors of 384 took 2.4 ms each, and as a product 0.33 ms.
         native.cvar.distance_compute_blas_threshold = MATRIX_QUERIES * index.d
         self._spec = spec
-        self._kind = Kind.of(index)
+        self._kind = self._parameters_of = Kind.of(index)
         self._index = index
         self._size, self._dimension = int(index.ntotal), int(index.d)  # asked for at every search
         set_parameters(index, spec)
@@ -57,24 +62,38 @@ class FaissIndex:
         """Build over all vectors of a source, training on a fixed sample of them where the index needs it.
 
         Raises:
-            InvalidInputError: the factory string is wrong for FAISS, this width or this number of vectors.
+            InvalidInputError: the factory string is wrong for FAISS or this width.
+            TooFewVectorsError: it cannot be trained on these vectors.
             FailedPreconditionError: a vector is not finite; else see the constructor.
         """
         # OpenMP keeps the number of threads per calling thread: a search in another thread does not see this.
         faiss.omp_set_num_threads(thread_count(spec.build_threads))
+        failure = InvalidInputError
         try:
             index = _new(source.dimension, spec)
             if not index.is_trained:
+                failure = TooFewVectorsError
                 index.train(sample(source, spec.training_vectors))
+            failure = InvalidInputError
             for block in finite_blocks(source):
                 index.add(block)
         except RuntimeError as error:
-            raise InvalidInputError(
+            raise failure(
                 "index_factory",
                 f"index_factory {spec.full_factory!r} cannot index {source.size} vectors of width {source.dimension}: "
                 f"{reason(error)}",
             ) from error
         return cls(index, spec)
+
+    @classmethod
+    def build_exact(cls, source: VectorSource, spec: IndexSpec) -> FaissIndex:
+        """A Flat index in place of one that cannot be trained; searches may set that one's parameters, to no effect.
+
+        Raises as the constructor.
+        """
+        flat = cls.build(source, replace(spec, factory="Flat", precision="float32", search_parameters=""))
+        flat._spec, flat._parameters_of = spec, Kind.of(_new(source.dimension, spec))
+        return flat
 
     @classmethod
     def read(cls, path: Path, spec: IndexSpec) -> FaissIndex:
@@ -114,7 +133,8 @@ class FaissIndex:
 
     def check_options(self, options: SearchOptions) -> None:
         """Check the parameters of a search. Raises as `Index.check_options`."""
-        check_options(options, self._spec, has_cells=self._kind.has_cells, has_graph=self._kind.has_graph)
+        kind = self._parameters_of
+        check_options(options, self._spec, has_cells=kind.has_cells, has_graph=kind.has_graph)
 
     def search(
         self, queries: Float32, n_candidates: int, options: SearchOptions = DEFAULT_OPTIONS

@@ -146,7 +146,7 @@ class Follower:
             if (derived := neighbour.derived(knowledge.dataset, limit)) is not None:
                 return derived
         log.info("another content, indexed from scratch", extra=fields(version=version, passages=knowledge.passages))
-        return Snapshot.of_base(self._source.base(knowledge))
+        return Snapshot.of_base(self._source.base(knowledge, or_exact=True))
 
     def _rebuild_if_due(self) -> None:
         newest = self.newest

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ragserve.errors import InvalidInputError
+from ragserve.errors import FailedPreconditionError
 from retriever_svc.filters import Filter
+from retriever_svc.index import SearchOptions
 from retriever_svc.kinds import nearest
 from retriever_svc.live.snapshot import View
 from retriever_svc.loading import RetrievalOptions
@@ -39,8 +40,10 @@ def test_an_older_version_that_cannot_be_indexed_does_not_hold_up_the_newest(tmp
     home.upsert(100)
     home.upsert(3)
     follower, whole = home.follower(keep_versions=2), max(home.history)
-    home.overwrite(home.draw(5))  # too few to train on
-    with pytest.raises(InvalidInputError, match="index_factory"):
+    broken = home.draw(5)
+    next(iter(broken.values()))[1][0] = np.nan
+    home.overwrite(broken)
+    with pytest.raises(FailedPreconditionError, match="not finite"):
         follower.refresh()
     assert follower.newest.version == whole
     home.committed(home.writer.rollback(whole), home.history[whole])
@@ -51,3 +54,24 @@ def test_an_older_version_that_cannot_be_indexed_does_not_hold_up_the_newest(tmp
     restarted = home.follower(keep_versions=2)
     assert sorted(restarted.snapshots) == [whole + 2]
     restarted.close()
+
+
+def test_too_few_passages_for_the_index_are_searched_one_by_one(tmp_path: Path) -> None:
+    """A replica that starts, or follows a version that replaces all, has nothing older to answer from."""
+    home = Home(tmp_path / "kb", random.Random(8), "IVF64,Flat")
+    home.overwrite(home.draw(5))
+    follower = home.follower()
+    check(home, follower)
+    index = follower.newest.base.index
+    assert index.exact
+    index.check_options(SearchOptions(nprobe=8))  # as its own index would take it
+    assert len(nearest(View(follower.newest, Filter(), nprobe=8), np.ones((1, DIMENSION), np.float32), 3)[0][0]) == 3
+    home.overwrite(home.draw(7))
+    follower.refresh()
+    check(home, follower)
+    home.upsert(100)
+    follower.refresh()
+    follower.wait()
+    assert not follower.newest.base.index.exact
+    check(home, follower)
+    follower.close()
