@@ -78,21 +78,21 @@ class FaissIndex:
             for block in finite_blocks(source):
                 index.add(block)
         except RuntimeError as error:
-            raise failure(
-                "index_factory",
-                f"index_factory {spec.full_factory!r} cannot index {source.size} vectors of width {source.dimension}: "
-                f"{reason(error)}",
-            ) from error
+            raise failure("index_factory", _refusal(source, spec, error)) from error
         return cls(index, spec)
 
     @classmethod
     def build_exact(cls, source: VectorSource, spec: IndexSpec) -> FaissIndex:
         """A Flat index in place of one that cannot be trained; searches may set that one's parameters, to no effect.
 
-        Raises as the constructor.
+        Raises as `build`.
         """
+        try:
+            kind = Kind.of(_new(source.dimension, spec))
+        except RuntimeError as error:
+            raise InvalidInputError("index_factory", _refusal(source, spec, error)) from error
         flat = cls.build(source, replace(spec, factory="Flat", precision="float32", search_parameters=""))
-        flat._spec, flat._parameters_of = spec, Kind.of(_new(source.dimension, spec))
+        flat._spec, flat._parameters_of = spec, kind
         return flat
 
     @classmethod
@@ -196,6 +196,13 @@ def _new(dimension: int, spec: IndexSpec) -> Any:
         # Most of the time that training takes, for what is used only where a search parameter asks for it.
         core.do_polysemous_training = "ht=" in spec.search_parameters
     return index
+
+
+def _refusal(source: VectorSource, spec: IndexSpec, error: RuntimeError) -> str:
+    return (
+        f"index_factory {spec.full_factory!r} cannot index {source.size} vectors of width {source.dimension}: "
+        f"{reason(error)}"
+    )
 
 
 @contextmanager

@@ -122,6 +122,12 @@ def test_a_wrong_factory_string_is_named(factory: str) -> None:
     assert ".cpp" not in caught.value.message
 
 
+@pytest.mark.parametrize("factory", ["Nonsense", "PQ5", ""])
+def test_a_wrong_factory_string_is_named_also_where_few_vectors_are_searched_exactly(factory: str) -> None:
+    with pytest.raises(InvalidInputError, match="index_factory"):
+        FaissIndex.build_exact(ArraySource(random_vectors(3)), spec(factory))
+
+
 def test_wrong_search_parameters_are_named() -> None:
     with pytest.raises(InvalidInputError, match="nprobe=3"):
         FaissIndex.build(ArraySource(random_vectors(50)), spec("Flat", search_parameters="nprobe=3"))
