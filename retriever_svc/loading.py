@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ragserve.checkpoint import load_manifest, verify_files
@@ -12,7 +12,7 @@ from ragserve.serving.logs import fields
 from retriever_svc.device import Device
 from retriever_svc.encoder import TextEncoder
 from retriever_svc.encoder_session import Precision as EncoderPrecision
-from retriever_svc.index import FaissIndex, Index, IndexCache, IndexSpec, TooFewVectorsError
+from retriever_svc.index import FaissIndex, Index, IndexCache, IndexSpec, TrainingError
 from retriever_svc.index.milvus_index import MilvusIndex
 from retriever_svc.kinds import Scales
 from retriever_svc.knowledge import (
@@ -165,10 +165,8 @@ class KnowledgeSource:
 
     def _index(self, knowledge: KnowledgeBase, rows: Rows, *, or_exact: bool) -> Index:
         spec, milvus, cache = self._options.index, self._options.milvus, self._cache()
-        if not rows.size and milvus is None:  # nothing to train on, and nothing to search
-            return FaissIndex.build_exact(rows, spec)
-        if not rows.size:
-            return FaissIndex.build(rows, replace(spec, factory="Flat", precision="float32", search_parameters=""))
+        if not rows.size:  # nothing to train on; what is added is compared one by one until the next rebuild
+            return FaissIndex.build_exact(rows, spec) if milvus is None else FaissIndex.build(rows, spec.flat)
         if milvus is not None:
             return MilvusIndex.build(rows, spec, uri=milvus.uri, content=knowledge.content, token=milvus.token)
 
@@ -178,10 +176,13 @@ class KnowledgeSource:
 
         try:
             return build() if cache is None else cache.load_or_build(knowledge.content, spec, build)
-        except TooFewVectorsError as error:
+        except TrainingError as error:
             if not or_exact or rows.size > MOST_EXACT:
                 raise
-            log.warning("too few passages for the index: searched one by one", extra=fields(reason=error.message))
+            log.warning(
+                "index cannot be trained, passages are searched one by one",
+                extra=fields(reason=error.message),
+            )
             return FaissIndex.build_exact(rows, spec)
 
     def _cache(self) -> IndexCache | None:

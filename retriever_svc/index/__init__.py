@@ -1,7 +1,7 @@
 """Vector indexes: the protocol the searcher uses, the FAISS implementation and its file cache."""
 
 from retriever_svc.index.cache import IndexCache
-from retriever_svc.index.faiss_index import FaissIndex, TooFewVectorsError, builds_interrupted
+from retriever_svc.index.faiss_index import FaissIndex, TrainingError, builds_interrupted
 from retriever_svc.index.protocol import Index, SearchOptions, VectorSource
 from retriever_svc.index.spec import IndexSpec
 
@@ -11,7 +11,7 @@ __all__ = [
     "IndexCache",
     "IndexSpec",
     "SearchOptions",
-    "TooFewVectorsError",
+    "TrainingError",
     "VectorSource",
     "builds_interrupted",
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,8 @@ native: Any = faiss  # its stub lacks some classes
 MATRIX_QUERIES = 4  # from so many queries on, a matrix product is faster
 
 
-class TooFewVectorsError(InvalidInputError):
-    """An index cannot be trained on so few vectors, or FAISS says something else against training it."""
+class TrainingError(InvalidInputError):
+    """An index cannot be trained on these vectors: mostly because they are fewer than its cells or codes."""
 
 
 class FaissIndex:
@@ -63,22 +62,19 @@ class FaissIndex:
 
         Raises:
             InvalidInputError: the factory string is wrong for FAISS or this width.
-            TooFewVectorsError: it cannot be trained on these vectors.
+            TrainingError: it cannot be trained on these vectors.
             FailedPreconditionError: a vector is not finite; else see the constructor.
         """
         # OpenMP keeps the number of threads per calling thread: a search in another thread does not see this.
         faiss.omp_set_num_threads(thread_count(spec.build_threads))
-        failure = InvalidInputError
-        try:
+        with _named(source, spec):
             index = _new(source.dimension, spec)
-            if not index.is_trained:
-                failure = TooFewVectorsError
+        if not index.is_trained:
+            with _named(source, spec, TrainingError):
                 index.train(sample(source, spec.training_vectors))
-            failure = InvalidInputError
+        with _named(source, spec):
             for block in finite_blocks(source):
                 index.add(block)
-        except RuntimeError as error:
-            raise failure("index_factory", _refusal(source, spec, error)) from error
         return cls(index, spec)
 
     @classmethod
@@ -87,11 +83,9 @@ class FaissIndex:
 
         Raises as `build`.
         """
-        try:
+        with _named(source, spec):
             kind = Kind.of(_new(source.dimension, spec))
-        except RuntimeError as error:
-            raise InvalidInputError("index_factory", _refusal(source, spec, error)) from error
-        flat = cls.build(source, replace(spec, factory="Flat", precision="float32", search_parameters=""))
+        flat = cls.build(source, spec.flat)
         flat._spec, flat._parameters_of = spec, kind
         return flat
 
@@ -198,11 +192,17 @@ def _new(dimension: int, spec: IndexSpec) -> Any:
     return index
 
 
-def _refusal(source: VectorSource, spec: IndexSpec, error: RuntimeError) -> str:
-    return (
-        f"index_factory {spec.full_factory!r} cannot index {source.size} vectors of width {source.dimension}: "
-        f"{reason(error)}"
-    )
+@contextmanager
+def _named(source: VectorSource, spec: IndexSpec, kind: type[InvalidInputError] = InvalidInputError) -> Iterator[None]:
+    """Raises what FAISS has against the factory string as an error that names it."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise kind(
+            "index_factory",
+            f"index_factory {spec.full_factory!r} cannot index {source.size} vectors of width {source.dimension}: "
+            f"{reason(error)}",
+        ) from error
 
 
 @contextmanager

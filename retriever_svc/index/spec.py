@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ragserve.errors import InvalidInputError
@@ -40,6 +40,11 @@ class IndexSpec:
     max_nprobe: int = 1024
     max_ef_search: int = 4096
     refine_factor: float = 1.0
+
+    @property
+    def flat(self) -> IndexSpec:
+        """The same for an exact index in float32, which needs no training and takes no parameters."""
+        return replace(self, factory="Flat", precision="float32", search_parameters="")
 
     @property
     def full_factory(self) -> str:
