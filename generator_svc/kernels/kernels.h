@@ -28,6 +28,17 @@ typedef struct {
     int half;
 } Documents;
 
+/* Documents one after the other, and what is added to the scores of their tokens: see `document_attention`. */
+typedef struct {
+    const int64_t *starts;
+    const float *bias;
+    int64_t documents, longest, heads, dim;
+    float scale;
+} Packed;
+
+/* Whether kernels use vectors of 512 bits: where products use VNNI. */
+int vnni_chosen(void);
+
 size_t linear_room(int64_t rows, int64_t in);
 void linear_team(const Linear *l, const float *x, int64_t rows, const float *residual, float *y, void *room, int threads);
 
@@ -35,6 +46,8 @@ void linear_team(const Linear *l, const float *x, int64_t rows, const float *res
 int64_t score_room(int64_t longest);
 int64_t longest_of(const int64_t *tokens, int64_t groups);
 void cross_team(const Documents *d, const void *const *documents, const float *query, float *y, float *scores);
+int64_t document_room(int64_t longest, int64_t dim);
+void document_team(const Packed *p, const float *qkv, float *y, float *room);
 void path_team(const Paths *p, const float *qkv, float *cache, float *y, float *scores);
 
 #endif

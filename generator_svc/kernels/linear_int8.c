@@ -21,6 +21,8 @@ static int with_vnni;
 /* Whether products use AVX-512 VNNI: where the processor has it, unless `wanted` is 0. */
 int choose_vnni(int wanted) { return with_vnni = wanted && vnni_here(); }
 
+int vnni_chosen(void) { return with_vnni; }
+
 /* Panels [out / 16][width / 8][2][16][4]: the two groups of four inputs of a block, each for 16 outputs. */
 int64_t packed_bytes(int64_t out, int64_t in) {
     return (out + PANEL - 1) / PANEL * PANEL * ((in + BLOCK - 1) / BLOCK * BLOCK);

@@ -31,6 +31,7 @@ SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "pack_int8": ([ADDRESS, COUNT, COUNT, ADDRESS, ADDRESS], None),
     "linear_int8": ([ADDRESS, COUNT, COUNT, COUNT, *[ADDRESS] * 6, FLAG, FLAG], FLAG),
     "cross_attention": ([*[ADDRESS] * 5, COUNT, COUNT, COUNT, REAL, FLAG, FLAG], FLAG),
+    "document_attention": ([*[ADDRESS] * 4, COUNT, COUNT, COUNT, COUNT, REAL, FLAG], FLAG),
     "path_attention": ([*[ADDRESS] * 6, COUNT, COUNT, COUNT, COUNT, REAL, FLAG], FLAG),
     "log_norms": ([ADDRESS, COUNT, COUNT, ADDRESS, FLAG], None),
     "marginals": ([ADDRESS, ADDRESS, COUNT, COUNT, COUNT, ADDRESS, FLAG], None),
@@ -127,6 +128,34 @@ def cross_attention(
             dim,
             scale,
             int(half),
+            torch.get_num_threads(),
+        )
+    )
+    return y
+
+
+def document_attention(
+    qkv: torch.Tensor, starts: Addresses, longest: int, dim: int, scale: float, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """Attention of qkv [n_tokens, 3 * inner] within documents, of which each has tokens `starts[i]` to `starts[i + 1]`.
+
+    `longest` is the length of the longest one, `bias` is [n_heads, longest, longest]. Returns [n_tokens, inner].
+    """
+    qkv = qkv.contiguous()
+    inner = qkv.shape[1] // 3
+    y = torch.empty(qkv.shape[0], inner)
+    more = None if bias is None else bias.contiguous()
+    _check(
+        library().document_attention(
+            qkv.data_ptr(),
+            y.data_ptr(),
+            starts.ctypes.data,
+            None if more is None else more.data_ptr(),
+            len(starts) - 1,
+            longest,
+            inner // dim,
+            dim,
+            scale,
             torch.get_num_threads(),
         )
     )

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from generator_svc.kernels import native
 from generator_svc.models.base import DocumentState, Shape
 
 SHORTEST = 16  # tokens: documents up to this length are attended to together
@@ -22,12 +24,20 @@ class Packed:
     positions: torch.Tensor
     lengths: tuple[int, ...]
 
+    @cached_property
+    def _starts(self) -> native.Addresses:
+        """The first token of each document, and the number of tokens."""
+        return np.cumsum([0, *self.lengths], dtype=np.int64)
+
     def attend(self, qkv: torch.Tensor, n_heads: int, scale: float, bias: torch.Tensor | None = None) -> torch.Tensor:
         """Bidirectional self-attention within each document.
 
         qkv [n_tokens, 3 * inner]; bias [n_heads, longest, longest]. Returns [n_tokens, inner].
         """
         n_tokens, width = qkv.shape
+        dim = width // 3 // n_heads
+        if qkv.dtype == torch.float32 and native.usable(dim, qkv):
+            return native.document_attention(qkv, self._starts, max(self.lengths), dim, scale, bias)
         heads = qkv.view(n_tokens, 3, n_heads, width // 3 // n_heads)
         outputs = []
         for document in torch.split(heads, list(self.lengths)):

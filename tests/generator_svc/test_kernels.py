@@ -121,6 +121,60 @@ def test_cross_attention_equals_torch(half: bool) -> None:
         torch.testing.assert_close(result, theirs.transpose(0, 1).reshape(part.shape), atol=1e-5, rtol=1e-5)
 
 
+def within(qkv: torch.Tensor, lengths: list[int], dim: int, bias: torch.Tensor | None = None) -> torch.Tensor:
+    starts = np.cumsum([0, *lengths], dtype=np.int64)
+    return native.document_attention(qkv, starts, max(lengths), dim, dim**-0.5, bias)
+
+
+@pytest.mark.usefixtures("instructions")
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("dim", [8, 24, 64, 72])
+def test_document_attention_equals_torch(dim: int, biased: bool) -> None:
+    torch.manual_seed(dim)
+    lengths = [1, 5, 6, 16, 17, 64, 100]
+    qkv = torch.randn(sum(lengths), 3 * HEADS * dim)
+    bias = torch.randn(HEADS, max(lengths), max(lengths)) if biased else None
+    ours = within(qkv, lengths, dim, bias)
+    for n, part, result in zip(lengths, qkv.split(lengths), ours.split(lengths), strict=True):
+        query, key, value = part.view(n, 3, HEADS, dim).permute(1, 2, 0, 3)
+        mask = None if bias is None else bias[:, :n, :n]
+        theirs = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=dim**-0.5)
+        torch.testing.assert_close(result, theirs.transpose(0, 1).reshape(n, -1), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dim", [8, 64])
+def test_document_attention_has_the_same_bits_with_either_set_of_instructions_and_whatever_is_beside(dim: int) -> None:
+    torch.manual_seed(dim)
+    lengths = [3, 50, 81]
+    qkv = torch.randn(sum(lengths), 3 * HEADS * dim) * 4
+    together = within(qkv, lengths, dim)
+    for n, part, result in zip(lengths, qkv.split(lengths), together.split(lengths), strict=True):
+        assert torch.equal(within(part, [n], dim), result)
+    native.library().choose_vnni(False)
+    try:
+        assert torch.equal(within(qkv, lengths, dim), together)
+    finally:
+        native.library().choose_vnni(True)
+
+
+@pytest.mark.usefixtures("instructions")
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_document_attention_does_not_hide_what_is_no_number(place: int) -> None:
+    qkv = torch.randn(2 + 7, 3, HEADS, 16)
+    qkv[5, place] = math.nan
+    y = within(qkv.view(9, -1), [2, 7], 16)
+    assert y[:2].isfinite().all()
+    assert y[5].isnan().all()
+    assert y[2:].isnan().all() == (place > 0)  # a query is its own token's only
+
+
+@pytest.mark.usefixtures("instructions")
+def test_document_attention_with_scores_far_apart() -> None:
+    qkv = torch.zeros(9, 3, 1, 8)
+    qkv[:, 0], qkv[4, 1], qkv[4, 2] = 1.0, 1e4, 3.0
+    torch.testing.assert_close(within(qkv.view(9, -1), [9], 8), torch.full((9, 8), 3.0))
+
+
 @pytest.mark.parametrize("biased", [False, True])
 def test_path_attention_equals_torch(biased: bool) -> None:
     torch.manual_seed(2)
