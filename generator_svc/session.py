@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,9 +44,14 @@ from generator_svc.worker import Request, SessionState, Worker
 from ragserve.errors import DeadlineExceededError, FailedPreconditionError, InvalidInputError, RagserveError
 from ragserve.serving.metrics import StageTiming
 
-Asked = tuple[Request, asyncio.Future[Any]]
-
 log = logging.getLogger(__name__)
+
+
+class Asked(NamedTuple):
+    """A request to the worker, and what its caller waits for."""
+
+    request: Request
+    answer: asyncio.Future[Any]
 
 
 class DecodeSession:
@@ -126,7 +131,7 @@ class DecodeSession:
         session = self._opened()
         check_widen(command, len(session.hypotheses))
         asked = self._request(command.candidates)
-        asked[0].hypotheses = command.hypotheses
+        asked.request.hypotheses = command.hypotheses
         return await self._ask(session, asked, lambda now: self._demand(session, Work.WIDEN, now))
 
     async def score(self, command: ScoreCommand) -> Reply[tuple[TargetScore, ...]]:
@@ -135,7 +140,7 @@ class DecodeSession:
         check_score(command, self._limits)
         targets = await asyncio.to_thread(self._targets, command)
         asked = self._request()
-        asked[0].job = plan_scores(targets, len(session.contexts), self._loaded.tokens.decoder_start)
+        asked.request.job = plan_scores(targets, len(session.contexts), self._loaded.tokens.decoder_start)
         return await self._ask(session, asked, lambda now: self._demand(session, Work.SCORE, now))
 
     async def render(self, command: RenderCommand) -> Reply[tuple[RenderedSequence, ...]]:
@@ -191,16 +196,14 @@ class DecodeSession:
         def from_worker(result: object) -> None:
             self._loop.call_soon_threadsafe(settle, result)
 
-        return Request(from_worker, time.monotonic(), candidates=candidates), answer
+        return Asked(Request(from_worker, time.monotonic(), candidates=candidates), answer)
 
     async def _ask(self, session: Session, asked: Asked, submit: Callable[[float], None]) -> Reply[Any]:
-        request, answer = asked
         with self._worker.lock:
             submit(time.monotonic())
-            session.state.request = request
+            session.state.request = asked.request
         self._worker.wake()
-        output = await answer
-        return Reply(output, self._timings(request))
+        return Reply(await asked.answer, self._timings(asked.request))
 
     def _demand(self, session: Session, work: Work, now: float) -> None:
         if work is Work.WIDEN and session.state.step is None:
