@@ -37,7 +37,7 @@ def score_step(logits: torch.Tensor, controls: Sequence[StepControl], log_priors
     Raises:
         InternalError: a logit is NaN or infinite.
     """
-    log_norms = _log_norms(logits)
+    log_norms = normalizers(logits)
     if not bool(torch.isfinite(log_norms).all()):
         raise InternalError("the model's logits hold NaN or infinity")
     shift = -log_norms if log_priors is None else log_priors[:, None] - log_norms
@@ -48,8 +48,8 @@ def score_step(logits: torch.Tensor, controls: Sequence[StepControl], log_priors
     return StepScores(logits, log_norms, marginal, tuple(controls))
 
 
-def _log_norms(logits: torch.Tensor) -> torch.Tensor:
-    """Log of the sum of exp over the vocabulary."""
+def normalizers(logits: torch.Tensor) -> torch.Tensor:
+    """Log of the sum of exp over the vocabulary: logits [..., vocab] -> [...]."""
     return native.log_norms(logits) if native.sums_usable(logits) else torch.logsumexp(logits, dim=-1)
 
 
@@ -80,7 +80,7 @@ def select(scores: StepScores, hypotheses: Sequence[int], n_candidates: int) -> 
         requested=tuple(
             _requested(logits[:, i], log_norms[:, i], control.requested) for i, control in enumerate(controls)
         ),
-        allowed_log_mass=_log_norms(marginal).cpu().numpy(),
+        allowed_log_mass=normalizers(marginal).cpu().numpy(),
         log_normalizers=log_norms.T.cpu().numpy(),
     )
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from generator_svc.candidates import normalizers
 from generator_svc.kv_cache import CachedAttention, KVCache, TreeAttention
 from generator_svc.models.base import DocumentState, EncodePass, GroupedDocuments, Rows, Seq2SeqModel
 from generator_svc.sessions import Hypothesis, PrefixTree
@@ -96,7 +97,7 @@ class Runner:
         parts = []
         for states, ids in zip(torch.split(hidden, LOGITS_ROWS), torch.split(columns, LOGITS_ROWS), strict=True):
             logits = self._model.logits(states)
-            parts.append(logits.gather(1, ids) - torch.logsumexp(logits, dim=-1, keepdim=True))
+            parts.append(logits.gather(1, ids) - normalizers(logits)[:, None])
         result: npt.NDArray[np.float32] = torch.cat(parts).view(len(documents), *wanted.shape).cpu().numpy()
         return result
 
