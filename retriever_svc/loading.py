@@ -9,6 +9,7 @@ from pathlib import Path
 from ragserve.checkpoint import load_manifest, verify_files
 from ragserve.errors import FailedPreconditionError, NotFoundError
 from ragserve.serving.logs import fields
+from retriever_svc.checksums import file_checks
 from retriever_svc.device import Device
 from retriever_svc.encoder import TextEncoder
 from retriever_svc.encoder_session import Precision as EncoderPrecision
@@ -62,6 +63,7 @@ class RetrievalOptions:
     bm25_score_scale: float = BM25_SCALE
     rrf_score_scale: float = RECIPROCAL_RANK_SCALE
     max_memory_bytes: int = DEFAULT_MEMORY_BYTES
+    check_files: bool = True
     index_cache: bool = True
     index_cache_dir: Path | None = None
     knowledge_version: int = 0
@@ -124,9 +126,12 @@ class KnowledgeSource:
         Raises:
             NotFoundError: no knowledge base there, or no such version.
             FailedPreconditionError: its vectors are another encoder's, or of another width.
+            DataLossError: a file of it was altered.
         """
         knowledge = KnowledgeBase.open(self.path, version)
         knowledge.require_servable(self.encoder)
+        if self._options.check_files:
+            file_checks(self.path).verify(knowledge.dataset)
         if knowledge.dimension != self._dimension:
             raise FailedPreconditionError(
                 f"{self.path} has vectors of width {knowledge.dimension}, the query encoder makes {self._dimension}",

@@ -37,6 +37,7 @@ class RetrieverSettings(BaseSettings):
     model: Path = Field(description="model directory, written by 'ragserve import-checkpoint'")
     knowledge: Path = Field(description="knowledge base, written by 'ragserve kb build'")
     knowledge_version: int = Field(0, ge=0, description="the one version to serve, not followed; 0: the newest")
+    check_files: bool = Field(True, description="compare its files with their checksums before they are first read")
     device: Device = Field("auto", description="where the encoder runs; auto: CUDA where it can be used")
     threads: int = Field(
         0, ge=0, description="threads of the encoder and of index building; 0: OMP_NUM_THREADS, else every core allowed"
@@ -156,6 +157,7 @@ class RetrieverSettings(BaseSettings):
             bm25_score_scale=self.bm25_score_scale,
             rrf_score_scale=self.rrf_score_scale,
             max_memory_bytes=self.passages_in_memory_bytes,
+            check_files=self.check_files,
             index_cache=self.index_cache,
             index_cache_dir=self.index_cache_dir,
             knowledge_version=self.knowledge_version,

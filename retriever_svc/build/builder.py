@@ -24,6 +24,7 @@ from retriever_svc.build.split import Cut, by_tokens, by_words
 from retriever_svc.build.staged import load_staged
 from retriever_svc.build.staging import Stager
 from retriever_svc.build.vectors import embedding_files
+from retriever_svc.checksums import file_checks
 from retriever_svc.encoder_config import load_encoder_config
 from retriever_svc.knowledge import (
     DATASET_NAME,
@@ -154,9 +155,10 @@ def _commit(plan: ShardPlan, out: Path, exists: bool) -> None:
     if exists:
         _share(journal.dataset / "data", target / "data")
     try:
-        lance.LanceDataset.commit(str(target), overwrite, enable_stable_row_ids=True)
+        committed = lance.LanceDataset.commit(str(target), overwrite, enable_stable_row_ids=True)
     except OSError as error:
         raise FailedPreconditionError(f"{target} could not be written: {error}", field=str(target)) from error
+    file_checks(target.parent).record(committed)
     if not exists:
         _rename(journal, out)
 

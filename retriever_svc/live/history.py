@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ragserve.errors import InvalidInputError
+from retriever_svc.checksums import file_checks
 from retriever_svc.knowledge import KnowledgeBase, reading
 from retriever_svc.live.changes import compare
 from retriever_svc.rows import TEXT_COLUMNS, VECTOR_COLUMN, RowKeys
@@ -80,6 +81,7 @@ def _operation(dataset: lance.LanceDataset, version: int) -> str:
 def read_passages(path: Path, ids: Sequence[str], version: int = 0) -> tuple[int, dict[str, Passage]]:
     """The version read (0: the newest), and the passages that it has, by id. Raises as `KnowledgeBase.open`."""
     knowledge = KnowledgeBase.open(path, version)
+    file_checks(path).verify_again(knowledge.dataset)
     with reading(path):
         wanted = pc.field("id").isin(pa.array(list(dict.fromkeys(ids)), pa.string()))
         rows = knowledge.dataset.to_table(columns=TEXT_COLUMNS, filter=wanted).to_pylist()
@@ -97,6 +99,8 @@ def diff_versions(path: Path, from_version: int, to_version: int = 0, limit: int
     if from_version < 1:
         raise InvalidInputError("from_version", f"from_version is {from_version}; versions count from 1")
     old, new = KnowledgeBase.open(path, from_version), KnowledgeBase.open(path, to_version)
+    for knowledge in (old, new):
+        file_checks(path).verify_again(knowledge.dataset)
     with reading(path):
         before, after = _differing(old.dataset, new.dataset)
     added, removed = sorted(after.keys() - before.keys()), sorted(before.keys() - after.keys())

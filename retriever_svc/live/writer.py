@@ -21,6 +21,7 @@ from ragserve.errors import (
     NotFoundError,
     ResourceExhaustedError,
 )
+from retriever_svc.checksums import file_checks
 from retriever_svc.knowledge import PRIMARY_KEY, KnowledgeBase, newest_version
 from retriever_svc.rows import VECTOR_COLUMN
 from retriever_svc.types import Float32, Passage
@@ -69,6 +70,7 @@ class KnowledgeWriter:
         """`encoder`: hash of the passage encoder, which the knowledge base must carry (`passage_encoder_hash`)."""
         self._path = path
         self._encoder = encoder
+        self._files = file_checks(path)
 
     def upsert(self, passages: Sequence[Passage], vectors: Float32) -> Upsert:
         """Add passages with their vectors [n_passages, dim], or replace those whose ids are there, in one commit.
@@ -82,6 +84,7 @@ class KnowledgeWriter:
             self._name_key(dataset)
             merge = dataset.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
             counts = merge.conflict_retries(0).execute(table)
+        self._files.record(dataset)
         return Upsert(int(dataset.version), counts["num_inserted_rows"], counts["num_updated_rows"])
 
     def delete(self, ids: Sequence[str]) -> Deletion:
@@ -98,6 +101,7 @@ class KnowledgeWriter:
         with self._committing():
             self._name_key(dataset)
             counts = dataset.merge_insert("id").when_matched_delete().conflict_retries(0).execute(keys)
+        self._files.record(dataset)
         return Deletion(int(dataset.version), counts["num_deleted_rows"], missing)
 
     def rollback(self, version: int) -> int:
@@ -123,6 +127,7 @@ class KnowledgeWriter:
 
         Raises:
             InvalidInputError: keep_versions is below 1, or keep_seconds below 0 or above 100 years.
+            DataLossError: a file was altered.
         """
         if keep_versions < 1:
             raise InvalidInputError("keep_versions", f"keep_versions is {keep_versions}; it must be at least 1")
@@ -131,10 +136,13 @@ class KnowledgeWriter:
                 "keep_seconds", f"keep_seconds is {keep_seconds}; it must be from 0 to {MOST_KEEP_SECONDS} (100 years)"
             )
         dataset = self._open()
+        self._files.verify(dataset)  # or what was altered would be written anew, with its own checksum
         with self._committing():
             dataset.optimize.compact_files()
             before = len(dataset.versions())
             removed = dataset.cleanup_old_versions(timedelta(seconds=keep_seconds), retain_versions=keep_versions)
+        self._files.record(dataset)
+        self._files.forget_removed()
         return Compaction(int(dataset.version), before - len(dataset.versions()), removed.bytes_removed)
 
     def _open(self, version: int = 0) -> lance.LanceDataset:
