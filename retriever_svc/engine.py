@@ -18,11 +18,11 @@ from ragserve.serving.metrics import Metrics, StageClock, StageTiming
 from retriever_svc.editing import EditOptions, Editor
 from retriever_svc.encoder import TextEncoder
 from retriever_svc.kinds import DEFAULT_OPTIONS, Lookup, LookupOptions
-from retriever_svc.knowledge import is_panic
 from retriever_svc.live.follower import Follower, FollowEvents, FollowOptions
 from retriever_svc.live.snapshot import Snapshot
 from retriever_svc.live.writer import KnowledgeWriter
 from retriever_svc.loading import KnowledgeSource, RetrievalOptions, load_passage_encoder, load_searcher
+from retriever_svc.manifests import is_panic
 from retriever_svc.query_cache import QueryCache
 from retriever_svc.requests import RequestLimits, check_k, check_options, check_queries
 from retriever_svc.searcher import Searcher

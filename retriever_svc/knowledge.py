@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import lance
 import pyarrow as pa
 
 from ragserve.checkpoint import Manifest, sha256_of
 from ragserve.errors import DataLossError, FailedPreconditionError, NotFoundError, UnavailableError
+from retriever_svc.manifests import UNREADABLE, committed, is_panic, opened, readable
 from retriever_svc.rows import TEXT_COLUMNS, VECTOR_COLUMN, DiskRows, MemoryRows, Rows
 
 DATASET_NAME = "passages.lance"
@@ -58,17 +58,19 @@ class KnowledgeBase:
         Raises:
             NotFoundError: no knowledge base there, or it has no such version.
             FailedPreconditionError: not a knowledge base of this format.
+            DataLossError: the files of that version are damaged.
         """
         dataset = _open_dataset(path, version)
-        metadata = _check_schema(path, dataset.schema)
-        return cls(
-            path=path,
-            dataset=dataset,
-            version=int(dataset.version),
-            passages=int(dataset.count_rows()),
-            dimension=int(dataset.schema.field(VECTOR_COLUMN).type.list_size),
-            encoder=metadata[ENCODER_KEY].decode(),
-        )
+        with reading(path):
+            metadata = _check_schema(path, dataset.schema)
+            return cls(
+                path=path,
+                dataset=dataset,
+                version=int(dataset.version),
+                passages=int(dataset.count_rows()),
+                dimension=int(dataset.schema.field(VECTOR_COLUMN).type.list_size),
+                encoder=metadata[ENCODER_KEY].decode(),
+            )
 
     @property
     def content(self) -> str:
@@ -112,21 +114,21 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not isinstance(error, OSError | ValueError) and not is_panic(error):
+        if not isinstance(error, OSError | ValueError) and not is_from_lance(error) and not is_panic(error):
             raise
         reason = str(error).partition(", /")[0]
         raise DataLossError(f"{path} is damaged, build it again: {reason}", field=str(path)) from error
 
 
-def is_panic(error: BaseException) -> bool:
-    """Whether Lance's Rust code gave up, as it may over damaged files: that is no Exception, and of a hidden class."""
-    return type(error).__name__ == "PanicException"
+def is_from_lance(error: BaseException) -> bool:
+    """Whether a RuntimeError is Lance's, as over a corrupt manifest: other libraries raise that too."""
+    return isinstance(error, RuntimeError) and "lance" in str(error).lower()
 
 
 def describe(path: Path, version: int = 0) -> KnowledgeInfo:
     """What a knowledge base holds, without loading it. Raises as `KnowledgeBase.open`."""
     knowledge = KnowledgeBase.open(path, version)
-    history: dict[int, Any] = {int(entry["version"]): entry["timestamp"] for entry in knowledge.dataset.versions()}
+    history = {each.version: each.created for each in readable(knowledge.dataset, path / DATASET_NAME)}
     return KnowledgeInfo(
         path=path,
         version=knowledge.version,
@@ -185,20 +187,28 @@ def _open_dataset(path: Path, version: int) -> lance.LanceDataset:
             f"{path} is not a knowledge base (no {DATASET_NAME} in it): 'ragserve kb build' makes one", field=str(path)
         )
     try:
-        dataset = lance.dataset(str(directory))
-    except (ValueError, OSError) as error:
+        dataset = opened(directory)
+    except UNREADABLE as error:
+        if committed(directory):
+            raise _damaged(directory, "the newest version", error) from error
         raise FailedPreconditionError(f"{directory} cannot be opened: {error}", field=str(path)) from error
+    if dataset.version < 1:  # what Lance makes of a manifest of zeros
+        raise _damaged(directory, "the newest version", "its manifest is empty")
     if version in (0, dataset.version):
         return dataset
     try:
-        return lance.dataset(str(directory), version=version)
-    except (ValueError, OSError) as error:
-        known = [int(entry["version"]) for entry in dataset.versions()]
-        if version in known:
-            raise DataLossError(f"{directory}: version {version} cannot be opened: {error}", field=str(path)) from error
+        return opened(directory, version)
+    except UNREADABLE as error:
+        if version in (known := committed(directory)):
+            raise _damaged(directory, f"version {version}", error) from error
         raise NotFoundError(
             f"{path} has no version {version}; it has {', '.join(map(str, known))}", field="knowledge_version"
         ) from error
+
+
+def _damaged(directory: Path, what: str, reason: object) -> DataLossError:
+    reason = str(reason).partition(", /")[0]
+    return DataLossError(f"{directory}: {what} is damaged and cannot be opened: {reason}", field=str(directory.parent))
 
 
 def _check_schema(path: Path, found: pa.Schema) -> dict[bytes, bytes]:

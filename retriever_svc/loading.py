@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ragserve.checkpoint import load_manifest, verify_files
-from ragserve.errors import FailedPreconditionError, NotFoundError
+from ragserve.errors import DataLossError, FailedPreconditionError, NotFoundError
 from ragserve.serving.logs import fields
 from retriever_svc.checksums import file_checks
 from retriever_svc.device import Device
@@ -155,17 +155,26 @@ class KnowledgeSource:
             return Base(knowledge.version, rows, self._index(knowledge, rows, or_exact=or_exact), words)
 
     def first_base(self, knowledge: KnowledgeBase) -> Base:
-        """The base to start from: that of the newest earlier version whose index is on disk, else of this one."""
+        """The base to start from: that of the newest earlier version whose index is on disk, else of this one.
+
+        Earlier versions that are damaged are passed over. Raises as `base`.
+        """
         cache = self._cache()
         oldest = max(knowledge.version - CACHED_VERSIONS_BACK, 0)
         for version in range(knowledge.version, oldest, -1) if cache else ():
             try:
                 earlier = knowledge if version == knowledge.version else self.open(version)
+                with reading(self.path):
+                    content = earlier.content
+                if cache and cache.path_of(content, self._options.index).exists():
+                    log.info("index of an earlier version found", extra=fields(version=version))
+                    return self.base(earlier)
+            except DataLossError as error:
+                if version == knowledge.version:
+                    raise
+                log.warning("an earlier version is damaged", extra=fields(version=version, reason=error.message))
             except (NotFoundError, FailedPreconditionError):
                 break
-            if cache and cache.path_of(earlier.content, self._options.index).exists():
-                log.info("index of an earlier version found", extra=fields(version=version))
-                return self.base(earlier)
         return self.base(knowledge, or_exact=True)
 
     def _index(self, knowledge: KnowledgeBase, rows: Rows, *, or_exact: bool) -> Index:

@@ -13,6 +13,7 @@ import lance
 import numpy as np
 import pyarrow as pa
 
+from retriever_svc.manifests import UNREADABLE, panics_as_errors
 from retriever_svc.rows import ROW_ID, MemoryRows, RowKeys
 from retriever_svc.types import Int64
 
@@ -33,14 +34,15 @@ def linear_changes(old: int, new: lance.LanceDataset) -> Changes | None:
     if old > int(new.version):
         return None
     try:
-        delta = new.delta(compared_against=old)
-        operations = {type(transaction.operation).__name__ for transaction in delta.list_transactions()}
-        if not operations <= LINEAR:
-            return None
-        inserted, updated = delta.get_inserted_rows().read_all(), delta.get_updated_rows().read_all()
-        deleted = delta.get_deleted_row_ids().read_all()
-    except (OSError, ValueError, RuntimeError):
-        return None  # a version between them is removed
+        with panics_as_errors():
+            delta = new.delta(compared_against=old)
+            operations = {type(transaction.operation).__name__ for transaction in delta.list_transactions()}
+            if not operations <= LINEAR:
+                return None
+            inserted, updated = delta.get_inserted_rows().read_all(), delta.get_updated_rows().read_all()
+            deleted = delta.get_deleted_row_ids().read_all()
+    except UNREADABLE:
+        return None  # a version between them is removed, or damaged
     gone = np.concatenate([_row_ids(deleted), _row_ids(updated)])
     return Changes(gone, MemoryRows.of(pa.concat_tables([updated, inserted])))
 

@@ -28,7 +28,7 @@ from retriever_svc.loading import KnowledgeSource
 from retriever_svc.rows import MemoryRows
 
 # A version that was removed by a compaction, is another encoder's, is damaged, or cannot be indexed.
-UNREADABLE = (RagserveError, OSError, ValueError)
+UNREADABLE = (RagserveError, OSError, RuntimeError, ValueError)
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 
 from ragserve.errors import InvalidInputError
 from retriever_svc.checksums import file_checks
-from retriever_svc.knowledge import KnowledgeBase, reading
+from retriever_svc.knowledge import DATASET_NAME, KnowledgeBase, reading
 from retriever_svc.live.changes import compare
+from retriever_svc.manifests import UNREADABLE, panics_as_errors, readable
 from retriever_svc.rows import TEXT_COLUMNS, VECTOR_COLUMN, RowKeys
 from retriever_svc.types import Int64, Passage
 
@@ -49,28 +50,20 @@ class VersionDiff:
 
 
 def list_versions(path: Path) -> list[Version]:
-    """The versions that can still be read, oldest first. Raises as `KnowledgeBase.open`."""
+    """The versions that can still be read, oldest first; not those that are damaged. Raises as `KnowledgeBase.open`."""
     dataset = KnowledgeBase.open(path).dataset
     with reading(path):
         return [
-            Version(
-                int(entry["version"]),
-                _seconds(entry["timestamp"]),
-                int(entry["metadata"]["total_rows"]),
-                _operation(dataset, int(entry["version"])),
-            )
-            for entry in dataset.versions()
+            Version(each.version, each.created.timestamp(), each.passages, _operation(dataset, each.version))
+            for each in readable(dataset, path / DATASET_NAME)
         ]
-
-
-def _seconds(timestamp: Any) -> float:
-    return float(timestamp.timestamp())
 
 
 def _operation(dataset: lance.LanceDataset, version: int) -> str:
     try:
-        operation: Any = getattr(dataset.read_transaction(version), "operation", None)
-    except (OSError, RuntimeError, ValueError):
+        with panics_as_errors():
+            operation: Any = getattr(dataset.read_transaction(version), "operation", None)
+    except UNREADABLE:
         return "other"
     name = type(operation).__name__
     if name == "Update" and not operation.new_fragments:

@@ -23,6 +23,7 @@ from ragserve.errors import (
 )
 from retriever_svc.checksums import file_checks
 from retriever_svc.knowledge import PRIMARY_KEY, KnowledgeBase, newest_version
+from retriever_svc.manifests import UNREADABLE, panics_as_errors
 from retriever_svc.rows import VECTOR_COLUMN
 from retriever_svc.types import Float32, Passage
 
@@ -163,8 +164,9 @@ class KnowledgeWriter:
     def _committing(self) -> Iterator[None]:
         """Errors of Lance as ours: lost races, a full disk, files that may not be written, and damaged ones."""
         try:
-            yield
-        except (OSError, RuntimeError, ValueError) as error:
+            with panics_as_errors():
+                yield
+        except UNREADABLE as error:
             text = str(error).partition(", /")[0]  # what follows is a place in the source of Lance
             text = text.replace(str(self._path).lstrip("/"), self._path.name)  # a name may hold any of these words
             if "concurrent" in text or "conflict" in text.lower():

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from bench.processes import ServiceProcess, start
 from ragserve.errors import DataLossError, FailedPreconditionError, ResourceExhaustedError
 from retriever_svc.build import build_knowledge_base
 from retriever_svc.loading import RetrievalOptions
+from retriever_svc.manifests import file_of
 from tests.live.harness import Home, eventually, found, new_passage, refused
 from tests.live.test_replicas import far_away, first
 from tests.retriever_svc.models import DIMENSION, write_model
@@ -171,6 +173,28 @@ def test_a_damaged_fragment_ends_the_start_but_not_the_service(home: Home) -> No
     assert isinstance(refused(lambda: replica.delete(["1"])), DataLossError)
     refused_start(home, "damaged", str(home.knowledge))
     assert found(replica.search(ONES, 10)) == before
+    replica.stop()
+
+
+def test_a_damaged_manifest_costs_its_version_and_no_other(home: Home) -> None:
+    """Neither the others, nor a start: it goes on from the index of the version before."""
+    replica = home.replica(index_factory="HNSW8", keep_versions=1)
+    for number in range(3):
+        replica.upsert([new_passage(f"n{number}", "text", far_away(number))])
+    damaged = file_of(home.knowledge / "passages.lance", 3)
+    damaged.write_bytes(os.urandom(damaged.stat().st_size))
+    for _ in range(2):
+        assert [(each.version, each.passages) for each in replica.versions()] == [(1, 40), (2, 41), (4, 43)]
+        for error in (refused(partial(replica.get, ["1"], 3)), refused(partial(replica.rollback, 3))):
+            assert isinstance(error, DataLossError), error
+            assert "version 3 is damaged" in error.message
+        assert len(replica.get(["n0", "n1", "n2"])) == 3
+        assert found(replica.search(far_away(2), 1)) == [("n2", "text")]
+        replica.stop()
+        replica = home.replica(index_factory="HNSW8", keep_versions=3)
+        assert "index of an earlier version found" in replica.process.log_text()
+        assert list(replica.info().loaded_versions) == [2, 4]
+    assert replica.rollback(2) == 5
     replica.stop()
 
 

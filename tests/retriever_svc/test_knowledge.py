@@ -133,7 +133,7 @@ def test_what_is_no_knowledge_base_is_refused(model: Path, options: RetrievalOpt
 def test_a_damaged_dataset_is_named(two_versions: Path) -> None:
     for manifest in (two_versions / "passages.lance" / "_versions").iterdir():
         manifest.write_bytes(b"garbage")
-    with pytest.raises(FailedPreconditionError, match=r"passages\.lance cannot be opened"):
+    with pytest.raises(DataLossError, match=r"passages\.lance: the newest version is damaged"):
         describe(two_versions)
 
 
