@@ -22,7 +22,8 @@ from ragserve.errors import (
     ResourceExhaustedError,
 )
 from retriever_svc.checksums import file_checks
-from retriever_svc.knowledge import PRIMARY_KEY, KnowledgeBase, newest_version
+from retriever_svc.knowledge import DATASET_NAME, PRIMARY_KEY, KnowledgeBase, newest_version
+from retriever_svc.live.restoring import restore_as_next
 from retriever_svc.manifests import UNREADABLE, panics_as_errors
 from retriever_svc.rows import VECTOR_COLUMN
 from retriever_svc.types import Float32, Passage
@@ -108,17 +109,19 @@ class KnowledgeWriter:
     def rollback(self, version: int) -> int:
         """Commit a new version with the content of an older one; its number. The newest one is left as it is.
 
+        It gives way to any commit made since it began, whatever that touched: it would undo it unseen.
+
         Raises:
             NotFoundError: there is no such version.
         """
         if version < 1:
             raise NotFoundError(f"version {version} is none: versions count from 1", field="knowledge_version")
-        if version == newest_version(self._path):
+        newest = newest_version(self._path)
+        if version == newest:
             return version
-        dataset = self._open(version)
+        self._open(version)
         with self._committing():
-            dataset.restore()  # type: ignore[no-untyped-call]
-        return int(dataset.version)
+            return restore_as_next(self._path / DATASET_NAME, version, newest)
 
     def compact(self, keep_versions: int, keep_seconds: float) -> Compaction:
         """Rewrite small files and deleted rows, and remove versions beyond the newest ones that are also old.
@@ -169,7 +172,7 @@ class KnowledgeWriter:
         except UNREADABLE as error:
             text = str(error).partition(", /")[0]  # what follows is a place in the source of Lance
             text = text.replace(str(self._path).lstrip("/"), self._path.name)  # a name may hold any of these words
-            if "concurrent" in text or "conflict" in text.lower():
+            if isinstance(error, FileExistsError) or "concurrent" in text or "conflict" in text.lower():
                 raise AbortedError(
                     f"another writer committed to {self._path} first: try again", retry_after_seconds=RETRY_SECONDS
                 ) from error
