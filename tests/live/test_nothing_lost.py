@@ -17,6 +17,7 @@ from ragserve.v1 import retriever_pb2
 from retriever_svc.knowledge import KnowledgeBase
 from retriever_svc.rows import MemoryRows
 from tests.live.harness import Content, Home, Model, Replica, Vector, found, new_passage, random_vector, scores
+from tests.retriever_svc.recall import Recall
 
 POOL = [f"p{number}" for number in range(300)]
 FLAGS = {"refresh_seconds": 0.3, "rebuild_min_rows": 60, "rebuild_fraction": 0.2, "keep_versions": 3}
@@ -62,7 +63,8 @@ class Story:
         self.model.committed(1, read_content(home))
         self.revision = 0
         self.kills = 0
-        self.exact = flags.get("index_factory", "Flat") == "Flat"
+        self.factory = str(flags.get("index_factory", "Flat"))
+        self.recall = Recall()
 
     def step(self) -> None:
         choices = (
@@ -129,7 +131,7 @@ class Story:
         k = self.rng.choice([1, 5, 10, min(100, len(content))])
         response = self.replica.search(vector, min(k, len(content)), asked)
         assert response.knowledge_version == version
-        same(found(response), content, vector, k, exact=self.exact)
+        self.compare(found(response), content, vector, k)
 
     def kill(self) -> None:
         """kill -9, often in the middle of a write: then either all of it is there afterwards, or nothing."""
@@ -152,14 +154,19 @@ class Story:
         every = self.replica.get(POOL)
         assert every == {key: text for key, text in texts.items() if key in POOL}
 
+    def compare(self, got: list[tuple[str, str]], content: Content, query: Vector, k: int) -> None:
+        """k passages of the content, best first; what an approximate index misses of the k best is counted.
 
-def same(got: list[tuple[str, str]], content: Content, query: Vector, k: int, *, exact: bool) -> None:
-    """k passages of the content, where `exact` the best in order. In 20,000 steps a few neighbours score the same."""
-    assert len(dict(got)) == len(got) == min(k, len(content))
-    assert {identifier: text for identifier, text in got if content.get(identifier, (None,))[0] != text} == {}
-    if exact:
+        By their scores: in 20,000 steps a few neighbours score the same.
+        """
+        assert len(dict(got)) == len(got) == min(k, len(content))
+        assert {identifier: text for identifier, text in got if content.get(identifier, (None,))[0] != text} == {}
         of = scores(content, query)
-        assert [of[identifier] for identifier, _ in got] == sorted(of.values(), reverse=True)[:k]
+        ranked, best = [of[identifier] for identifier, _ in got], sorted(of.values(), reverse=True)[:k]
+        assert ranked == sorted(ranked, reverse=True)
+        if self.factory == "Flat":
+            assert ranked == best
+        self.recall.add(len(set(ranked).intersection(best)), len(set(best)))
 
 
 def run(directory: Path, steps: int, kills: int, seed: int, **flags: object) -> None:
@@ -178,7 +185,9 @@ def run(directory: Path, steps: int, kills: int, seed: int, **flags: object) -> 
     assert len(known) > steps / 100
     for version, vector, passages in known:
         content = story.model.history[version]
-        same(passages, content, vector, 3, exact=story.exact)
+        story.compare(passages, content, vector, 3)
+    if story.factory != "Flat":
+        story.recall.check(story.factory)
     story.replica.stop()
     assert read_content(story.home).keys() == story.model.content.keys()
 

@@ -15,14 +15,14 @@ from retriever_svc.index import SearchOptions
 from retriever_svc.kinds import nearest
 from retriever_svc.live.snapshot import View
 from retriever_svc.loading import RetrievalOptions
-from tests.retriever_svc.test_live_snapshots import DIMENSION, IDS, Home, check
+from tests.retriever_svc.live_home import DIMENSION, Home, check
 
 
 def test_a_version_is_searched_with_the_refine_factor_of_its_settings(tmp_path: Path) -> None:
     def found(refine_factor: float) -> int:
         home = Home(tmp_path / f"kb{refine_factor}", random.Random(11), "PQ4x4")
         home.options = RetrievalOptions(index=replace(home.options.index, refine_factor=refine_factor))
-        home.overwrite(home.draw(len(IDS)))
+        home.overwrite(home.draw(len(home.ids)))
         snapshot = home.follower().newest
         queries = np.random.default_rng(5).normal(size=(20, DIMENSION)).astype(np.float32)
         plain = nearest(View(snapshot, Filter()), queries, 2)
