@@ -5,8 +5,6 @@ Sums, maxima and exponentials are float32; products of float32 inputs are IEEE's
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -21,7 +19,7 @@ LEAST_DIM = 16  # of a product of matrices
 
 
 @triton.jit
-def _keep(qkv: Any, slots: Any, at: Any, inside: Any, inner: Any) -> Any:
+def _keep(qkv: tl.tensor, slots: tl.tensor, at: tl.tensor, inside: tl.tensor, inner: tl.tensor) -> tl.tensor:
     """Put a row's key and value into its slot; both, in float32."""
     key = tl.load(qkv + inner + at, mask=inside, other=0.0)
     value = tl.load(qkv + 2 * inner + at, mask=inside, other=0.0)
@@ -32,14 +30,14 @@ def _keep(qkv: Any, slots: Any, at: Any, inside: Any, inner: Any) -> Any:
 
 @triton.jit
 def _own_kernel(
-    qkv: Any,
-    slots: Any,
-    table: Any,
-    lengths: Any,
-    bias: Any,
-    out: Any,
-    longest: Any,
-    scale: Any,
+    qkv: tl.tensor,
+    slots: tl.tensor,
+    table: tl.tensor,
+    lengths: tl.tensor,
+    bias: tl.tensor,
+    out: tl.tensor,
+    longest: tl.tensor,
+    scale: tl.tensor,
     heads: tl.constexpr,
     dim: tl.constexpr,
     padded_dim: tl.constexpr,
@@ -85,14 +83,14 @@ def _own_kernel(
 
 @triton.jit(do_not_specialize=["layer"])
 def _documents_kernel(
-    query: Any,
-    addresses: Any,
-    tokens: Any,
-    firsts: Any,
-    counts: Any,
-    out: Any,
-    layer: Any,
-    scale: Any,
+    query: tl.tensor,
+    addresses: tl.tensor,
+    tokens: tl.tensor,
+    firsts: tl.tensor,
+    counts: tl.tensor,
+    out: tl.tensor,
+    layer: tl.tensor,
+    scale: tl.tensor,
     heads: tl.constexpr,
     dim: tl.constexpr,
     padded_dim: tl.constexpr,

@@ -6,8 +6,6 @@ order is total, and ties go to the smaller id.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -21,13 +19,13 @@ LARGEST = tl.constexpr(0x7FFFFFFF)
 
 
 @triton.jit
-def _finite(top: Any) -> Any:
+def _finite(top: tl.tensor) -> tl.tensor:
     """A maximum to subtract before exponentials: 0 where it is infinite, as torch.logsumexp does."""
     return tl.where(tl.abs(top) == float("inf"), 0.0, top)
 
 
 @triton.jit
-def _keep_sum(maxima: Any, sums: Any, values: Any) -> None:
+def _keep_sum(maxima: tl.tensor, sums: tl.tensor, values: tl.tensor) -> None:
     """The largest of some logarithms, and the sum of exponentials below it."""
     top = _finite(tl.max(values, 0))
     tl.store(maxima, top)
@@ -35,7 +33,9 @@ def _keep_sum(maxima: Any, sums: Any, values: Any) -> None:
 
 
 @triton.jit
-def _norms_kernel(logits: Any, maxima: Any, sums: Any, vocab: Any, n_blocks: Any, block: tl.constexpr) -> None:
+def _norms_kernel(
+    logits: tl.tensor, maxima: tl.tensor, sums: tl.tensor, vocab: tl.tensor, n_blocks: tl.tensor, block: tl.constexpr
+) -> None:
     """One row and block: its part of the normalizer."""
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
@@ -45,7 +45,9 @@ def _norms_kernel(logits: Any, maxima: Any, sums: Any, vocab: Any, n_blocks: Any
 
 
 @triton.jit
-def _combined(maxima: Any, sums: Any, row: Any, n_blocks: Any, padded_blocks: tl.constexpr) -> Any:
+def _combined(
+    maxima: tl.tensor, sums: tl.tensor, row: tl.tensor, n_blocks: tl.tensor, padded_blocks: tl.constexpr
+) -> tl.tensor:
     """The logarithm of a sum that was taken in blocks."""
     parts = tl.arange(0, padded_blocks)
     there = parts < n_blocks
@@ -58,16 +60,16 @@ def _combined(maxima: Any, sums: Any, row: Any, n_blocks: Any, padded_blocks: tl
 
 @triton.jit
 def _weighted(
-    logits: Any,
-    maxima: Any,
-    sums: Any,
-    log_priors: Any,
-    row: Any,
-    ids: Any,
-    vocab: Any,
-    n_blocks: Any,
+    logits: tl.tensor,
+    maxima: tl.tensor,
+    sums: tl.tensor,
+    log_priors: tl.tensor,
+    row: tl.tensor,
+    ids: tl.tensor,
+    vocab: tl.tensor,
+    n_blocks: tl.tensor,
     size: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """The logarithm of p(z|x) p(y|x,z) of some tokens of one row, and the row's normalizer."""
     log_norm = _combined(maxima, sums, row, n_blocks, size)
     values = tl.load(logits + row * vocab + ids, mask=ids < vocab, other=float("-inf"))
@@ -75,7 +77,7 @@ def _weighted(
 
 
 @triton.jit
-def _allowed(ids: Any, vocab: Any, banned: Any, count: Any) -> Any:
+def _allowed(ids: tl.tensor, vocab: tl.tensor, banned: tl.tensor, count: tl.tensor) -> tl.tensor:
     """Tokens of the vocabulary that are not among the banned ones."""
     allowed = ids < vocab
     for i in range(0, count):
@@ -84,31 +86,31 @@ def _allowed(ids: Any, vocab: Any, banned: Any, count: Any) -> Any:
 
 
 @triton.jit
-def _ranks(values: Any, ids: Any) -> Any:
+def _ranks(values: tl.tensor, ids: tl.tensor) -> tl.tensor:
     """Integers that rise with the value, and among equals fall with the id."""
     values = tl.where(values == 0.0, 0.0, values)  # -0 and 0 are one
     bits = values.to(tl.int32, bitcast=True)
     rank = tl.where(bits < 0, bits ^ LARGEST, bits).to(tl.int64)
-    return (rank << 32) | (LARGEST - ids).to(tl.int64)
+    return (rank << 32) | (ids ^ LARGEST).to(tl.int64)
 
 
 @triton.jit
 def _blocks_kernel(
-    logits: Any,
-    maxima: Any,
-    sums: Any,
-    log_priors: Any,
-    strides: Any,
-    counts: Any,
-    banned: Any,
-    banned_starts: Any,
-    banned_counts: Any,
-    log_norms: Any,
-    keys: Any,
-    mass_maxima: Any,
-    mass_sums: Any,
-    vocab: Any,
-    n_blocks: Any,
+    logits: tl.tensor,
+    maxima: tl.tensor,
+    sums: tl.tensor,
+    log_priors: tl.tensor,
+    strides: tl.tensor,
+    counts: tl.tensor,
+    banned: tl.tensor,
+    banned_starts: tl.tensor,
+    banned_counts: tl.tensor,
+    log_norms: tl.tensor,
+    keys: tl.tensor,
+    mass_maxima: tl.tensor,
+    mass_sums: tl.tensor,
+    vocab: tl.tensor,
+    n_blocks: tl.tensor,
     block: tl.constexpr,
     padded_blocks: tl.constexpr,
     n_candidates: tl.constexpr,
@@ -146,18 +148,18 @@ def _blocks_kernel(
 
 @triton.jit
 def _merge_kernel(
-    logits: Any,
-    log_norms: Any,
-    strides: Any,
-    counts: Any,
-    keys: Any,
-    mass_maxima: Any,
-    mass_sums: Any,
-    ids: Any,
-    log_probs: Any,
-    mass: Any,
-    vocab: Any,
-    n_blocks: Any,
+    logits: tl.tensor,
+    log_norms: tl.tensor,
+    strides: tl.tensor,
+    counts: tl.tensor,
+    keys: tl.tensor,
+    mass_maxima: tl.tensor,
+    mass_sums: tl.tensor,
+    ids: tl.tensor,
+    log_probs: tl.tensor,
+    mass: tl.tensor,
+    vocab: tl.tensor,
+    n_blocks: tl.tensor,
     padded_keys: tl.constexpr,
     padded_blocks: tl.constexpr,
     n_candidates: tl.constexpr,
@@ -174,7 +176,7 @@ def _merge_kernel(
         chosen = tl.full([n_candidates], -1, tl.int64)
         for i in range(0, n_candidates):
             best = tl.max(key, 0)
-            token = tl.where(best == NOTHING, -1, LARGEST - (best & LARGEST))
+            token = tl.where(best == NOTHING, -1, (best & LARGEST) ^ LARGEST)
             chosen = tl.where(order == i, token, chosen)
             key = tl.where(key == best, NOTHING, key)
         tl.store(ids + first * n_candidates + order, chosen.to(tl.int32))
