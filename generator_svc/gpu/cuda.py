@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from weakref import WeakSet
 
 import torch
 
@@ -41,10 +42,19 @@ class GraphCapture:
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
+        self._graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
 
     def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
         """The replay of a function that has run before."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            function()
+        if not self._graphs:  # a pool that its last graph has left does not open again: cuBLAS's workspace is in it
+            self._pool = torch.cuda.graph_pool_handle()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                function()
+        except BaseException:
+            torch.cuda.set_stream(stream)  # a capture that fails leaves its own stream the current one
+            self._graphs.clear()  # and its pool open: the next one takes another
+            raise
+        self._graphs.add(graph)
         return graph.replay
