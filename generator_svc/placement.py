@@ -23,6 +23,8 @@ def _on_gpu(model: Seq2SeqModel, device: torch.device, cache_bytes: int) -> tupl
     from generator_svc.gpu.cuda import GraphCapture, TritonKernels  # noqa: PLC0415
     from generator_svc.gpu.stepper import StaticStepper  # noqa: PLC0415
 
+    # cuDNN's attention, which torch prefers on Hopper, is built anew for every shape: it stalls the worker each time.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     reserved = min(RESERVED_BYTES, cache_bytes) // model.shape.bytes_per_slot
     runner = Runner(model, device, max(INITIAL_SLOTS, reserved))
     return runner, StaticStepper(model, runner.cache, TritonKernels(), PlainStepper(runner), GraphCapture())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,6 +66,7 @@ class World:
     def __init__(self, directory: Path, precision: Precision) -> None:
         from generator_svc.gpu.cuda import TritonKernels  # noqa: PLC0415
 
+        torch.backends.cuda.enable_cudnn_sdp(False)  # as the service does: see placement.py
         model = load(directory, precision, CUDA)
         self.runner, self.capture = Runner(model, CUDA), Counted()
         self.plain = PlainStepper(self.runner)
@@ -118,8 +120,10 @@ def test_steps_do_not_wait_for_the_gpu(directory: Path) -> None:
     world.graphs.run(tasks)
     step = next(iter(world.graphs._steps.values()))
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch says that the mode is a prototype
+            torch.cuda.set_sync_debug_mode("error")
         step.write(tasks)
         step.compute()
     finally:
