@@ -47,8 +47,8 @@ class SelectedStep:
             (step,) = self.again.run([self.task])
             return step.select(hypotheses, n_candidates)
         log_norms = self.outcome.log_norms[rows]
-        if np.isnan(log_norms).any():
-            raise InternalError("the model's logits hold NaN")
+        if not np.isfinite(log_norms).all():
+            raise InternalError("the model's logits hold NaN or infinity")
         first, n_docs = rows[:, 0], rows.shape[1]
         return StepOutput(
             token_ids=self.outcome.ids[first, :n_candidates],
