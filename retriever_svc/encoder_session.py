@@ -40,6 +40,8 @@ class EncoderSession:
         """
         path = graph_path(directory, precision)
         providers = onnx_providers(device_for(precision, device))
+        if CUDA_PROVIDER in providers:
+            onnxruntime.preload_dlls()  # CUDA's libraries that pip installed, which nothing else here loads
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = thread_count(threads)
         options.inter_op_num_threads = 1
