@@ -50,7 +50,7 @@ bench: $(STAMP) ## measure against peers; appends to bench/results/
 	$(BIN)/python -m bench
 
 gpu: ## checks and figures on a GPU, with the Python that has CUDA builds: make gpu PYTHON=python3
-	$(PYTHON) -m pytest tests/gpu
+	$(PYTHON) -m pytest tests/gpu -W default
 	$(PYTHON) -m bench --only generator --device cuda --precisions float32 bfloat16
 	$(PYTHON) -m bench --only gpu_generator
 	$(PYTHON) -m bench.gpu_index

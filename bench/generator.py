@@ -132,7 +132,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and append."""
     chosen = arguments(argv)
-    workload, about = Workload(), report.environment(chosen.threads)
+    workload, about = Workload(), report.environment(chosen.threads, report.installed(report.PACKAGES))
     print(f"building {chosen.shape}, {chosen.head} head (kept in {CACHE})", flush=True)
     model = model_directory(SHAPES[chosen.shape], chosen.head)
     nats = round(entropy_of(model), 2)

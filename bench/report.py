@@ -50,12 +50,20 @@ def installed(packages: Sequence[str]) -> list[str]:
     return [name for name in packages if name in names]
 
 
+def commit() -> str:
+    """The commit at hand, where git is."""
+    try:
+        found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return "unknown"
+    return found.stdout.strip() or "unknown"
+
+
 def environment(threads: int, packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
     """Machine, versions and thread counts of a run."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": commit(),
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "load_before": round(os.getloadavg()[0], 2),
