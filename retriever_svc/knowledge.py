@@ -21,6 +21,8 @@ FORMAT_VERSION = "1"
 FORMAT_KEY = b"ragserve.format_version"
 ENCODER_KEY = b"ragserve.encoder"
 DIMENSION_KEY = b"ragserve.dim"
+ENCODER_FILES = ("model.onnx", "tokenizer.json", "encoder.json")
+AND_INPUTS = "+"  # between the hash of the graph and that of the others
 # Lance lets of two commits that insert the same key only the first one through, where it knows which column is the key.
 PRIMARY_KEY = {"lance-schema:unenforced-primary-key": "true"}
 
@@ -37,7 +39,7 @@ class KnowledgeInfo:
     dimension: int
     precision: str  # of the stored vectors: float16 or float32
     size_bytes: int  # of the data files of this version
-    encoder: str  # SHA-256 of the passage encoder's model.onnx
+    encoder: str  # see `passage_encoder_hash`
 
 
 @dataclass(frozen=True)
@@ -95,10 +97,10 @@ class KnowledgeBase:
                 f"{self.path} was written without stable row ids: build it again with 'ragserve kb build'",
                 field=str(self.path),
             )
-        if self.encoder != encoder:
+        if (part := _other_part(self.encoder, encoder)) is not None:
             raise FailedPreconditionError(
-                f"{self.path} was embedded by another passage encoder (model.onnx {self.encoder[:12]}…) than the "
-                f"model's (model.onnx {encoder[:12]}…): build it again with 'ragserve kb build', or use its model",
+                f"{self.path} was embedded by another passage encoder ({part}) than the model's: build it again with "
+                "'ragserve kb build', or use its model",
                 field=str(self.path),
             )
 
@@ -149,14 +151,31 @@ def passage_encoder_directory(model: Path) -> Path:
 
 
 def passage_encoder_hash(model: Path, manifest: Manifest) -> str:
-    """SHA-256 of the passage encoder's graph, which a knowledge base must carry to fit the model."""
-    graph = passage_encoder_directory(model) / "model.onnx"
-    listed = manifest.files.get(graph.relative_to(model).as_posix())
+    """What a knowledge base must carry to fit a model: SHA-256 of its passage encoder's graph, and of what feeds that.
+
+    Raises:
+        NotFoundError: a file is missing.
+    """
+    graph, *inputs = (_hash(model, manifest, name) for name in ENCODER_FILES)
+    return f"{graph}{AND_INPUTS}{hashlib.sha256(' '.join(inputs).encode()).hexdigest()}"
+
+
+def _hash(model: Path, manifest: Manifest, name: str) -> str:
+    file = passage_encoder_directory(model) / name
+    listed = manifest.files.get(file.relative_to(model).as_posix())
     if listed:
         return listed
-    if not graph.is_file():
-        raise NotFoundError(f"{graph} is missing: import the checkpoint again", field=str(graph))
-    return sha256_of(graph)
+    if not file.is_file():
+        raise NotFoundError(f"{file} is missing: import the checkpoint again", field=str(file))
+    return sha256_of(file)
+
+
+def _other_part(stored: str, own: str) -> str | None:
+    """What differs between two encoders, for a message; None: nothing. Older knowledge bases know the graph alone."""
+    (graph, _, inputs), (own_graph, _, own_inputs) = stored.partition(AND_INPUTS), own.partition(AND_INPUTS)
+    if graph != own_graph:
+        return f"model.onnx {graph[:12]}…, not {own_graph[:12]}…"
+    return f"another {' or '.join(ENCODER_FILES[1:])}" if inputs and own_inputs and inputs != own_inputs else None
 
 
 def schema(dimension: int, precision: str, encoder: str) -> pa.Schema:

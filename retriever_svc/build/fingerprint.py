@@ -13,10 +13,9 @@ from ragserve.checkpoint import load_manifest, sha256_of, verify_files
 from retriever_svc.build.files import digest_of
 from retriever_svc.build.options import BuildOptions
 from retriever_svc.build.readers import open_lance, text_files
-from retriever_svc.knowledge import passage_encoder_directory
+from retriever_svc.knowledge import ENCODER_FILES, passage_encoder_directory
 
 JOURNAL_FORMAT = 1
-ENCODER_FILES = ("model.onnx", "tokenizer.json", "encoder.json")
 
 
 def fingerprint(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ragserve.checkpoint import load_manifest
+from ragserve.checkpoint import load_manifest, sha256_of
 from ragserve.errors import DataLossError, FailedPreconditionError, NotFoundError
 from retriever_svc.build import build_knowledge_base
 from retriever_svc.index import IndexSpec
-from retriever_svc.knowledge import KnowledgeBase, describe, passage_encoder_hash, schema
+from retriever_svc.knowledge import KnowledgeBase, describe, passage_encoder_directory, passage_encoder_hash, schema
 from retriever_svc.loading import RetrievalOptions, load_snapshot
 from retriever_svc.rows import DiskRows, MemoryRows
 from tests.retriever_svc.models import DIMENSION
@@ -104,6 +105,27 @@ def test_other_rows_under_the_same_version_have_another_key(
         assert knowledge.content == KnowledgeBase.open(tmp_path / f"kb{seed}").content
         contents.add(knowledge.content)
     assert len(contents) == 2
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "encoder.json"])
+def test_another_tokenizer_is_another_encoder(
+    two_versions: Path, model: Path, options: RetrievalOptions, tmp_path: Path, name: str
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    (file,) = (path for path in other.rglob(name) if path.parent.name == passage_encoder_directory(model).name)
+    file.write_text(f"{file.read_text()} ")
+    manifest = load_manifest(other)
+    files = {**manifest.files, file.relative_to(other).as_posix(): sha256_of(file)}
+    encoder = passage_encoder_hash(other, replace(manifest, files=files))
+    knowledge = KnowledgeBase.open(two_versions)
+    with pytest.raises(FailedPreconditionError, match=r"another tokenizer\.json or encoder\.json"):
+        knowledge.require_servable(encoder)
+    knowledge.require_servable(passage_encoder_hash(model, load_manifest(model)))
+    older = replace(knowledge, encoder=knowledge.encoder.partition("+")[0])
+    older.require_servable(encoder)  # it knows the graph alone
+    with pytest.raises(FailedPreconditionError, match=r"model\.onnx"):
+        older.require_servable("0" * 64)
 
 
 def write_dataset(directory: Path, table_schema: pa.Schema) -> Path:
