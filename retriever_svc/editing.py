@@ -66,22 +66,22 @@ class Editor:
         def work() -> Upsert:
             with clock.measure("embed"):
                 vectors = self._vectors(passages)
-            return measured(lambda: self._writer.upsert([new.passage for new in passages], vectors), clock)
+            return self._measured(lambda: self._writer.upsert([new.passage for new in passages], vectors), clock)
 
         return await self._run("upsert", work, clock)
 
     async def delete(self, ids: Sequence[str], clock: StageClock) -> Deletion:
         """Delete passages in one commit. Raises what `KnowledgeWriter.delete` raises, and see `_run`."""
-        return await self._run("delete", lambda: measured(lambda: self._writer.delete(ids), clock), clock)
+        return await self._run("delete", lambda: self._measured(lambda: self._writer.delete(ids), clock), clock)
 
     async def rollback(self, version: int, clock: StageClock) -> int:
         """Commit the content of an older version. Raises what `KnowledgeWriter.rollback` raises, and see `_run`."""
-        return await self._run("rollback", lambda: measured(lambda: self._writer.rollback(version), clock), clock)
+        return await self._run("rollback", lambda: self._measured(lambda: self._writer.rollback(version), clock), clock)
 
     async def compact(self, keep_versions: int, keep_seconds: float, clock: StageClock) -> Compaction:
         """Compact the files. Raises what `KnowledgeWriter.compact` raises, and see `_run`."""
         return await self._run(
-            "compact", lambda: measured(lambda: self._writer.compact(keep_versions, keep_seconds), clock), clock
+            "compact", lambda: self._measured(lambda: self._writer.compact(keep_versions, keep_seconds), clock), clock
         )
 
     def give_up(self) -> None:
@@ -96,7 +96,7 @@ class Editor:
         """Run one write and load what it committed.
 
         Raises:
-            FailedPreconditionError: this replica takes no writes.
+            FailedPreconditionError: this replica takes no writes, or its folder was replaced by another one.
             ResourceExhaustedError: too many writes wait.
         """
         if not self._options.writable:
@@ -138,8 +138,8 @@ class Editor:
             self._encoder = self._load_encoder()
         return self._encoder
 
-
-def measured(commit: Callable[[], T], clock: StageClock) -> T:
-    """What a commit returns, its time in the clock."""
-    with clock.measure("commit"):
-        return commit()
+    def _measured(self, commit: Callable[[], T], clock: StageClock) -> T:
+        """What a commit returns, its time in the clock; not made where this replica could not load it."""
+        with clock.measure("commit"):
+            self._follower.check_history()
+            return commit()

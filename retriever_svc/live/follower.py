@@ -22,6 +22,7 @@ from ragserve.serving.memory import trim
 from retriever_svc.index import builds_interrupted
 from retriever_svc.knowledge import reading
 from retriever_svc.live.changes import linear_changes
+from retriever_svc.live.lineage import Lineage
 from retriever_svc.live.priority import LancePriority, be_nice
 from retriever_svc.live.snapshot import Snapshot
 from retriever_svc.loading import KnowledgeSource
@@ -63,6 +64,7 @@ class Follower:
         self._events = events or FollowEvents()
         self._lock = threading.Lock()
         self._snapshots: Mapping[int, Snapshot] = {}
+        self._lineage = Lineage(source.path, 0, None, None)  # of the newest version loaded
         self._background = ThreadPoolExecutor(1, thread_name_prefix="index-build", initializer=be_nice)
         self._rebuild: Future[None] | None = None
         self._failed_at: int | None = None  # the version whose index could not be built
@@ -92,11 +94,20 @@ class Follower:
         with reading(self._source.path):
             return max(0, self._source.newest() - self.newest.version)
 
+    def check_history(self) -> None:
+        """Check that what is committed next follows from what is loaded. Raises as `refresh`."""
+        with reading(self._source.path):
+            self._lineage.check(self._source.newest())
+
     def refresh(self) -> Snapshot:
-        """Load what was committed meanwhile; the newest version then. Raises what `KnowledgeSource` raises."""
+        """Load what was committed meanwhile; the newest version then.
+
+        Raises what `KnowledgeSource` raises, and FailedPreconditionError when the folder was replaced by another one.
+        """
         with self._lock:
             with reading(self._source.path):
                 newest = self._source.newest()
+                self._lineage.check(newest)
                 if newest > self.newest.version and not self._closed:
                     self._load_up_to(newest, dict(self._snapshots))
             self._rebuild_if_due()
@@ -131,6 +142,7 @@ class Follower:
                     raise
                 log.warning("an older version is not loaded", extra=fields(version=version, reason=error))
         self._snapshots = MappingProxyType(wanted)
+        self._lineage = Lineage.of(self._source.path, newest)
         if all(isinstance(snapshot.base.rows, MemoryRows) for snapshot in wanted.values()):
             self._lance.lower()
 
@@ -165,6 +177,7 @@ class Follower:
                 base.base.metadata.load()
             built = time.monotonic()
             with self._lock, reading(self._source.path):
+                self._lineage.check(self._source.newest())
                 self._snapshots = MappingProxyType(self._moved(base))
         except Exception as error:
             if self._closed:
