@@ -92,7 +92,7 @@ class _Loaded:
     follower: Follower
     editor: Editor
     batcher: Batcher[_Job, tuple[QueryHits, ...]]
-    following: asyncio.Task[None]
+    following: tuple[asyncio.Task[None], ...]
 
 
 class RetrieverEngine:
@@ -123,7 +123,7 @@ class RetrieverEngine:
         )
         self._metrics.watch_queue(lambda: batcher.waiting)
         searcher.observe_tokens = self._metrics.batch_tokens.observe
-        following = asyncio.create_task(self._follow(follower))
+        following = (asyncio.create_task(self._follow(follower)), asyncio.create_task(self._watch_lag(follower)))
         self._loaded = _Loaded(searcher, follower, editor, batcher, following)
         self._observe(follower)
         log.info("loaded", extra=fields(**vars(self.info())))
@@ -131,7 +131,8 @@ class RetrieverEngine:
     async def stop(self) -> None:
         """Finish what is queued."""
         if self._loaded is not None:
-            self._loaded.following.cancel()
+            for task in self._loaded.following:
+                task.cancel()
             await self._loaded.batcher.close()
             self._loaded.editor.give_up()
             await asyncio.to_thread(self._loaded.follower.close)
@@ -264,10 +265,15 @@ class RetrieverEngine:
                 self._metrics.load_failures.inc()
                 log.exception("version not loaded, the last one answers")
             self._observe(follower)
+
+    async def _watch_lag(self, follower: Follower) -> None:
+        """Count the versions that are not loaded, as often; beside `_follow`, because loading one may take minutes."""
+        while True:
             try:
                 self._metrics.lag.set(await asyncio.to_thread(follower.behind))
             except Exception as error:  # the same
                 log.warning("newest version not known", extra=fields(reason=error))
+            await asyncio.sleep(self._options.refresh_seconds / 2)
 
     def _observe(self, follower: Follower) -> None:
         self._metrics.answering(follower.newest, len(follower.snapshots))
