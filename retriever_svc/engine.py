@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from ragserve.serving.metrics import Metrics, StageClock, StageTiming
 from retriever_svc.editing import EditOptions, Editor
 from retriever_svc.encoder import TextEncoder
 from retriever_svc.kinds import DEFAULT_OPTIONS, Lookup, LookupOptions
+from retriever_svc.knowledge import reading
 from retriever_svc.live.follower import Follower, FollowEvents, FollowOptions
 from retriever_svc.live.snapshot import Snapshot
 from retriever_svc.live.writer import KnowledgeWriter
@@ -81,7 +83,7 @@ class _Job:
 
     lookup: Lookup
     clock: StageClock
-    since: float = field(default_factory=time.monotonic)
+    since: float
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ class RetrieverEngine:
         self._metrics = RetrieverMetrics(metrics)
         kept = options.query_cache_entries
         self._cache: QueryCache[QueryHits] | None = QueryCache(kept, metrics) if kept else None
+        self._parser = ThreadPoolExecutor(1, thread_name_prefix="metadata")  # one, for all that wait for the same
         self._loaded: _Loaded | None = None
 
     async def start(self) -> None:
@@ -155,6 +158,7 @@ class RetrieverEngine:
             FailedPreconditionError: the version holds no passages.
             ResourceExhaustedError: too many requests wait.
             UnavailableError: loading or stopping.
+            DataLossError: what a filter or the answer needs cannot be read.
         """
         loaded = self._require_loaded()
         snapshot = self._snapshot(loaded, knowledge_version)
@@ -164,8 +168,10 @@ class RetrieverEngine:
         check_queries(queries, snapshot.dimension, self.limits)
         options = options or self._options.lookup
         check_options(options, snapshot, queries)
-        clock = self._clocks.clock()
-        results = await loaded.batcher.submit(_Job(Lookup(tuple(queries), k, snapshot, options), clock))
+        clock, since = self._clocks.clock(), time.monotonic()
+        if options.filter.conditions and not snapshot.filterable:  # before the queue, which others wait in
+            await asyncio.get_running_loop().run_in_executor(self._parser, self._read_metadata, snapshot)
+        results = await loaded.batcher.submit(_Job(Lookup(tuple(queries), k, snapshot, options), clock, since))
         return Retrieval(results, snapshot.version, clock.timings())
 
     async def refresh(self) -> int:
@@ -274,6 +280,10 @@ class RetrieverEngine:
             except Exception as error:  # the same
                 log.warning("newest version not known", extra=fields(reason=error))
             await asyncio.sleep(self._options.refresh_seconds / 2)
+
+    def _read_metadata(self, snapshot: Snapshot) -> None:
+        with reading(self.knowledge):
+            snapshot.read_metadata()
 
     def _observe(self, follower: Follower) -> None:
         self._metrics.answering(follower.newest, len(follower.snapshots))

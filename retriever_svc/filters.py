@@ -130,6 +130,11 @@ class MetadataColumns:
         self._masks: OrderedDict[Filter, Mask] = OrderedDict()
         self._lock = threading.Lock()
 
+    @property
+    def loaded(self) -> bool:
+        """Whether the rows are parsed."""
+        return self._unread is None
+
     def load(self) -> None:
         """Parse now what the first filter would have to wait for.
 
