@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 import grpc
 import numpy as np
 import pytest
 
 from ragserve.errors import AbortedError, NotFoundError
+from retriever_svc.engine import DEFAULT_REFRESH_SECONDS
 from retriever_svc.knowledge import KnowledgeBase
 from tests.live.harness import Home, Replica, eventually, found, new_passage, random_vector, refused
 from tests.retriever_svc.models import DIMENSION
 
-FLAGS = {"refresh_seconds": 0.5, "keep_versions": 3}
+FLAGS = {"keep_versions": 3}
 WRITERS, WRITES_EACH = 4, 12
 
 
@@ -43,27 +45,34 @@ def first(replica: Replica, vector: np.ndarray, version: int = 0) -> str:
     return found(replica.search(vector, 1, version))[0][1]
 
 
-def test_what_one_replica_commits_all_of_them_find(replicas: list[Replica]) -> None:
-    one, two, three = replicas
-    committed = one.upsert([new_passage("new", "first text", far_away())]).knowledge_version
-    assert first(one, far_away()) == "first text"  # at once, where it was written
-    lags = [eventually(lambda r=r: first(r, far_away()) == "first text") for r in (two, three)]
-    print(f"found by the others after {', '.join(f'{lag:.2f}' for lag in lags)} s")
-    assert {replica.search(far_away(), 1).knowledge_version for replica in replicas} == {committed}
+def soon(replicas: Sequence[Replica], check: Callable[[Replica], bool]) -> None:
+    """What was just acknowledged holds on all replicas within the refresh interval."""
+    deadline = time.monotonic() + DEFAULT_REFRESH_SECONDS
+    for replica in replicas:
+        eventually(lambda r=replica: check(r), deadline - time.monotonic())
 
-    two.upsert([new_passage("new", "second text", far_away())])
+
+def test_what_one_replica_commits_all_of_them_find_within_the_refresh_interval(replicas: list[Replica]) -> None:
+    committed: dict[str, int] = {}
+    for writer in replicas:
+        text = f"text {len(committed)}"
+        committed[text] = writer.upsert([new_passage("new", text, far_away())]).knowledge_version
+        soon(replicas, lambda r, text=text: first(r, far_away()) == text)
+        assert {r.search(far_away(), 1).knowledge_version for r in replicas} == {committed[text]}
+    replicas[1].delete(["new"])
+    soon(replicas, lambda r: not first(r, far_away()).startswith("text"))
+    back = replicas[2].rollback(committed["text 1"])
+    soon(replicas, lambda r: r.info().knowledge_version == back and first(r, far_away()) == "text 1")
     for replica in replicas:
-        eventually(lambda r=replica: first(r, far_away()) == "second text")
-    three.delete(["new"])
-    for replica in replicas:
-        eventually(lambda r=replica: not first(r, far_away()).endswith("text"))
-    back = one.rollback(committed)
-    for replica in replicas:
-        eventually(lambda r=replica: r.info().knowledge_version == back)
-        assert first(replica, far_away()) == "first text"
         eventually(lambda r=replica: r.metric("ragserve_knowledge_lag_versions") == 0)
     answers = {str(found(replica.search(np.ones(DIMENSION, np.float32), 10))) for replica in replicas}
     assert len(answers) == 1
+
+
+def test_what_a_replica_commits_it_finds_at_once(replicas: list[Replica]) -> None:
+    for number, writer in enumerate(replicas):
+        writer.upsert([new_passage("new", f"own {number}", far_away())])
+        assert first(writer, far_away()) == f"own {number}"
 
 
 def test_a_killed_replica_catches_up(home: Home, replicas: list[Replica]) -> None:
