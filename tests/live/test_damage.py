@@ -222,8 +222,12 @@ def test_a_start_killed_while_it_builds_an_index_leaves_nothing_that_is_trusted(
     eventually(lambda: "building the index" in process.log_text())
     process.kill()
     assert not index_files(home)
-    replica = home.replica(**{**SLOW, "index_factory": "HNSW8"})
+    replica = home.replica(**SLOW)
+    assert "building the index" in replica.process.log_text()
     assert "loaded from cache" not in replica.process.log_text()
+    replica.stop()
+    replica = home.replica(**SLOW)  # whose index is whole
+    assert "loaded from cache" in replica.process.log_text()
     replica.stop()
 
 
