@@ -27,8 +27,8 @@ def put(copy: Path, home: Home) -> None:
 
 def refuses_until_it_is_restarted(home: Home, replica: Replica, newest: int) -> None:
     """A replica that answers from `newest` takes nothing, and one that starts serves what is there now."""
-    eventually(lambda: replica.metric("ragserve_knowledge_load_failures_total") > 0)
-    assert "was replaced by other files" in replica.process.log_text()
+    eventually(lambda: "was replaced by other files" in replica.process.log_text())
+    assert replica.metric("ragserve_knowledge_load_failures_total") > 0
     held = {each.name for each in (home.knowledge / "passages.lance" / "_versions").glob("*.manifest")}
     calls: list[Callable[[], object]] = [
         partial(replica.upsert, [new_passage("lost", "text", far_away())]),

@@ -16,9 +16,10 @@ from retriever_svc.knowledge import DATASET_NAME
 from retriever_svc.live.history import list_versions
 from retriever_svc.live.writer import KnowledgeWriter
 from retriever_svc.types import Passage
-from tests.retriever_svc.test_live_snapshots import DIMENSION, ENCODER, IDS, Home, check
+from tests.retriever_svc.live_home import DIMENSION, ENCODER, N_IDS, Home, check
 
 Write = Callable[[KnowledgeWriter], Any]
+IDS = [f"p{number}" for number in range(N_IDS)]
 VECTOR = np.ones((1, DIMENSION), np.float32)
 WRITES: dict[str, Write] = {
     "insert": lambda writer: writer.upsert([Passage("another", "", "text")], VECTOR),
