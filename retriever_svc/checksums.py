@@ -50,24 +50,24 @@ class FileChecks:
             DataLossError: one was altered; the file is named.
         """
         with self._lock:
-            for file in self._files(dataset):
-                self._verify(file)
+            for name, kind in _files(dataset):
+                self._verify(name, kind)
 
     def verify_again(self, dataset: lance.LanceDataset) -> None:
         """The same for files that were right before and have changed since: no file is hashed for the first time."""
         with self._lock:
-            for file in self._files(dataset):
-                if file.name in self._seen:
-                    self._verify(file)
+            for name, kind in _files(dataset):
+                if name in self._seen:
+                    self._verify(name, kind)
 
     def record(self, dataset: lance.LanceDataset) -> None:
         """Write down the checksums of the files of a version that have none. A failure is logged: the rows are safe."""
         try:
             self._sums.mkdir(exist_ok=True)
-            known = {path.name for path in self._sums.iterdir()}
-            for file in self._files(dataset):
-                if file.name not in known:
-                    self._write(file.name, sha256_of(file))
+            known = set(os.listdir(self._sums))
+            for name, kind in _files(dataset):
+                if name not in known:
+                    self._write(name, sha256_of(self._dataset / kind / name))
         except OSError as error:
             log.warning("checksums not written", extra=fields(path=self._sums, reason=error))
 
@@ -79,36 +79,28 @@ class FileChecks:
                     path.unlink(missing_ok=True)
                     self._seen.pop(path.name, None)
 
-    def _verify(self, file: Path) -> None:
+    def _verify(self, name: str, kind: str) -> None:
+        file = f"{self._dataset}/{kind}/{name}"
         try:
-            there = file.stat()
+            there = os.stat(file)  # not of a Path: hundreds of files at every commit
             seen = (there.st_size, there.st_mtime_ns)
-            if self._seen.get(file.name) == seen:
+            if self._seen.get(name) == seen:
                 return
-            wanted = self._recorded(file)
-            altered = wanted is not None and sha256_of(file) != wanted
+            wanted = self._recorded(name)
+            altered = wanted is not None and sha256_of(Path(file)) != wanted
         except FileNotFoundError:
-            return  # removed meanwhile by a compaction: Lance says so
+            return  # Lance says so
         if altered:
             raise DataLossError(
                 f"{self._knowledge} is damaged, build it again or put this file back from a copy: {file} was altered "
                 "since it was written (wrong checksum)",
                 field=str(self._knowledge),
             )
-        self._seen[file.name] = seen
+        self._seen[name] = seen
 
-    def _files(self, dataset: lance.LanceDataset) -> list[Path]:
-        """The data and deletion files of a version; Lance itself tells of those that are missing."""
-        files = []
-        for fragment in dataset.get_fragments():
-            files += [self._dataset / DATA / file.path for file in fragment.data_files()]
-            deletions = fragment.deletion_file()
-            files += [self._dataset / DELETIONS / Path(deletions).name] if deletions else []
-        return [file for file in files if file.is_file()]
-
-    def _recorded(self, file: Path) -> str | None:
+    def _recorded(self, name: str) -> str | None:
         try:
-            found = (self._sums / file.name).read_text().strip()
+            found = (self._sums / name).read_text().strip()
         except OSError:
             return None
         return found if len(found) == HEX_DIGITS else None  # shorter after a loss of power
@@ -117,6 +109,16 @@ class FileChecks:
         partial = self._sums / f".{name}.{os.getpid()}.{threading.get_ident()}"
         partial.write_text(f"{checksum}\n")
         partial.replace(self._sums / name)
+
+
+def _files(dataset: lance.LanceDataset) -> list[tuple[str, str]]:
+    """The data and deletion files of a version: name and folder."""
+    files = []
+    for fragment in dataset.get_fragments():
+        files += [(file._path, DATA) for file in fragment.data_files()]  # `path` makes a class each time it is asked
+        if deletions := fragment.deletion_file():
+            files.append((deletions.rpartition("/")[2], DELETIONS))
+    return files
 
 
 @cache
