@@ -64,6 +64,7 @@ class _Lane:
     def _work(self) -> None:
         while (run := self._runs.get()) is not None:
             run()
+            del run  # and what it refers to, for as long as nothing follows
 
 
 class Batcher(Generic[In, Out]):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -155,6 +156,21 @@ async def test_a_batch_that_raises_fails_its_items_and_the_worker_goes_on() -> N
         with pytest.raises(ZeroDivisionError):
             await batches.submit(0)
         assert await batches.submit(1) == 1
+
+
+async def test_an_idle_lane_keeps_nothing_of_its_last_batch() -> None:
+    """What an item refers to may be large: a version of a knowledge base that is replaced meanwhile."""
+
+    class Item:
+        pass
+
+    made: Batcher[Item, int] = Batcher(lambda items: [1] * len(items), name="work", max_items=4, max_waiting=8, lanes=2)
+    item = Item()
+    seen = weakref.ref(item)
+    assert await made.submit(item) == 1
+    del item
+    await until(lambda: seen() is None)
+    await made.close()
 
 
 async def test_a_wrong_number_of_results_is_a_bug() -> None:
