@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,12 +52,22 @@ def add(
     source = read_source(Path(path), source_format.value if source_format else None, split_words)
     own_model = None if retriever else model or demo_directory() / "model"
     with opened(knowledge, retriever, own_model) as place, console.progress_bar("adding", unit="passages") as bar:
-        done = add_passages(place, source, batch_passages, lambda count: bar.update(count, source.passages))
+        done = add_passages(place, source, batch_passages, _shown_by(bar, source.passages, batch_passages))
     if as_json:
         console.print_json(asdict(done))
         return
     what = f"{done.inserted} passages added, {done.updated} replaced, in {done.commits} commits"
     console.note(f"{retriever or knowledge}: version {done.knowledge_version}, {what}")
+
+
+def _shown_by(bar: console.ProgressBar, passages: int, batch_passages: int) -> Callable[[int], None]:
+    """Shows how many passages are embedded or sent, and that a batch of them is then committed."""
+
+    def show(count: int) -> None:
+        whole = count == passages or (count > 0 and count % batch_passages == 0)
+        bar.update(count, passages, "committing" if whole else "adding")
+
+    return show
 
 
 def delete(
@@ -72,7 +82,7 @@ def delete(
             raise InvalidInputError("ID", f"{identifier!r} is not UTF-8 text")
     from ragserve_cli.places import opened  # noqa: PLC0415  (slow to import)
 
-    with opened(knowledge, retriever) as place:
+    with opened(knowledge, retriever) as place, console.progress_bar("deleting"):
         done = place.delete(ids)
     if as_json:
         console.print_json(asdict(done))
@@ -110,7 +120,7 @@ def rollback(
     version = version_of(wanted)
     from ragserve_cli.places import opened  # noqa: PLC0415  (slow to import)
 
-    with opened(knowledge, retriever) as place:
+    with opened(knowledge, retriever) as place, console.progress_bar("rolling back"):
         made = place.rollback(version)
     if as_json:
         console.print_json({"knowledge_version": made})
@@ -130,7 +140,7 @@ def diff(
     from ragserve_cli import changes  # noqa: PLC0415  (slow to import)
     from ragserve_cli.places import opened  # noqa: PLC0415
 
-    with opened(knowledge, retriever) as place:
+    with opened(knowledge, retriever) as place, console.progress_bar("comparing"):
         found = place.diff(old, new, limit)
     if as_json:
         console.print_json(asdict(found))
@@ -153,7 +163,7 @@ def compact(
     knowledge, _ = split_values(values, retriever, "", at_most=0)
     from ragserve_cli.places import opened  # noqa: PLC0415  (slow to import)
 
-    with opened(knowledge, retriever) as place:
+    with opened(knowledge, retriever) as place, console.progress_bar("compacting"):
         done = place.compact(keep_versions, keep_seconds)
     if as_json:
         console.print_json(asdict(done))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +16,7 @@ from typing import Any
 import pytest
 
 from bench.processes import ServiceProcess, start
-from tests.cli.conftest import N_PASSAGES, Assets, Cli
+from tests.cli.conftest import N_PASSAGES, RAGSERVE, Assets, Cli
 
 ROWS = [
     {"id": f"n{number}", "title": "river", "text": f"the old city number {number}", "year": 1990 + number, "lang": lang}
@@ -173,3 +177,22 @@ def test_errors_are_one_line(cli: Cli, files: Path, source: Path, arguments: lis
     assert said in found.stderr
     assert found.stderr.startswith("error: ")
     assert found.stderr.count("\n") == 1
+
+
+def test_a_terminal_sees_what_is_at_work(files: Path, source: Path, assets: Assets) -> None:
+    for arguments, seen in (
+        (["add", files, source, "--model", assets.model], "committing"),
+        (["compact", files, "--keep-seconds", 0], "compacting"),
+        (["rollback", files, 1], "rolling back"),
+    ):
+        master, slave = pty.openpty()
+        command = [str(RAGSERVE), "kb", *map(str, arguments)]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=slave) as process:
+            os.close(slave)
+            shown = b""
+            with contextlib.suppress(OSError):  # how a terminal ends that nobody writes to any more
+                while part := os.read(master, 4096):
+                    shown += part
+        os.close(master)
+        assert process.returncode == 0, shown
+        assert seen in shown.decode()
