@@ -19,7 +19,7 @@ from retriever_svc.knowledge import DATASET_NAME, schema
 from retriever_svc.live.follower import Follower, FollowEvents, FollowOptions
 from retriever_svc.live.snapshot import Snapshot, View
 from retriever_svc.live.writer import KnowledgeWriter
-from retriever_svc.loading import KnowledgeSource, RetrievalOptions
+from retriever_svc.loading import KnowledgeSource, MilvusServer, RetrievalOptions
 from retriever_svc.types import Passage
 from tests.retriever_svc.recall import SETTINGS, Recall
 
@@ -62,6 +62,7 @@ class Home:
     factory: str = "Flat"
     on_disk: bool = False
     scale: int = 1  # times as many passages, for an index that needs them to be trained
+    milvus: str = ""  # address of the server that holds the index; none: FAISS in this process
     rows: Rows = field(default_factory=dict)
     history: dict[int, Rows] = field(default_factory=dict)
     swaps: int = 0
@@ -75,6 +76,7 @@ class Home:
         self.options = RetrievalOptions(
             index=IndexSpec(self.factory, device="cpu", build_threads=1, **SETTINGS.get(self.factory, {})),
             max_memory_bytes=0 if self.on_disk else 2**30,
+            milvus=MilvusServer(self.milvus) if self.milvus else None,
         )
         self.overwrite({})
         self.writer = KnowledgeWriter(self.path, ENCODER)

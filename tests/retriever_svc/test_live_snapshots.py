@@ -41,7 +41,7 @@ def _indexes_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @FACTORIES
 def test_every_loaded_version_answers_as_brute_force(tmp_path: Path, factory: str, on_disk: bool, scale: int) -> None:
-    history(tmp_path, factory, on_disk, scale, steps=10)
+    history(Home(tmp_path / "kb", rng(), factory, on_disk, scale), steps=10)
 
 
 @pytest.mark.long
@@ -49,14 +49,11 @@ def test_every_loaded_version_answers_as_brute_force(tmp_path: Path, factory: st
 @pytest.mark.parametrize("seed", range(6))
 @FACTORIES
 def test_long_histories(tmp_path: Path, factory: str, on_disk: bool, scale: int, seed: int) -> None:
-    history(tmp_path, factory, on_disk, scale, steps=150)
+    history(Home(tmp_path / "kb", rng(), factory, on_disk, scale), steps=150)
 
 
-def history(directory: Path, factory: str, on_disk: bool, scale: int, steps: int) -> None:
+def history(home: Home, steps: int) -> None:
     """Random commits by a writer of which the follower hears only when it looks, now and then after several."""
-    seed = chosen_seed()
-    print(f"seed {seed}")
-    home = Home(directory / "kb", random.Random(seed), factory, on_disk, scale)
     home.upsert(60)
     follower = home.follower()
     check(home, follower)
@@ -86,8 +83,11 @@ def history(directory: Path, factory: str, on_disk: bool, scale: int, steps: int
     follower.close()
 
 
-def chosen_seed() -> int:
-    return int(os.environ.get("RAGSERVE_TEST_SEED", random.SystemRandom().getrandbits(32)))
+def rng() -> random.Random:
+    """Of a seed that is printed, and may be given."""
+    seed = int(os.environ.get("RAGSERVE_TEST_SEED", random.SystemRandom().getrandbits(32)))
+    print(f"seed {seed}")
+    return random.Random(seed)
 
 
 def test_an_emptied_knowledge_base_fills_again(tmp_path: Path) -> None:
