@@ -53,6 +53,21 @@ class FileChecks:
             for name, kind in _files(dataset):
                 self._verify(name, kind)
 
+    def require_whole(self, dataset: lance.LanceDataset) -> None:
+        """As `verify`, and every file must be there: a cleanup that was cut off leaves versions without some of theirs.
+
+        Raises:
+            DataLossError: one is gone or was altered; the file is named.
+        """
+        for name, kind in _files(dataset):
+            file = self._dataset / kind / name
+            if not file.is_file():
+                raise DataLossError(
+                    f"{self._knowledge}: version {dataset.version} cannot be read any more, {file} is gone",
+                    field=str(self._knowledge),
+                )
+        self.verify(dataset)
+
     def verify_again(self, dataset: lance.LanceDataset) -> None:
         """The same for files that were right before and have changed since: no file is hashed for the first time."""
         with self._lock:

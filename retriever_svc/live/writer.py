@@ -113,14 +113,14 @@ class KnowledgeWriter:
 
         Raises:
             NotFoundError: there is no such version.
-            DataLossError: a file of it was altered.
+            DataLossError: a file of it is gone or was altered.
         """
         if version < 1:
             raise NotFoundError(f"version {version} is none: versions count from 1", field="knowledge_version")
         newest = newest_version(self._path)
         if version == newest:
             return version
-        self._files.verify(self._open(version))
+        self._files.require_whole(self._open(version))
         with self._committing():
             return restore_as_next(self._path / DATASET_NAME, version, newest)
 

@@ -10,7 +10,7 @@ import pytest
 
 from ragserve.errors import DataLossError
 from retriever_svc.checksums import CHECKSUMS_NAME, FileChecks
-from retriever_svc.knowledge import DATASET_NAME
+from retriever_svc.knowledge import DATASET_NAME, KnowledgeBase
 from tests.live.harness import Home, eventually, found, new_passage, refused
 from tests.live.test_damage import ONES, refused_start
 from tests.live.test_replicas import far_away
@@ -88,6 +88,21 @@ def test_every_write_leaves_checksums_and_compaction_takes_them_away(home: Home)
     replica.compact(1, 0)
     eventually(lambda: checksums(home) == {file.name for file in data_files(home)})
     assert len(data_files(home)) == 1
+    replica.stop()
+
+
+def test_a_rollback_to_a_version_whose_files_are_gone_is_refused(home: Home) -> None:
+    """As a compaction leaves one that was killed between removing its files and itself."""
+    replica = home.replica()
+    (file,) = data_files(home)
+    ids = KnowledgeBase.open(home.knowledge).dataset.to_table(columns=["id"]).column("id").to_pylist()
+    newest = replica.upsert([new_passage(identifier, "text", far_away()) for identifier in ids])
+    file.unlink()
+    error = refused(lambda: replica.rollback(1))
+    assert isinstance(error, DataLossError)
+    assert file.name in str(error)
+    assert replica.info().knowledge_version == newest.knowledge_version
+    assert replica.refresh() == newest.knowledge_version
     replica.stop()
 
 
