@@ -69,7 +69,7 @@ class FileChecks:
         self.verify(dataset)
 
     def verify_again(self, dataset: lance.LanceDataset) -> None:
-        """The same for files that were right before and have changed since: no file is hashed for the first time."""
+        """As `verify`, for files that were right before and have changed since: none is hashed for the first time."""
         with self._lock:
             for name, kind in _files(dataset):
                 if name in self._seen:

@@ -64,7 +64,7 @@ class Compaction:
 class KnowledgeWriter:
     """Writes one knowledge base. Several may do so at once: of two that touch the same passages, one is refused.
 
-    All methods raise AbortedError when another commit came first (nothing is written: try again),
+    All methods raise AbortedError when another commit came first (no passage is changed: try again),
     ResourceExhaustedError when the disk is full, and FailedPreconditionError when the files may not be written.
     """
 
