@@ -44,7 +44,7 @@ SETTLE_SECONDS = 3.0
 WRITER_NICENESS = 15
 K = 5
 MOST_TIMES_QUIET, MOST_GROWTH = 2.0, 0.1
-PASSAGE_BYTES = 2 * 4 * DIMENSION + 700  # a vector held twice, by rows and by index, and the texts
+PASSAGE_BYTES = (4 + 4 + 1) * DIMENSION + 700  # a vector in the rows, in the index and as codes, and the texts
 
 
 @dataclass

@@ -75,7 +75,7 @@ def sides(options: argparse.Namespace, threads: int, stack: ExitStack) -> tuple[
     vectors: list[Asked] = list(inner.encoder.encode_queries([str(text) for text in texts]))
     bm25s = Bm25s(inner.rows, K)
     groups = [
-        Group("text", texts, [ours, inner, inner.in_passes_of_the_service(), bare, bm25s]),
+        Group("text", texts, [ours, inner, inner.as_the_service(), bare, bm25s]),
         Group("text, by words", texts, [by_words, bm25s]),
         Group("vector", vectors, [ours, inner, *milvus]),
     ]

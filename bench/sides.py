@@ -150,10 +150,11 @@ def read(response: retriever_pb2.RetrieverServiceRetrieveResponse) -> list[list[
 
 @dataclass
 class InProcess:
-    """The service's ONNX session, FAISS index and exact ranking, called here. No passage is fetched.
+    """The service's ONNX session, its FAISS index and exact ranking, called here. No passage is fetched.
 
-    The session is called with the batch at hand, sorted by length and padded; with `max_padding` None in the passes
-    that the service would make of it.
+    The session is called with the batch at hand, sorted by length and padded, and the index is FAISS's alone. With
+    `max_padding` None the batch is encoded in the passes that the service would make of it; with `codes` the index has
+    the service's 8-bit codes.
     """
 
     model: Path
@@ -164,13 +165,17 @@ class InProcess:
     factory: str = "Flat"
     name: str = "in-process"
     max_padding: int | None = ANY_PADDING
+    codes: bool = False
     remote: bool = False
 
     def __post_init__(self) -> None:
         self.rows: Rows = KnowledgeBase.open(self.knowledge).rows(MEMORY_BYTES)
         self.encoder = TextEncoder.load(self.model / "query_encoder", device=self.device, threads=self.threads)
-        spec = IndexSpec(factory=self.factory, device=self.device, threads=1, build_threads=self.threads)
-        self.index = FaissIndex.build(self.rows, spec)
+        self.index = self._build()
+
+    def _build(self) -> FaissIndex:
+        spec = IndexSpec(self.factory, device=self.device, threads=1, build_threads=self.threads, codes=self.codes)
+        return FaissIndex.build(self.rows, spec)
 
     def one(self, query: Asked) -> Any:
         """Encode and search for one query."""
@@ -186,10 +191,11 @@ class InProcess:
         vectors = self._encode(texts) if texts else np.stack([np.asarray(query) for query in queries])
         return find_nearest(self.index, self.rows, vectors, self.k)
 
-    def in_passes_of_the_service(self) -> InProcess:
-        """The same parts as a side of its own."""
+    def as_the_service(self) -> InProcess:
+        """The same parts as the service uses them, as a side of its own."""
         other = copy.copy(self)
-        other.name, other.max_padding = f"{self.name}, ragserve's passes", None
+        other.name, other.max_padding, other.codes = f"{self.name}, ragserve's passes and codes", None, True
+        other.index = other._build()
         return other
 
     def _encode(self, texts: Sequence[str]) -> Float32:

@@ -8,7 +8,7 @@ same alone and in a batch, on CPU and GPU, and quantized indexes are re-ranked b
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import ceil
+from math import ceil, sqrt
 from typing import Protocol
 
 import numpy as np
@@ -115,5 +115,5 @@ def _may_be_tied(query: Float32, vectors: Float32, best: Float32, reported: Floa
     """Whether a vector beyond the candidates may score as high as the k-th, rounding considered."""
     if len(best) < k or len(vectors) < len(reported):
         return False  # the index has no more to give
-    lengths = float(np.linalg.norm(query)) * float(np.linalg.norm(vectors, axis=1).max())
+    lengths = sqrt(float(np.einsum("i,i", query, query)) * float(np.einsum("ij,ij->i", vectors, vectors).max()))
     return bool(best[k - 1] - reported[-1] <= ROUNDING * lengths)

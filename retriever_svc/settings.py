@@ -72,6 +72,9 @@ class RetrieverSettings(BaseSettings):
         le=100,
         description="times k candidates of an approximate index are ranked by their true vectors",
     )
+    index_codes: bool = Field(
+        True, description="an exact index on a CPU holds 8-bit codes too: a quarter more memory, lone queries sooner"
+    )
     milvus_uri: str = Field("", description="a Milvus server that holds the index instead, as http://host:19530")
     milvus_token: SecretStr = Field(SecretStr(""), description="its token, as user:password")
     index_cache: bool = Field(True, description="keep built indexes (but Flat ones) as files for the next start")
@@ -144,6 +147,7 @@ class RetrieverSettings(BaseSettings):
             max_nprobe=self.index_max_nprobe,
             max_ef_search=self.index_max_ef_search,
             refine_factor=self.index_refine_factor,
+            codes=self.index_codes,
         )
         return RetrievalOptions(
             index=index,

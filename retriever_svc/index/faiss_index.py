@@ -15,6 +15,7 @@ from ragserve.errors import InvalidInputError
 from ragserve.serving.cores import thread_count
 from ragserve.serving.logs import fields
 from retriever_svc.index import gpu
+from retriever_svc.index.code_scan import LEAST_VECTORS, CodeScan
 from retriever_svc.index.overfetch import nothing, search_allowed
 from retriever_svc.index.parameters import Kind, check_options, reason, set_parameters
 from retriever_svc.index.protocol import DEFAULT_OPTIONS, SearchOptions, VectorSource
@@ -55,6 +56,7 @@ class FaissIndex:
         self._size, self._dimension = int(index.ntotal), int(index.d)  # asked for at every search
         set_parameters(index, spec)
         self._on_gpu = gpu.place(index, spec)
+        self._scan: CodeScan | None = None
 
     @classmethod
     def build(cls, source: VectorSource, spec: IndexSpec) -> FaissIndex:
@@ -75,7 +77,10 @@ class FaissIndex:
         with _named(source, spec):
             for block in finite_blocks(source):
                 index.add(block)
-        return cls(index, spec)
+        built = cls(index, spec)
+        with _named(source, spec):
+            built._make_codes()
+        return built
 
     @classmethod
     def build_exact(cls, source: VectorSource, spec: IndexSpec) -> FaissIndex:
@@ -94,7 +99,9 @@ class FaissIndex:
         """Load an index file that has been found sound (see `IndexCache`). Raises RuntimeError if FAISS cannot."""
         index = faiss.read_index(str(path))
         Kind.of(index).reset(Kind.of(_new(index.d, spec)))
-        return cls(index, spec)
+        loaded = cls(index, spec)
+        loaded._make_codes()
+        return loaded
 
     def write(self, path: Path) -> None:
         """Write the index to a file. Raises RuntimeError, as FAISS does, when that fails."""
@@ -156,7 +163,16 @@ class FaissIndex:
         """Let go of the GPU's copy."""
         self._on_gpu = None
 
+    def _make_codes(self) -> None:
+        """Where they are wanted and pay. Raises RuntimeError when builds are interrupted."""
+        if self._spec.codes and self.exact and self._on_gpu is None and self.size >= LEAST_VECTORS:
+            self._scan = CodeScan(self._kind.core)
+
     def _search_cpu(self, queries: Float32, n_candidates: int, options: SearchOptions) -> tuple[Float32, Int64]:
+        if self._scan is not None and options.allowed is None and len(queries) < MATRIX_QUERIES:
+            scanned = self._scan.search(queries, n_candidates)
+            if scanned is not None:
+                return scanned
         if options.allowed is None or self._kind.takes_selector:
             parameters = self._kind.parameters(n_candidates, options, self._spec)
             found: tuple[Float32, Int64] = self._index.search(queries, n_candidates, params=parameters)

@@ -25,7 +25,8 @@ class IndexSpec:
     with two). `build_threads` 0 means every core. `precision` is how vectors are held where the factory string leaves
     that open. `gpus` says what several GPUs are for: the first alone, a share of the vectors on each, or all on each.
     `gpu_fallback` lets an index that is asked to be on CUDA and cannot be stay on the CPU. An approximate index gives
-    `refine_factor` times k candidates, which are ranked by their true vectors.
+    `refine_factor` times k candidates, which are ranked by their true vectors. With `codes` an exact index on a CPU
+    holds its vectors in 8 bits too, a quarter more, and finds the nearest of a lone query with a third of the reading.
     """
 
     factory: str = "Flat"
@@ -40,6 +41,7 @@ class IndexSpec:
     max_nprobe: int = 1024
     max_ef_search: int = 4096
     refine_factor: float = 1.0
+    codes: bool = True
 
     @property
     def flat(self) -> IndexSpec:

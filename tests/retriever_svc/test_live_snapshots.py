@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from retriever_svc import kinds
+from retriever_svc.index.code_scan import CodeScan
 from retriever_svc.knowledge import DATASET_NAME
 from retriever_svc.live.follower import Follower
 from retriever_svc.rows import MemoryRows
@@ -50,6 +51,23 @@ def test_every_loaded_version_answers_as_brute_force(tmp_path: Path, factory: st
 @FACTORIES
 def test_long_histories(tmp_path: Path, factory: str, on_disk: bool, scale: int, seed: int) -> None:
     history(Home(tmp_path / "kb", rng(), factory, on_disk, scale), steps=150)
+
+
+def test_every_loaded_version_answers_as_brute_force_with_codes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As above for indexes that are otherwise too small for codes."""
+    found = []
+    search = CodeScan.search
+
+    def noted(scan: CodeScan, queries: np.ndarray, n_wanted: int) -> tuple[np.ndarray, np.ndarray] | None:
+        found.append(search(scan, queries, n_wanted))
+        return found[-1]
+
+    monkeypatch.setattr("retriever_svc.index.faiss_index.LEAST_VECTORS", 1)
+    monkeypatch.setattr(CodeScan, "search", noted)
+    history(Home(tmp_path / "kb", rng(), scale=3), steps=10)
+    assert sum(each is not None for each in found) >= 10
 
 
 def history(home: Home, steps: int) -> None:
