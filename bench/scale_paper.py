@@ -63,7 +63,8 @@ def layouts(size: int = SIZE, dimension: int = DIMENSION) -> list[Layout]:
     tables = (4 * dimension * cells(size) + 4 * 256 * dimension) / size
     graph = "4·2M + 4·M/(M−1) + 12, M = 32"
     return [
-        Layout("Flat, float32", "Flat", "4d", 4 * dimension, 1, on_gpu=True),
+        Layout("Flat, float32, and codes", "Flat", "4d + d", 5 * dimension, 1 / 5, on_gpu=False),
+        Layout("Flat, float32", "", "4d", 4 * dimension, 1, on_gpu=True),
         Layout("Flat, float16", "", "2d", 2 * dimension, 1, on_gpu=True),
         Layout("HNSW32, float32", "HNSW32", f"4d + {graph}", 4 * dimension + links(), 0, on_gpu=False),
         Layout("HNSW32, float16", "", f"2d + {graph}", 2 * dimension + links(), 0, on_gpu=False),
