@@ -10,7 +10,6 @@ import contextlib
 import multiprocessing
 import os
 import time
-from multiprocessing.synchronize import Event
 from types import TracebackType
 from typing import Self
 
@@ -20,13 +19,13 @@ Pause = tuple[float, float]  # when it ended (seconds of the monotonic clock), a
 
 
 class Pauses:
-    """Watches every core while the block runs."""
+    """Watches every core while the block runs; asked within it."""
 
     def __init__(self, at_least: float = 5e-3) -> None:
         context = multiprocessing.get_context("spawn")
-        self._stop, self._found = context.Event(), context.SimpleQueue()
+        self._found = context.SimpleQueue()
         self._watchers = [
-            context.Process(target=watch, args=(core, at_least, self._stop, self._found), daemon=True)
+            context.Process(target=watch, args=(core, at_least, self._found), daemon=True)
             for core in sorted(os.sched_getaffinity(0))
         ]
         self._noted: list[Pause] = []
@@ -39,8 +38,8 @@ class Pauses:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop.set()
         for watcher in self._watchers:
+            watcher.kill()
             watcher.join()
 
     def longest(self, since: float, until: float) -> float:
@@ -50,13 +49,13 @@ class Pauses:
         return max((seconds for ended, seconds in self._noted if since <= ended <= until), default=0.0)
 
 
-def watch(core: int, at_least: float, stop: Event, found: multiprocessing.SimpleQueue[Pause]) -> None:
-    """Note every pause of one core until told to stop."""
+def watch(core: int, at_least: float, found: multiprocessing.SimpleQueue[Pause]) -> None:
+    """Note every pause of one core, until killed."""
     os.sched_setaffinity(0, {core})
     with contextlib.suppress(PermissionError):
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(PRIORITY))
     before = time.monotonic()
-    while not stop.is_set():
+    while True:
         time.sleep(SLEEP_SECONDS)
         now = time.monotonic()
         if now - before - SLEEP_SECONDS >= at_least:

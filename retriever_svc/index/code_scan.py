@@ -26,6 +26,7 @@ from retriever_svc.types import Float32, Int64
 
 native: Any = faiss  # its stub lacks some classes
 LEAST_VECTORS = 4096  # with fewer, all are compared as fast
+FAST_HERE = "AVX2" in faiss.get_compile_options()  # FAISS compares codes by whole numbers on x86 alone
 FEWEST_CHOSEN = 64
 CHOSEN_PART = 1 / 32  # of all vectors, at most: they are read at random
 MOST_SKIPPED = 1023  # queries that are not tried after many that failed

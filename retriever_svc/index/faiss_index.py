@@ -15,7 +15,7 @@ from ragserve.errors import InvalidInputError
 from ragserve.serving.cores import thread_count
 from ragserve.serving.logs import fields
 from retriever_svc.index import gpu
-from retriever_svc.index.code_scan import LEAST_VECTORS, CodeScan
+from retriever_svc.index.code_scan import FAST_HERE, LEAST_VECTORS, CodeScan
 from retriever_svc.index.overfetch import nothing, search_allowed
 from retriever_svc.index.parameters import Kind, check_options, reason, set_parameters
 from retriever_svc.index.protocol import DEFAULT_OPTIONS, SearchOptions, VectorSource
@@ -165,7 +165,8 @@ class FaissIndex:
 
     def _make_codes(self) -> None:
         """Where they are wanted and pay. Raises RuntimeError when builds are interrupted."""
-        if self._spec.codes and self.exact and self._on_gpu is None and self.size >= LEAST_VECTORS:
+        wanted = self._spec.codes and FAST_HERE and self.exact and self._on_gpu is None
+        if wanted and self.size >= LEAST_VECTORS:
             self._scan = CodeScan(self._kind.core)
 
     def _search_cpu(self, queries: Float32, n_candidates: int, options: SearchOptions) -> tuple[Float32, Int64]:
