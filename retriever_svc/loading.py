@@ -139,8 +139,8 @@ class KnowledgeSource:
             )
         return knowledge
 
-    def base(self, knowledge: KnowledgeBase, *, or_exact: bool = False) -> Base:
-        """A version with its index, read from the cache or built.
+    def base(self, knowledge: KnowledgeBase, loaded: Snapshot | None = None, *, or_exact: bool = False) -> Base:
+        """A version with its index, read from the cache or built; its rows come from memory where it is `loaded`.
 
         With `or_exact`, a version of few passages gets an exact index where its own cannot be trained on them: nothing
         else could answer from it.
@@ -150,7 +150,7 @@ class KnowledgeSource:
             InvalidInputError: the index settings do not fit it.
         """
         with reading(self.path):
-            rows = knowledge.rows(self._options.max_memory_bytes)
+            rows = self._rows(knowledge, loaded)
             words = index_words(rows) if self._options.lexical else None
             return Base(knowledge.version, rows, self._index(knowledge, rows, or_exact=or_exact), words)
 
@@ -176,6 +176,12 @@ class KnowledgeSource:
             except (NotFoundError, FailedPreconditionError):
                 break
         return self.base(knowledge, or_exact=True)
+
+    def _rows(self, knowledge: KnowledgeBase, loaded: Snapshot | None) -> Rows:
+        """In memory if they are no larger than the options allow."""
+        most = self._options.max_memory_bytes
+        at_hand = loaded.from_memory(knowledge.dataset) if loaded and knowledge.size_bytes <= most else None
+        return at_hand or knowledge.rows(most)
 
     def _index(self, knowledge: KnowledgeBase, rows: Rows, *, or_exact: bool) -> Index:
         spec, milvus, cache = self._options.index, self._options.milvus, self._cache()

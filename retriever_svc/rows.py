@@ -23,6 +23,7 @@ VECTOR_COLUMN = "embedding"
 ROW_ID, STAMP = "_rowid", "_row_last_updated_at_version"
 FEW_ROWS = 64  # up to so many rows are read one by one, which takes less time than Arrow's take
 BLOCK_ROWS = 16_384  # rows of one block of vectors: 64 MB at 1,024 float32 values
+MOST_TEXT_BYTES = 2**31 - 1  # of a column in one piece: Arrow counts them in 32 bits
 
 
 class RowKeys:
@@ -180,6 +181,24 @@ class MemoryRows:
     def at(self, dataset: lance.LanceDataset) -> MemoryRows:
         """The same rows: what is in memory does not change."""
         return self
+
+    def gathered(self, behind: MemoryRows, positions: Int64, keys: RowKeys) -> MemoryRows | None:
+        """The rows at these positions, in this order, under new keys; those of `behind` follow this one's.
+
+        None where a column's texts are too long for one piece.
+        """
+        if self._texts.nbytes + behind._texts.nbytes > MOST_TEXT_BYTES:
+            return None
+        vectors = np.empty((len(positions), self.dimension), self._vectors.dtype)
+        np.take(self._vectors, np.minimum(positions, self.size - 1), axis=0, out=vectors, mode="clip")
+        others = np.flatnonzero(positions >= self.size)
+        vectors[others] = behind._vectors[positions[others] - self.size]
+        columns = (
+            pa.chunked_array([*self._texts.column(name).chunks, *behind._texts.column(name).chunks], pa.string())
+            for name in TEXT_COLUMNS
+        )
+        texts = pa.table([column.take(pa.array(positions)) for column in columns], names=TEXT_COLUMNS)
+        return MemoryRows(texts.combine_chunks(), vectors, keys)
 
     def without(self, positions: Int64) -> MemoryRows:
         """The rows but for those at these positions."""

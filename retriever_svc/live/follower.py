@@ -172,7 +172,7 @@ class Follower:
         started = time.monotonic()
         log.info("rebuilding the index", extra=fields(version=version))
         try:
-            base = Snapshot.of_base(self._source.base(self._source.open(version)))
+            base = Snapshot.of_base(self._source.base(self._source.open(version), self._snapshots.get(version)))
             if self.newest.base.filtered:
                 base.base.metadata.load()
             built = time.monotonic()

@@ -120,6 +120,21 @@ class Snapshot:
         in_overlay = self.overlay.keys.find(row_ids)
         return np.where(in_overlay >= 0, in_overlay + self.base.index.size, self.base.rows.keys.find(row_ids))
 
+    def from_memory(self, dataset: lance.LanceDataset) -> MemoryRows | None:
+        """All rows of this version in the order of its dataset, for a new base: only the keys are read from disk.
+
+        None where the base's rows are on disk, or the dataset's keys say that it is not what is loaded.
+        """
+        base, overlay = self.base.rows, self.overlay
+        if not isinstance(base, MemoryRows) or not base.size:
+            return None
+        keys = RowKeys.read(dataset)
+        positions = self.locate(keys.row_ids)
+        stamps = np.concatenate([base.keys.stamps, overlay.keys.stamps])
+        if (positions < 0).any() or (stamps[positions] != keys.stamps).any():
+            return None
+        return base.gathered(overlay, positions, keys)
+
     def masks(self, wanted: Filter) -> tuple[Mask | None, Mask | None]:
         """Which rows of base and overlay a filter lets through; None: all."""
         if not wanted.conditions:

@@ -20,6 +20,7 @@ from retriever_svc.live.follower import Follower, FollowEvents, FollowOptions
 from retriever_svc.live.snapshot import Snapshot, View
 from retriever_svc.live.writer import KnowledgeWriter
 from retriever_svc.loading import KnowledgeSource, MilvusServer, RetrievalOptions
+from retriever_svc.rows import MemoryRows
 from retriever_svc.types import Passage
 from tests.retriever_svc.recall import SETTINGS, Recall
 
@@ -190,6 +191,25 @@ def check(home: Home, follower: Follower) -> None:
         for wanted in FILTERS:
             for k in (1, 7):
                 compare(home, snapshot, keys, queries, wanted, k)
+        if version in readable:
+            check_memory(home, snapshot)
+
+
+def check_memory(home: Home, snapshot: Snapshot) -> None:
+    """What a new base is made of, without reading it again, is what is stored, row for row."""
+    dataset = lance.dataset(str(home.path / DATASET_NAME), version=snapshot.version)
+    rows = snapshot.from_memory(dataset)
+    if home.on_disk or not snapshot.base.rows.size:
+        assert rows is None
+        return
+    stored = MemoryRows.read(dataset)
+    assert rows is not None
+    everything = np.arange(stored.size)
+    assert rows.size == stored.size
+    assert rows.passages(everything) == stored.passages(everything)
+    np.testing.assert_array_equal(rows.vectors(everything), stored.vectors(everything))
+    np.testing.assert_array_equal(rows.keys.row_ids, stored.keys.row_ids)
+    np.testing.assert_array_equal(rows.keys.stamps, stored.keys.stamps)
 
 
 def compare(home: Home, snapshot: Snapshot, keys: dict[str, int], queries: np.ndarray, wanted: Filter, k: int) -> None:

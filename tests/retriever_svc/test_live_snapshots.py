@@ -19,7 +19,7 @@ from retriever_svc.index.code_scan import CodeScan
 from retriever_svc.knowledge import DATASET_NAME
 from retriever_svc.live.follower import Follower
 from retriever_svc.rows import MemoryRows
-from tests.retriever_svc.live_home import Home, check, check_recall
+from tests.retriever_svc.live_home import Home, as_passages, check, check_recall
 
 FACTORIES = pytest.mark.parametrize(
     ("factory", "on_disk", "scale"),
@@ -221,4 +221,33 @@ def test_the_overlay_is_read_as_stored(tmp_path: Path) -> None:
     assert isinstance(overlay, MemoryRows)
     for passage, vector in zip(overlay.passages(np.arange(5)), overlay.vectors(np.arange(5)), strict=True):
         np.testing.assert_array_equal(vector, home.rows[passage.id][1])
+    follower.close()
+
+
+def test_a_rebuild_reads_only_keys_of_what_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = Home(tmp_path / "kb", random.Random(7))
+    home.upsert(60)
+    follower = home.follower()
+    home.upsert(60)
+    home.delete()
+    monkeypatch.setattr(MemoryRows, "read", lambda _dataset: pytest.fail("read again"))
+    follower.refresh()
+    follower.wait()
+    monkeypatch.undo()
+    assert (home.swaps, home.failed) == (1, 0)
+    assert follower.newest.changed == 0
+    check(home, follower)
+    follower.close()
+
+
+def test_what_is_in_memory_is_not_taken_for_another_content(tmp_path: Path) -> None:
+    home = Home(tmp_path / "kb", random.Random(8))
+    home.upsert(60)
+    follower = home.follower()
+    home.committed(home.writer.upsert(*as_passages(dict(list(home.rows.items())[:1]))).version, home.rows)
+    changed = lance.dataset(str(home.path / DATASET_NAME))
+    assert follower.newest.from_memory(changed) is None  # the same rows, one of them with another stamp
+    home.upsert(30)
+    more = lance.dataset(str(home.path / DATASET_NAME))
+    assert follower.newest.from_memory(more) is None
     follower.close()
