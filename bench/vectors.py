@@ -49,6 +49,10 @@ class Synthetic:
         if not self._file("neighbours").exists():
             self._save("neighbours", self._exact_neighbours(N_NEIGHBOURS))
 
+    @property
+    def array(self) -> None:
+        """None: an index shall hold its vectors itself, as one that is read from a file does."""
+
     def vectors(self, positions: Int64) -> Float32:
         """The vectors at these positions, [n_positions, dim], in this order."""
         return np.asarray(self.mapped[positions])

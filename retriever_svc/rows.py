@@ -87,6 +87,7 @@ class DiskRows:
         self.keys = keys or RowKeys.read(dataset)
         self.size: int = len(self.keys.row_ids)
         self.dimension: int = dataset.schema.field(VECTOR_COLUMN).type.list_size
+        self.array: Float32 | None = None
 
     def passages(self, positions: Int64) -> list[Passage]:
         """The passages at these positions, in this order."""
@@ -128,6 +129,8 @@ class MemoryRows:
         self.dimension: int = vectors.shape[1]
         self._texts = texts
         self._vectors = vectors
+        as_indexed = vectors.dtype == np.float32 and vectors.flags.c_contiguous
+        self.array: Float32 | None = vectors if as_indexed else None
 
     @classmethod
     def read(cls, dataset: lance.LanceDataset) -> MemoryRows:

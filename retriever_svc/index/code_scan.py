@@ -52,14 +52,12 @@ class CodeScan:
         self._codes, codes = _quantizer(n_vectors, dimension)
         self._farthest = self._longest_code = 0.0
         with np.errstate(over="ignore", invalid="ignore"):  # vectors so long that their products are not finite
-            total = sum(block.sum(0, dtype=np.float64) for block in self._blocks())
-            self._mean: Float32 = (total / n_vectors).astype(np.float32)
-            reach = np.max([np.abs(block - self._mean).max(0) for block in self._blocks()], axis=0)
+            self._mean, reach = self._extent()
             self._longest = 2 * _longest(np.stack([reach, self._mean]))  # no vector is longer, nor what its code says
             self._step: Float32 = np.maximum(reach / np.float32(LARGEST_CODE), np.float32(TINY))
-            start = 0
+            start, room = 0, np.empty((2, _block_rows(dimension), dimension), np.float32)
             for block in self._blocks():
-                codes[start : start + len(block)] = self._encode(block)
+                codes[start : start + len(block)] = self._encode(block, room[:, : len(block)])
                 start += len(block)
         self._n_chosen = FEWEST_CHOSEN
         most = max(FEWEST_CHOSEN, min(MAX_CANDIDATES, int(CHOSEN_PART * n_vectors)))
@@ -121,11 +119,24 @@ class CodeScan:
             self._skipped = min(2 * self._skipped + 1, MOST_SKIPPED)
             self._skip = self._skipped
 
-    def _encode(self, block: Float32) -> Float32:
-        """The bytes of some vectors [n_rows, dim], whose distance from them is noted."""
-        scaled = block - self._mean
+    def _extent(self) -> tuple[Float32, Float32]:
+        """The mean of all vectors and how far they reach from it, both [dim]."""
+        total = np.zeros(self._vectors.shape[1])
+        lowest, highest = self._vectors[0].copy(), self._vectors[0].copy()
+        for block in self._blocks():
+            total += block.sum(0)
+            np.minimum(lowest, block.min(0), out=lowest)
+            np.maximum(highest, block.max(0), out=highest)
+        mean: Float32 = (total / len(self._vectors)).astype(np.float32)
+        return mean, np.maximum(highest - mean, mean - lowest)
+
+    def _encode(self, block: Float32, room: Float32) -> Float32:
+        """The bytes of some vectors [n_rows, dim], whose distance from them is noted; `room` is two such arrays."""
+        scaled: Float32 = room[0]
+        codes: Float32 = room[1]
+        np.subtract(block, self._mean, out=scaled)
         scaled /= self._step
-        codes: Float32 = np.rint(scaled)
+        np.rint(scaled, out=codes)
         scaled -= codes
         off = _longest(scaled) * (1 + ROUNDING) + ROUNDING * LARGEST_CODE
         self._farthest = float(np.maximum(self._farthest, off))  # what is not a number stays so
@@ -134,10 +145,14 @@ class CodeScan:
         return codes
 
     def _blocks(self) -> Iterator[Float32]:
-        n_rows = max(1, BLOCK_VALUES // self._vectors.shape[1])
+        n_rows = _block_rows(self._vectors.shape[1])
         for start in range(0, len(self._vectors), n_rows):
             native.InterruptCallback.check()
             yield self._vectors[start : start + n_rows]
+
+
+def _block_rows(dimension: int) -> int:
+    return max(1, BLOCK_VALUES // dimension)
 
 
 def _longest(vectors: Float32) -> float:

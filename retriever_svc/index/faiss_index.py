@@ -75,8 +75,7 @@ class FaissIndex:
             with _named(source, spec, TrainingError):
                 index.train(sample(source, spec.training_vectors))
         with _named(source, spec):
-            for block in finite_blocks(source):
-                index.add(block)
+            _fill(index, source)
         built = cls(index, spec)
         with _named(source, spec):
             built._make_codes()
@@ -195,6 +194,21 @@ class FaissIndex:
         if len(undone):
             scores[undone], positions[undone] = self._search_cpu(queries[undone], n_candidates, options)
         return scores, positions
+
+
+def _fill(index: Any, source: VectorSource) -> None:
+    """Add all vectors; a Flat index reads them where they lie in memory, if they do, instead of copying them."""
+    array, kind = source.array, Kind.of(index)
+    shared = array is not None and kind.is_exact and kind.core.this == kind.whole.this
+    for block in finite_blocks(source):
+        if not shared:
+            index.add(block)
+    if shared and array is not None and array.size:
+        nothing_owned = native.MaybeOwnedVectorUInt8()
+        pointer = faiss.swig_ptr(array)
+        index.codes = native.MaybeOwnedVectorUInt8.create_view(pointer, array.nbytes, nothing_owned.owner)
+        index.ntotal = len(array)
+        index.referenced_objects = [array]  # as FAISS's own Python code keeps what its objects point to
 
 
 def _new(dimension: int, spec: IndexSpec) -> Any:

@@ -91,6 +91,10 @@ class VectorSource(Protocol):
     def dimension(self) -> int:
         """Width of the vectors."""
 
+    @property
+    def array(self) -> Float32 | None:
+        """All vectors [size, dim] where they lie in memory as float32, never to change; None where they do not."""
+
     def vectors(self, positions: Int64) -> Float32:
         """The vectors at these positions, [n_positions, dim], in this order."""
 

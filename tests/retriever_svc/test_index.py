@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import faiss
@@ -60,6 +61,21 @@ def test_flat_equals_brute_force(k: int) -> None:
         expected, expected_scores = brute_force(source.array, query, k)
         assert positions.tolist() == expected
         np.testing.assert_array_equal(scores, expected_scores)
+
+
+def test_a_flat_index_is_over_vectors_that_are_in_memory() -> None:
+    """It does not copy them, and keeps them when nobody else does."""
+    source, queries = ArraySource(random_vectors(500)), random_vectors(30, seed=1)
+    index = FaissIndex.build(source, spec())
+    copied = FaissIndex.build(replace(source, array=random_vectors(500)), spec("RR16,Flat"))
+    expected = [brute_force(source.array, query, 5)[0] for query in queries]
+    kept = weakref.ref(source.array)
+    del source
+    assert kept() is not None
+    assert index.search(queries, 5)[1].tolist() == expected
+    assert copied.search(queries, 5)[1].tolist() == expected  # a turned copy of them
+    del index
+    assert kept() is None
 
 
 @given(
