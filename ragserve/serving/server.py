@@ -20,6 +20,7 @@ from ragserve.serving.admission import Admission, Phase
 from ragserve.serving.health import Health
 from ragserve.serving.interceptor import CallInterceptor
 from ragserve.serving.logs import fields
+from ragserve.serving.memory import leave_out_what_is_loaded
 from ragserve.serving.metrics import Metrics
 from ragserve.serving.ports import MetricsPort, address, bind_grpc, open_metrics
 from ragserve.serving.settings import ServerSettings
@@ -178,6 +179,7 @@ async def serve(
         stopped.cancel()
         await server.drain(0)
         return 1
+    leave_out_what_is_loaded()
     await server.set_serving()
     log.info("serving")
     await stopped

@@ -98,6 +98,17 @@ def test_a_signal_drains_and_exits_with_0(number: signal.Signals) -> None:
         assert "msg=stopped" in started.lines[-1]
 
 
+def test_garbage_collection_leaves_out_what_was_loaded() -> None:
+    """It stops every thread, and looking through the objects of all modules takes tens of milliseconds."""
+    with process() as started:
+        started.wait_for("msg=serving")
+        with sync_channel(started.address("grpc")) as channel:
+            query = retriever_pb2.Query(text="share of objects that garbage collection leaves out")
+            request = retriever_pb2.RetrieverServiceRetrieveRequest(queries=[query])
+            response = retriever_pb2_grpc.RetrieverServiceStub(channel).Retrieve(request, timeout=60)
+        assert float(response.results[0].decoded_query) > 0.9
+
+
 def test_calls_end_with_the_grace() -> None:
     with process(grace=0.3) as started:
         started.wait_for("msg=serving")
