@@ -78,7 +78,7 @@ def test_another_build_of_the_same_number_is_noticed(home: Home, tmp_path: Path)
 
 
 def test_the_same_files_copied_back_are_followed_on(home: Home, tmp_path: Path) -> None:
-    replica = home.replica(refresh_seconds=0.4)
+    replica = home.replica(refresh_seconds=60)  # so that it does not look while they are copied
     replica.upsert([new_passage("n", "text", far_away())])
     shutil.copytree(home.knowledge, tmp_path / "copy")
     put(tmp_path / "copy", home)
