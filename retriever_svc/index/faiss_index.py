@@ -198,12 +198,11 @@ class FaissIndex:
 
 def _fill(index: Any, source: VectorSource) -> None:
     """Add all vectors; a Flat index reads them where they lie in memory, if they do, instead of copying them."""
-    array, kind = source.array, Kind.of(index)
-    shared = array is not None and kind.is_exact and kind.core.this == kind.whole.this
+    array = source.array if Kind.of(index).is_exact else None
     for block in finite_blocks(source):
-        if not shared:
+        if array is None:
             index.add(block)
-    if shared and array is not None and array.size:
+    if array is not None and array.size:
         nothing_owned = native.MaybeOwnedVectorUInt8()
         pointer = faiss.swig_ptr(array)
         index.codes = native.MaybeOwnedVectorUInt8.create_view(pointer, array.nbytes, nothing_owned.owner)
