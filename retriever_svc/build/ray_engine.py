@@ -11,17 +11,20 @@ import logging
 import os
 import secrets
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from ragserve.errors import FailedPreconditionError, InvalidInputError, RagserveError
 from retriever_svc.build.shards import ShardPlan, write_shard
 from retriever_svc.device import CUDA_PROVIDER, onnx_providers
+
+_QUIET: Final = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
 class ShardWriter:
@@ -144,14 +147,41 @@ def _connected(ray: Any, workers: int) -> Iterator[None]:
 
 def _start(ray: Any, workers: int) -> None:
     """Connect to RAY_ADDRESS, or start a Ray on this machine."""
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     with warnings.catch_warnings():
         # Ray starts its processes by fork and exec: nothing of Lance runs between the two.
         warnings.filterwarnings("ignore", message="lance is not fork-safe", category=UserWarning)
         if os.environ.get("RAY_ADDRESS"):
-            ray.init(**quiet)
+            ray.init(**_QUIET)
             return
-        ray.init(num_cpus=workers or None, include_dashboard=False, **quiet)
+        _start_here(ray, workers)
+
+
+def _start_here(ray: Any, workers: int, attempts: int = 2) -> None:
+    """Start a Ray on this machine; once more if one of its processes does not come up in Ray's time."""
+    for left in reversed(range(attempts)):
+        try:
+            ray.init(num_cpus=workers or None, include_dashboard=False, **_QUIET)
+        except (TypeError, ValueError):
+            raise
+        except Exception as error:
+            _kill_half_started(error)
+            if not left:
+                raise FailedPreconditionError(
+                    f"Ray did not start on this machine: {error}. Its logs are in the newest folder of Ray's temporary "
+                    "directory (/tmp/ray). Start one with `ray start --head` and set RAY_ADDRESS, "
+                    "or leave --engine ray out",
+                    field="engine",
+                ) from error
+        else:
+            return
+
+
+def _kill_half_started(error: Exception) -> None:
+    """Ray leaves running what it had started when its start fails; only the failed call knows the node it is of."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        node: Any = frame.f_locals.get("self")
+        if hasattr(node, "kill_all_processes"):
+            node.kill_all_processes(check_alive=False, wait=True)
 
 
 def _use_gpu(ray: Any, plan: ShardPlan) -> bool:

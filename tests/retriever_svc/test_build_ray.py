@@ -79,6 +79,48 @@ def test_what_goes_wrong_in_an_actor_is_raised_as_it_was(source: Path, model: Pa
     assert len(list((tmp_path / ".kb.building" / "shards").glob("*.json"))) == 3
 
 
+def _a_first_process_that(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Ray starts this script in its first process's stead; the file holds the pid of each start."""
+    services = importlib.import_module("ray._private.services")
+    starts, stub = tmp_path / "starts", tmp_path / "gcs_server"
+    stub.write_text(f'#!/bin/sh\necho $$ >> {starts}\n{script}\nexec {services.GCS_SERVER_EXECUTABLE} "$@"\n')
+    stub.chmod(0o755)
+    monkeypatch.setattr(services, "GCS_SERVER_EXECUTABLE", str(stub))
+    monkeypatch.setenv("RAY_gcs_server_port_wait_time_s", "5")
+    return starts
+
+
+@pytest.mark.long
+def test_a_ray_that_hangs_at_its_start_is_started_again(
+    source: Path, model: Path, options: RetrievalOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts = tmp_path / "starts"
+    hangs_once = f"[ $(wc -l < {starts}) = 1 ] && exec sleep 600"
+    assert _a_first_process_that(hangs_once, tmp_path, monkeypatch) == starts
+    build = BuildOptions(engine="ray", workers=1, shard_passages=200)
+    info = build_knowledge_base(source, tmp_path / "kb", model, options=options, build=build)
+    assert info.passages == N_PASSAGES
+    assert len(starts.read_text().split()) == 2
+    assert not _running(starts)
+
+
+@pytest.mark.long
+def test_a_ray_that_never_starts_is_an_error_that_says_what_to_do(
+    source: Path, model: Path, options: RetrievalOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts = _a_first_process_that("exec sleep 600", tmp_path, monkeypatch)
+    build = BuildOptions(engine="ray", workers=1, shard_passages=200)
+    with pytest.raises(FailedPreconditionError, match=r"Ray did not start on this machine: .*RAY_ADDRESS") as raised:
+        build_knowledge_base(source, tmp_path / "kb", model, options=options, build=build)
+    assert raised.value.field == "engine"
+    assert len(starts.read_text().split()) == 2
+    assert not _running(starts)
+
+
+def _running(starts: Path) -> list[str]:
+    return [pid for pid in starts.read_text().split() if Path("/proc", pid).exists()]
+
+
 @pytest.mark.long
 def test_more_workers_than_there_is_room_for_are_refused(source: Path, model: Path, tmp_path: Path) -> None:
     ray = importlib.import_module("ray")
