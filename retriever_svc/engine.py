@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ragserve.errors import DataLossError, FailedPreconditionError, NotFoundError, RagserveError, UnavailableError
-from ragserve.serving.batching import Batcher
+from ragserve.serving.batching import Batcher, BatchLimits, Size
 from ragserve.serving.cores import thread_count
 from ragserve.serving.logs import fields
 from ragserve.serving.memory import keep_memory_low
@@ -34,6 +34,9 @@ from retriever_svc.types import Query, QueryHits
 log = logging.getLogger(__name__)
 DEFAULT_REFRESH_SECONDS = 2.0
 MOST_LANES = 2
+# Of padding in a batch, where there are several: what costs as much as one pass more (`encoder.PASS_TOKENS`), and some
+# for the encoder to choose from. It divides batches by tokens.
+PADDING_CHARACTERS = 120
 
 
 @dataclass(frozen=True)
@@ -115,14 +118,14 @@ class RetrieverEngine:
     async def start(self) -> None:
         """Load model and knowledge base. Raises what `loading` raises."""
         searcher, follower, editor = await asyncio.to_thread(self._load)
+        most = self.limits.max_batch_queries
+        lanes = self._lanes(searcher)
         batcher: Batcher[_Job, tuple[QueryHits, ...]] = Batcher(
             lambda jobs: self._run(searcher, jobs),
             name="retriever",
-            max_items=self.limits.max_batch_queries,
-            max_waiting=self._options.max_waiting,
-            max_cost=self.limits.max_batch_queries,
-            cost=lambda job: len(job.lookup.queries),
-            lanes=self._lanes(searcher),
+            limits=BatchLimits(most, self._options.max_waiting, max_cost=most, max_padding=PADDING_CHARACTERS),
+            size=lambda job: Size(len(job.lookup.queries), job.lookup.characters if lanes > 1 else 0),
+            lanes=lanes,
         )
         self._metrics.watch_queue(lambda: batcher.waiting)
         searcher.observe_tokens = self._metrics.batch_tokens.observe

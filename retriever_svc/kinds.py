@@ -73,6 +73,13 @@ class Lookup:
     snapshot: Snapshot
     options: LookupOptions = DEFAULT_OPTIONS
 
+    @property
+    def characters(self) -> int:
+        """Of the longest text to encode; 0 where there is none."""
+        if self.options.kind is SearchKind.BM25:
+            return 0
+        return max((len(query.text) for query in self.queries if query.vector is None), default=0)
+
 
 Ranked = tuple[Int64, Float32]  # positions and scores, best first
 

@@ -6,11 +6,13 @@ Nothing waits for a batch to fill: a batch is what is queued, and what arrives m
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
@@ -22,10 +24,28 @@ Out = TypeVar("Out")
 
 # Weight of the newest batch in the running mean of batch seconds.
 SMOOTHING = 0.2
-# A further lane opens for a batch at least this part of what runs in the others. Without it, of the callers that one
-# batch answered the first to ask again would be a batch alone, and so on.
-SHARE = 0.75
+# A further lane opens when what waits is at least this part of what runs in the others. Without it, of the callers that
+# one batch answered the first to ask again would be a batch alone, and so on.
+SHARE = 0.5
 FIRST_RETRY_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Size:
+    """What an item weighs, at least 1, and how long it is where items of like length are cheaper together."""
+
+    cost: int = 1
+    length: int = 0
+
+
+@dataclass(frozen=True)
+class BatchLimits:
+    """Of the queue, and of one batch."""
+
+    max_items: int
+    max_waiting: int
+    max_cost: float = math.inf
+    max_padding: int = 0  # what making all items as long as the longest may add, in sum
 
 
 @dataclass
@@ -33,20 +53,58 @@ class _Waiting(Generic[In, Out]):
     """A queued item, its caller and when it came (monotonic seconds)."""
 
     item: In
-    cost: int
+    size: Size
     future: asyncio.Future[Out]
     clock: StageClock | None
     since: float = field(default_factory=time.monotonic)
 
 
+class _Queue(Generic[In, Out]):
+    """What waits, oldest first, those whose callers left included. Whoever calls holds the batcher's lock."""
+
+    def __init__(self, limits: BatchLimits) -> None:
+        self._limits = limits
+        self._waiting: deque[_Waiting[In, Out]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def append(self, waiting: _Waiting[In, Out]) -> None:
+        """Queues it behind the others."""
+        self._waiting.append(waiting)
+
+    def forget_callers_that_left(self) -> None:
+        """Cancelled callers hold no place."""
+        self._waiting = deque(waiting for waiting in self._waiting if not waiting.future.done())
+
+    def take(self, least_cost: float) -> list[_Waiting[In, Out]]:
+        """The oldest item and what goes best with it; nothing if all that waits is less than this cost."""
+        self.forget_callers_that_left()
+        if not self._waiting or sum(waiting.size.cost for waiting in self._waiting) < least_cost:
+            return []
+        oldest, *others = self._waiting
+        # Those of the same length stay in their order.
+        others.sort(key=lambda waiting: abs(waiting.size.length - oldest.size.length))
+        batch, cost, longest, total = [oldest], oldest.size.cost, oldest.size.length, oldest.size.length
+        for waiting in others:
+            cost += waiting.size.cost
+            longest, total = max(longest, waiting.size.length), total + waiting.size.length
+            padding, limits = longest * (len(batch) + 1) - total, self._limits
+            if len(batch) == limits.max_items or cost > limits.max_cost or padding > limits.max_padding:
+                break
+            batch.append(waiting)
+        taken = set(map(id, batch))
+        self._waiting = deque(waiting for waiting in self._waiting if id(waiting) not in taken)
+        return batch
+
+
 class _Lane:
-    """A thread, whether a batch runs in it, and what that costs.
+    """A thread, and the cost of the batch that runs in it (0: none does).
 
     Not an executor of one: its futures and locks take longer than all else that a batch of one question needs here.
     """
 
     def __init__(self, name: str) -> None:
-        self.busy = False
         self.cost = 0
         self._runs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
@@ -68,14 +126,16 @@ class _Lane:
 
 
 class Batcher(Generic[In, Out]):
-    """Runs `run_batch` in threads of its own, on batches of at most `max_items` and `max_cost`.
+    """Runs `run_batch` in threads of its own, on what is queued.
 
     At most `lanes` batches run at a time, each in one thread: with more than one, `run_batch` must be safe to call from
     several.
 
-    `run_batch` gets the items in order of arrival and returns one result for each; a result that is an exception
-    fails its own item only, an exception that is raised fails the whole batch. `cost` is what an item weighs, such
-    as its tokens; one item above `max_cost` runs alone. With `max_waiting` items queued, more are refused.
+    A batch is the oldest item and the next ones, within the limits, and `run_batch` returns one result for each; a
+    result that is an exception fails its own item only, an exception that is raised fails the whole batch. An item
+    above `max_cost` runs alone. Where items have a length, those nearest to the oldest one's join first, up to
+    `max_padding`; the others wait for the next lane or batch, where they cost less. With `max_waiting` items queued,
+    more are refused.
     """
 
     def __init__(
@@ -83,19 +143,16 @@ class Batcher(Generic[In, Out]):
         run_batch: Callable[[Sequence[In]], Sequence[Out | Exception]],
         *,
         name: str,
-        max_items: int,
-        max_waiting: int,
-        max_cost: int | None = None,
-        cost: Callable[[In], int] = lambda _: 1,
+        limits: BatchLimits,
+        size: Callable[[In], Size] = lambda _: Size(),
         lanes: int = 1,
     ) -> None:
         self._run_batch = run_batch
         self._name = name
-        self._max_items = max_items
-        self._max_waiting = max_waiting
-        self._max_cost = max_cost
-        self._cost = cost
-        self._queue: deque[_Waiting[In, Out]] = deque()
+        self._limits = limits
+        self._size = size
+        self._lock = threading.Lock()  # of the queue, and of what a lane is doing
+        self._queue: _Queue[In, Out] = _Queue(limits)
         self._lanes = [_Lane(f"{name}_{lane}") for lane in range(lanes)]
         self._dispatching = False
         self._closed = False
@@ -115,14 +172,16 @@ class Batcher(Generic[In, Out]):
         """
         if self._closed:
             raise UnavailableError(f"{self._name} is shutting down")
-        self._forget_callers_that_left()
-        if len(self._queue) >= self._max_waiting:
-            raise ResourceExhaustedError(
-                f"the queue of {self._name} is full: {self._max_waiting} waiting",
-                retry_after_seconds=self._retry_after(),
-            )
         future: asyncio.Future[Out] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Waiting(item, self._cost(item), future, clock))
+        with self._lock:
+            if len(self._queue) >= self._limits.max_waiting:
+                self._queue.forget_callers_that_left()
+            if len(self._queue) >= self._limits.max_waiting:
+                raise ResourceExhaustedError(
+                    f"the queue of {self._name} is full: {self._limits.max_waiting} waiting",
+                    retry_after_seconds=self._retry_after(),
+                )
+            self._queue.append(_Waiting(item, self._size(item), future, clock))
         if not self._dispatching:
             # Behind what the loop has to do already: other items that come in the same turn.
             self._dispatching = True
@@ -140,57 +199,48 @@ class Batcher(Generic[In, Out]):
     def _dispatch(self) -> None:
         """Starts what may start. Lanes are filled from the first on: a lone caller finds a thread with warm caches."""
         self._dispatching = False
+        loop = asyncio.get_running_loop()
         for lane in self._lanes:
-            if not lane.busy and self._may_start():
-                batch = self._next_batch()
-                if batch:
-                    self._start(lane, batch)
+            with self._lock:
+                batch = [] if lane.cost else self._take(lane)
+            if batch:
+                self._finished.clear()
+                lane.submit(partial(self._work, lane, batch, loop))
 
-    def _may_start(self) -> bool:
-        """Whether what is queued is enough for one lane more."""
-        running = sum(lane.cost for lane in self._lanes if lane.busy)
-        if not running:
-            return True
-        return sum(waiting.cost for waiting in self._queue if not waiting.future.done()) >= SHARE * running
-
-    def _next_batch(self) -> list[_Waiting[In, Out]]:
-        """The longest allowed run of items whose callers still wait, from the front of the queue."""
-        batch: list[_Waiting[In, Out]] = []
-        total = 0
-        while self._queue and len(batch) < self._max_items:
-            first = self._queue[0]
-            if first.future.done():
-                self._queue.popleft()
-                continue
-            total += first.cost
-            if batch and self._max_cost is not None and total > self._max_cost:
-                break
-            batch.append(self._queue.popleft())
+    def _take(self, lane: _Lane) -> list[_Waiting[In, Out]]:
+        """The next batch of a lane that has none, if what is queued is enough for one lane more. Holding the lock."""
+        lane.cost = 0
+        batch = self._queue.take(SHARE * sum(other.cost for other in self._lanes))
+        lane.cost = sum(waiting.size.cost for waiting in batch)
         return batch
 
-    def _start(self, lane: _Lane, batch: Sequence[_Waiting[In, Out]]) -> None:
-        """Runs a batch in the lane's thread."""
-        lane.busy, lane.cost = True, sum(waiting.cost for waiting in batch)
-        self._finished.clear()
-        loop = asyncio.get_running_loop()
+    def _work(self, lane: _Lane, batch: list[_Waiting[In, Out]], loop: asyncio.AbstractEventLoop) -> None:
+        """In a lane's thread: the batch, then what waits. The loop, which needs a core first, is not asked for it."""
+        while batch:
+            batch = self._run(lane, batch, loop)
+
+    def _run(
+        self, lane: _Lane, batch: list[_Waiting[In, Out]], loop: asyncio.AbstractEventLoop
+    ) -> list[_Waiting[In, Out]]:
+        """Runs a batch and has its callers answered; the lane's next one."""
         started = time.monotonic()
         for waiting in batch:
             if waiting.clock is not None:
                 waiting.clock.add("queue", started - waiting.since)
+        results = self._results([waiting.item for waiting in batch])
+        seconds = time.monotonic() - started
+        with self._lock:
+            following = self._take(lane)
+        loop.call_soon_threadsafe(self._finish, batch, results, seconds)
+        return following
 
-        def run() -> None:
-            results = self._results([waiting.item for waiting in batch])
-            loop.call_soon_threadsafe(finish, results)
-
-        def finish(results: Sequence[Out | Exception]) -> None:
-            lane.busy = False
-            self._remember(time.monotonic() - started)
-            self._dispatch()
-            _answer(batch, results)
-            if not any(lane.busy for lane in self._lanes):
-                self._finished.set()
-
-        lane.submit(run)
+    def _finish(self, batch: Sequence[_Waiting[In, Out]], results: Sequence[Out | Exception], seconds: float) -> None:
+        """In the loop: the batch's callers get their results."""
+        self._remember(seconds)
+        self._dispatch()
+        _answer(batch, results)
+        if not any(lane.cost for lane in self._lanes):
+            self._finished.set()
 
     def _results(self, items: Sequence[In]) -> Sequence[Out | Exception]:
         """In a lane's thread: one result for each item, whatever happens, or their callers would wait forever."""
@@ -206,11 +256,6 @@ class Batcher(Generic[In, Out]):
             return [InternalError(f"{self._name} gave {len(results)} results for {len(items)} items")] * len(items)
         return results
 
-    def _forget_callers_that_left(self) -> None:
-        """Makes room when the queue looks full: cancelled callers hold no place."""
-        if len(self._queue) >= self._max_waiting:
-            self._queue = deque(waiting for waiting in self._queue if not waiting.future.done())
-
     def _remember(self, seconds: float) -> None:
         mean = self._batch_seconds
         self._batch_seconds = seconds if mean is None else mean + SMOOTHING * (seconds - mean)
@@ -219,7 +264,7 @@ class Batcher(Generic[In, Out]):
         """Seconds until what is queued now should be done."""
         if self._batch_seconds is None:
             return FIRST_RETRY_SECONDS
-        return self._batch_seconds * (1 + len(self._queue) / (self._max_items * len(self._lanes)))
+        return self._batch_seconds * (1 + len(self._queue) / (self._limits.max_items * len(self._lanes)))
 
 
 def _answer(batch: Sequence[_Waiting[In, Out]], results: Sequence[Out | Exception]) -> None:

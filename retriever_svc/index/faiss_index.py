@@ -25,7 +25,8 @@ from retriever_svc.types import Float32, Int64
 
 log = logging.getLogger(__name__)
 native: Any = faiss  # its stub lacks some classes
-MATRIX_QUERIES = 4  # from so many queries on, a matrix product is faster
+MATRIX_QUERIES = 4  # from so many queries on, a matrix product is faster than one query after the other
+SCANNED_QUERIES = 15  # up to so many queries, codes are faster than that: with 10,033 and 200,000 vectors
 
 
 class TrainingError(InvalidInputError):
@@ -169,7 +170,7 @@ class FaissIndex:
             self._scan = CodeScan(self._kind.core)
 
     def _search_cpu(self, queries: Float32, n_candidates: int, options: SearchOptions) -> tuple[Float32, Int64]:
-        if self._scan is not None and options.allowed is None and len(queries) < MATRIX_QUERIES:
+        if self._scan is not None and options.allowed is None and len(queries) <= SCANNED_QUERIES:
             scanned = self._scan.search(queries, n_candidates)
             if scanned is not None:
                 return scanned

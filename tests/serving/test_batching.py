@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ragserve.errors import InternalError, InvalidInputError, ResourceExhaustedError, UnavailableError
-from ragserve.serving.batching import Batcher
+from ragserve.serving.batching import Batcher, BatchLimits, Size
 from ragserve.serving.metrics import StageClock
 from tests.serving.conftest import until
 
@@ -32,8 +32,14 @@ class Work:
 
 
 @asynccontextmanager
-async def batcher(work: Callable[[Sequence[int]], Sequence[Any]], **limits: Any) -> AsyncIterator[Batcher[int, int]]:
-    made: Batcher[int, int] = Batcher(work, name="work", **{"max_items": 4, "max_waiting": 8, **limits})
+async def batcher(
+    work: Callable[[Sequence[int]], Sequence[Any]],
+    size: Callable[[int], Size] = lambda _: Size(),
+    lanes: int = 1,
+    **limits: Any,
+) -> AsyncIterator[Batcher[int, int]]:
+    most = BatchLimits(**{"max_items": 4, "max_waiting": 8, **limits})
+    made: Batcher[int, int] = Batcher(work, name="work", limits=most, size=size, lanes=lanes)
     yield made
     if isinstance(work, Work):
         work.gate.set()
@@ -69,7 +75,7 @@ async def test_what_arrives_meanwhile_is_the_next_batch() -> None:
 
 async def test_batches_are_capped_by_cost() -> None:
     work = Work()
-    async with batcher(work, max_cost=10, cost=lambda item: item) as batches:
+    async with batcher(work, max_cost=10, size=Size) as batches:
         first = await submitted(batches, 1)
         await until(lambda: work.batches)
         rest = await submitted(batches, 4, 6, 1, 99, 2)
@@ -164,7 +170,9 @@ async def test_an_idle_lane_keeps_nothing_of_its_last_batch() -> None:
     class Item:
         pass
 
-    made: Batcher[Item, int] = Batcher(lambda items: [1] * len(items), name="work", max_items=4, max_waiting=8, lanes=2)
+    made: Batcher[Item, int] = Batcher(
+        lambda items: [1] * len(items), name="work", limits=BatchLimits(max_items=4, max_waiting=8), lanes=2
+    )
     item = Item()
     seen = weakref.ref(item)
     assert await made.submit(item) == 1
@@ -232,16 +240,53 @@ async def test_a_second_lane_opens_for_a_batch_like_the_one_that_runs() -> None:
     async with batcher(work, lanes=2) as batches:
         tasks = await submitted(batches, 1, 2, 3, 4)
         await until(lambda: work.batches)
-        tasks += await submitted(batches, 5, 6)
+        tasks += await submitted(batches, 5)
         await asyncio.sleep(0.05)
         assert work.batches == [[1, 2, 3, 4]]
-        tasks += await submitted(batches, 7)
+        tasks += await submitted(batches, 6)
         await until(lambda: len(work.batches) == 2)
-        tasks += await submitted(batches, 8)
+        tasks += await submitted(batches, 7)
         work.gate.set()
-        assert await asyncio.gather(*tasks) == [item * 10 for item in range(1, 9)]
-    assert work.batches == [[1, 2, 3, 4], [5, 6, 7], [8]]
+        assert await asyncio.gather(*tasks) == [item * 10 for item in range(1, 8)]
+    assert work.batches == [[1, 2, 3, 4], [5, 6], [7]]
     assert len(work.threads) == 2
+
+
+async def test_items_of_like_length_go_with_the_oldest() -> None:
+    work = Work()
+    async with batcher(work, size=lambda item: Size(length=item), max_padding=5, max_items=3) as batches:
+        tasks = await submitted(batches, 1)  # runs, while the others gather
+        await until(lambda: work.batches)
+        tasks += await submitted(batches, 20, 50, 22, 18, 21, 90)
+        work.gate.set()
+        await asyncio.gather(*tasks)
+    # To 20: 21 and 22, which is as near as 18 but came first, for 3 of padding; to 50 neither 18 nor 90.
+    assert work.batches == [[1], [20, 21, 22], [50], [18], [90]]
+
+
+async def test_padding_counts_for_all_that_is_padded() -> None:
+    work = Work()
+    async with batcher(work, size=lambda item: Size(length=item), max_padding=5) as batches:
+        tasks = await submitted(batches, 1)
+        await until(lambda: work.batches)
+        tasks += await submitted(batches, 20, 20, 20, 22)
+        work.gate.set()
+        await asyncio.gather(*tasks)
+    assert work.batches == [[1], [20, 20, 20], [22]]  # three times 2 are 6
+
+
+async def test_what_waits_does_not_wait_for_the_loop() -> None:
+    work = Work()
+    async with batcher(work, max_items=1) as batches:
+        tasks = await submitted(batches, 1, 2, 3)
+        await until(lambda: work.batches)
+        work.gate.set()
+        deadline = time.monotonic() + 30
+        while len(work.batches) < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)  # noqa: ASYNC251  # the loop does nothing else
+        assert work.batches == [[1], [2], [3]]
+        assert not any(task.done() for task in tasks)
+        assert await asyncio.gather(*tasks) == [10, 20, 30]
 
 
 async def test_a_lone_caller_always_finds_the_same_thread() -> None:
