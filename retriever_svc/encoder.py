@@ -13,6 +13,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from ragserve.errors import FailedPreconditionError, InternalError
+from ragserve.serving.cores import thread_count
 from retriever_svc.device import Device
 from retriever_svc.encoder_config import EncoderConfig, load_encoder_config
 from retriever_svc.encoder_session import EncoderSession, Precision, graph_path, read
@@ -41,11 +42,16 @@ class TextEncoder:
         session: EncoderSession,
         max_batch_tokens: int = 0,
         precision: Precision = "float32",
+        beside: EncoderSession | None = None,
     ) -> None:
-        """Put an encoder together; `max_batch_tokens` 0 means what suits the device."""
+        """Put an encoder together; `max_batch_tokens` 0 means what suits the device.
+
+        `beside` is the same graph with fewer threads, for batches that are encoded beside another one.
+        """
         self.config = config
         self._tokenizer = tokenizer
         self._session = session
+        self._beside = session if beside is None else beside
         self.precision = precision
         self._max_batch_tokens = max_batch_tokens or BATCH_TOKENS[self.device]
 
@@ -56,10 +62,14 @@ class TextEncoder:
         *,
         device: Device = "auto",
         threads: int = 0,
+        twice: bool = False,
         max_batch_tokens: int = 0,
         precision: Precision = "float32",
     ) -> TextEncoder:
         """Load the graph, `tokenizer.json` and `encoder.json`, and run the graph once.
+
+        `twice`: on a CPU with several threads the graph is held a second time, with half of them, for batches that are
+        encoded beside another one: threads that share an operator wait for each other, and for what else wants a core.
 
         Raises:
             NotFoundError: a file is missing.
@@ -69,8 +79,11 @@ class TextEncoder:
         config = load_encoder_config(directory / "encoder.json")
         tokenizer = _load_tokenizer(directory / "tokenizer.json", config.max_length)
         session = EncoderSession.load(directory, device, threads, precision)
-        encoder = cls(config, tokenizer, session, max_batch_tokens, precision)
-        width = encoder._forward(encoder.tokenize_queries(["warm-up"])).shape[1]
+        half = thread_count(threads) // 2 if twice and session.device == "cpu" else 0
+        beside = EncoderSession.load(directory, device, half, precision) if half else None
+        encoder = cls(config, tokenizer, session, max_batch_tokens, precision, beside)
+        warm_up = encoder.tokenize_queries(["warm-up"])
+        width = max(encoder._forward(warm_up, each).shape[1] for each in {encoder._session, encoder._beside})
         if width != config.dim:
             path = graph_path(directory, precision)
             raise FailedPreconditionError(
@@ -100,20 +113,23 @@ class TextEncoder:
         inputs = [self.config.passage_input(passage.title, passage.text) for passage in passages]
         return self.encode_tokens([self._tokenizer.encode(first, second).ids for first, second in inputs])
 
-    def encode_tokens(self, token_ids: Sequence[Sequence[int]], max_padding: int | None = None) -> Float32:
+    def encode_tokens(
+        self, token_ids: Sequence[Sequence[int]], max_padding: int | None = None, *, beside: bool = False
+    ) -> Float32:
         """Vectors of token sequences, [n_texts, dim], in forward passes of sequences of like length.
 
-        `max_padding` is what `token_batches` takes; None: what suits device and precision.
+        `max_padding` is what `token_batches` takes; None: what suits device and precision. `beside`: another batch is
+        encoded at the same time.
         """
         vectors = np.empty((len(token_ids), self.config.dim), dtype=np.float32)
         lengths = [len(ids) for ids in token_ids]
         if max_padding is None:
             max_padding = 0 if self.precision == "int8" else PASS_TOKENS[self.device]
         for rows in token_batches(lengths, self._max_batch_tokens, max_padding):
-            vectors[rows] = self._forward([token_ids[row] for row in rows])
+            vectors[rows] = self._forward([token_ids[row] for row in rows], self._beside if beside else self._session)
         return vectors
 
-    def _forward(self, token_ids: Sequence[Sequence[int]]) -> Float32:
+    def _forward(self, token_ids: Sequence[Sequence[int]], session: EncoderSession) -> Float32:
         """One forward pass; [n_rows, dim]."""
         longest = max(len(ids) for ids in token_ids)
         input_ids = np.full((len(token_ids), longest), self.config.pad_token_id, dtype=np.int64)
@@ -121,7 +137,7 @@ class TextEncoder:
         for row, ids in enumerate(token_ids):
             input_ids[row, : len(ids)] = ids
             attention_mask[row, : len(ids)] = 1
-        vectors = self._session.run(input_ids, attention_mask)
+        vectors = session.run(input_ids, attention_mask)
         if not np.isfinite(vectors).all():
             raise InternalError("the encoder gave a vector that is not finite")
         return vectors

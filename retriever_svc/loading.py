@@ -55,6 +55,7 @@ class RetrievalOptions:
     index: IndexSpec = field(default_factory=IndexSpec)
     device: Device = "auto"
     threads: int = 0
+    encoder_twice: bool = False
     max_batch_tokens: int = 0
     encoder_precision: EncoderPrecision = "float32"
     score_scale: float | None = None
@@ -83,6 +84,7 @@ def load_searcher(model: Path, options: RetrievalOptions, cache: QueryCache[Quer
         model / "query_encoder",
         device=options.device,
         threads=options.threads,
+        twice=options.encoder_twice,
         max_batch_tokens=options.max_batch_tokens,
         precision=options.encoder_precision,
     )

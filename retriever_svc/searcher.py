@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -46,6 +47,8 @@ class Searcher:
         self.scales = scales
         self._cache = cache
         self._searching = threading.Lock()  # an index is searched by one thread at a time
+        self._counting = threading.Lock()
+        self._at_work = 0  # batches that are being encoded
         self.observe_tokens: Callable[[int], None] = lambda _tokens: None  # told the tokens of each batch's texts
 
     def run(self, lookups: Sequence[Lookup], add_time: AddTime) -> list[tuple[QueryHits, ...]]:
@@ -54,7 +57,8 @@ class Searcher:
         asked = self._tokenize(lookups)
         found = [self._cached(each) for each in asked]
         new = [each for each, known in zip(asked, found, strict=True) if known is None]
-        vectors = self._encode(new)
+        with self._beside(lookups) as beside:
+            vectors = self._encode(new, beside)
         encoded = time.monotonic()
         with self._searching:
             nearest = self._search(new, vectors)
@@ -80,7 +84,19 @@ class Searcher:
         key = None if self._cache is None else asked.key
         return None if self._cache is None or key is None else self._cache.get(key)
 
-    def _encode(self, asked: Sequence[_Asked]) -> Float32:
+    @contextmanager
+    def _beside(self, lookups: Sequence[Lookup]) -> Iterator[bool]:
+        """Whether others are encoded at the same time, or will be: where requests came together, more are coming."""
+        with self._counting:
+            self._at_work += 1
+            beside = self._at_work > 1 or len(lookups) > 1
+        try:
+            yield beside
+        finally:
+            with self._counting:
+                self._at_work -= 1
+
+    def _encode(self, asked: Sequence[_Asked], beside: bool) -> Float32:
         """Vectors [n_asked, dim]. A query that only its words are searched for has none (zeros)."""
         vectors = np.zeros((len(asked), self.encoder.config.dim), dtype=np.float32)
         rows = []
@@ -91,7 +107,7 @@ class Searcher:
                 rows.append(row)
         if rows:
             self.observe_tokens(sum(len(asked[row].token_ids) for row in rows))
-            vectors[rows] = self.encoder.encode_tokens([asked[row].token_ids for row in rows])
+            vectors[rows] = self.encoder.encode_tokens([asked[row].token_ids for row in rows], beside=beside)
         return vectors
 
     def _search(self, asked: Sequence[_Asked], vectors: Float32) -> list[Ranked]:

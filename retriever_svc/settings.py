@@ -42,6 +42,9 @@ class RetrieverSettings(BaseSettings):
     threads: int = Field(
         0, ge=0, description="threads of the encoder and of index building; 0: OMP_NUM_THREADS, else every core allowed"
     )
+    encoder_twice: bool = Field(
+        True, description="hold the encoder again with half the threads, for batches at the same time; its memory again"
+    )
     batch_tokens: int = Field(0, ge=0, description="most tokens in one pass of the encoder; 0: what suits the device")
     encoder_precision: EncoderPrecision = Field(
         "float32", description="of the query encoder's graph; int8 and float16 ones are made by import-checkpoint"
@@ -153,6 +156,7 @@ class RetrieverSettings(BaseSettings):
             index=index,
             device=self.device,
             threads=self.threads,
+            encoder_twice=self.encoder_twice,
             max_batch_tokens=self.batch_tokens,
             encoder_precision=self.encoder_precision,
             score_scale=self.score_scale,

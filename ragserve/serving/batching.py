@@ -26,7 +26,7 @@ Out = TypeVar("Out")
 SMOOTHING = 0.2
 # A further lane opens when what waits is at least this part of what runs in the others. Without it, of the callers that
 # one batch answered the first to ask again would be a batch alone, and so on.
-SHARE = 0.5
+SHARE = 0.75
 FIRST_RETRY_SECONDS = 0.1
 
 

@@ -240,15 +240,15 @@ async def test_a_second_lane_opens_for_a_batch_like_the_one_that_runs() -> None:
     async with batcher(work, lanes=2) as batches:
         tasks = await submitted(batches, 1, 2, 3, 4)
         await until(lambda: work.batches)
-        tasks += await submitted(batches, 5)
+        tasks += await submitted(batches, 5, 6)
         await asyncio.sleep(0.05)
         assert work.batches == [[1, 2, 3, 4]]
-        tasks += await submitted(batches, 6)
-        await until(lambda: len(work.batches) == 2)
         tasks += await submitted(batches, 7)
+        await until(lambda: len(work.batches) == 2)
+        tasks += await submitted(batches, 8)
         work.gate.set()
-        assert await asyncio.gather(*tasks) == [item * 10 for item in range(1, 8)]
-    assert work.batches == [[1, 2, 3, 4], [5, 6], [7]]
+        assert await asyncio.gather(*tasks) == [item * 10 for item in range(1, 9)]
+    assert work.batches == [[1, 2, 3, 4], [5, 6, 7], [8]]
     assert len(work.threads) == 2
 
 
