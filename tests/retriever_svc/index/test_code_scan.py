@@ -10,6 +10,7 @@ import pytest
 
 from retriever_svc.index import FaissIndex, IndexSpec
 from retriever_svc.index.code_scan import CodeScan
+from retriever_svc.index.faiss_index import SCANNED_QUERIES
 from retriever_svc.ranking import find_nearest
 from tests.retriever_svc.index.sources import ArraySource, clustered
 
@@ -168,6 +169,16 @@ def test_a_lone_question_gets_what_it_gets_in_a_batch_and_without_codes(k: int) 
             [(alone, alone_scores)] = find_nearest(each, source, query[np.newaxis], k)
             np.testing.assert_array_equal(alone, positions)
             np.testing.assert_array_equal(alone_scores, scores)
+
+
+@pytest.mark.parametrize("n_queries", [2, SCANNED_QUERIES, SCANNED_QUERIES + 1])
+def test_a_few_questions_get_what_each_gets_alone(n_queries: int) -> None:
+    source, queries = ArraySource(clustered(SIZE, 64)), clustered(n_queries, 64, seed=9)
+    index = FaissIndex.build(source, IndexSpec(device="cpu", build_threads=1))
+    for row, (positions, scores) in enumerate(find_nearest(index, source, queries, K)):
+        [(alone, alone_scores)] = find_nearest(index, source, queries[row : row + 1], K)
+        np.testing.assert_array_equal(alone, positions)
+        np.testing.assert_array_equal(alone_scores, scores)
 
 
 def test_codes_are_made_where_they_pay(monkeypatch: pytest.MonkeyPatch) -> None:
