@@ -156,7 +156,8 @@ class Batcher(Generic[In, Out]):
         self._lanes = [_Lane(f"{name}_{lane}") for lane in range(lanes)]
         self._dispatching = False
         self._closed = False
-        self._finished = asyncio.Event()  # nothing runs
+        self._unanswered = 0  # batches that run, or whose callers have not got their results yet
+        self._finished = asyncio.Event()  # there is none
         self._finished.set()
         self._batch_seconds: float | None = None
 
@@ -212,6 +213,7 @@ class Batcher(Generic[In, Out]):
         lane.cost = 0
         batch = self._queue.take(SHARE * sum(other.cost for other in self._lanes))
         lane.cost = sum(waiting.size.cost for waiting in batch)
+        self._unanswered += bool(batch)
         return batch
 
     def _work(self, lane: _Lane, batch: list[_Waiting[In, Out]], loop: asyncio.AbstractEventLoop) -> None:
@@ -239,8 +241,10 @@ class Batcher(Generic[In, Out]):
         self._remember(seconds)
         self._dispatch()
         _answer(batch, results)
-        if not any(lane.cost for lane in self._lanes):
-            self._finished.set()
+        with self._lock:
+            self._unanswered -= 1
+            if not self._unanswered:
+                self._finished.set()
 
     def _results(self, items: Sequence[In]) -> Sequence[Out | Exception]:
         """In a lane's thread: one result for each item, whatever happens, or their callers would wait forever."""
