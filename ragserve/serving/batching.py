@@ -1,6 +1,6 @@
 """Joins concurrent items into batches. Knows no transport.
 
-Nothing waits for a batch to fill: a batch is what is queued, and what arrives meanwhile is the next one.
+Nothing waits for a batch to fill: it is taken from what is queued, and what arrives meanwhile goes into a later one.
 """
 
 from __future__ import annotations
