@@ -12,23 +12,28 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from generator_svc.commands import StepControl, StepOutput
+from generator_svc.commands import Floats, Ids, StepControl, StepOutput
 from generator_svc.kernels import native
 from ragserve.errors import InternalError
+
+MOST_BEST = 1024  # candidates that the kernel looks for: it keeps them sorted as it goes
 
 
 @dataclass(frozen=True)
 class StepScores:
     """One step of one session, kept until the next so that it can be widened without running the model.
 
-    `logits` [n_docs, n_hypotheses, vocab]; `log_norms` [n_docs, n_hypotheses]; `marginal` [n_hypotheses, vocab] with
-    banned tokens at -inf.
+    `logits` [n_docs, n_hypotheses, vocab]; `marginal` [n_hypotheses, vocab] with banned tokens at -inf. On the host:
+    `log_norms` [n_docs, n_hypotheses] and `log_masses` [n_hypotheses], of the allowed tokens. `kernel` where the
+    kernels can select.
     """
 
     logits: torch.Tensor
-    log_norms: torch.Tensor
     marginal: torch.Tensor
+    log_norms: Floats
+    log_masses: Floats
     controls: tuple[StepControl, ...]
+    kernel: native.TokenScores | None = None
 
 
 def score_step(logits: torch.Tensor, controls: Sequence[StepControl], log_priors: torch.Tensor | None) -> StepScores:
@@ -37,15 +42,25 @@ def score_step(logits: torch.Tensor, controls: Sequence[StepControl], log_priors
     Raises:
         InternalError: a logit is NaN or infinite.
     """
-    log_norms = normalizers(logits)
-    if not bool(torch.isfinite(log_norms).all()):
+    controls = tuple(controls)
+    if native.sums_usable(logits):
+        kernel = native.TokenScores(logits, log_priors, [control.banned for control in controls])
+        scores = StepScores(logits, kernel.marginal, kernel.log_norms, kernel.log_masses, controls, kernel)
+    else:
+        scores = _score_step(logits, controls, log_priors)
+    if not np.isfinite(scores.log_norms).all():
         raise InternalError("the model's logits hold NaN or infinity")
+    return scores
+
+
+def _score_step(logits: torch.Tensor, controls: tuple[StepControl, ...], log_priors: torch.Tensor | None) -> StepScores:
+    log_norms = torch.logsumexp(logits, dim=-1)
     shift = -log_norms if log_priors is None else log_priors[:, None] - log_norms
-    marginal = _marginals(logits, shift)
+    marginal = torch.logsumexp(logits + shift[..., None], dim=0)
     for row, control in zip(marginal, controls, strict=True):
         if control.banned:
             row[torch.tensor(control.banned, device=row.device)] = -torch.inf
-    return StepScores(logits, log_norms, marginal, tuple(controls))
+    return StepScores(logits, marginal, _host(log_norms), _host(torch.logsumexp(marginal, dim=-1)), controls)
 
 
 def normalizers(logits: torch.Tensor) -> torch.Tensor:
@@ -53,36 +68,45 @@ def normalizers(logits: torch.Tensor) -> torch.Tensor:
     return native.log_norms(logits) if native.sums_usable(logits) else torch.logsumexp(logits, dim=-1)
 
 
-def _marginals(logits: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Log of the sum over documents of exp(logits + shift) [n_hypotheses, vocab]; see `native.marginals`."""
-    if len(logits) == 1:
-        return logits[0] + shift[0][..., None]
-    if native.sums_usable(logits):
-        return native.marginals(logits, shift)
-    return torch.logsumexp(logits + shift[..., None], dim=0)
-
-
 def select(scores: StepScores, hypotheses: Sequence[int], n_candidates: int) -> StepOutput:
     """The `n_candidates` best allowed tokens of some hypotheses; at most the vocabulary."""
-    _, n_hypotheses, vocab = scores.logits.shape
-    whole = list(hypotheses) == list(range(n_hypotheses))
-    index = torch.tensor(hypotheses, device=scores.logits.device)
-    logits = scores.logits if whole else scores.logits[:, index]
-    log_norms = scores.log_norms if whole else scores.log_norms[:, index]
-    marginal = scores.marginal if whole else scores.marginal[index]
-    controls = [scores.controls[i] for i in hypotheses]
-    ids = top_tokens(marginal, min(n_candidates, vocab), [control.banned for control in controls])
-    log_probs = _log_probs(logits, log_norms, ids.clamp(min=0))
-    log_probs = log_probs.masked_fill(ids[:, None] < 0, -torch.inf)
+    count, chosen = min(n_candidates, scores.logits.shape[-1]), list(hypotheses)
+    if scores.kernel is not None and count <= MOST_BEST:
+        ids, log_probs = scores.kernel.best(chosen, count)
+    else:
+        ids, log_probs = _best(scores, chosen, count)
     return StepOutput(
-        token_ids=ids.to(torch.int32).cpu().numpy(),
-        log_probs=log_probs.cpu().numpy(),
-        requested=tuple(
-            _requested(logits[:, i], log_norms[:, i], control.requested) for i, control in enumerate(controls)
-        ),
-        allowed_log_mass=normalizers(marginal).cpu().numpy(),
-        log_normalizers=log_norms.T.cpu().numpy(),
+        token_ids=ids,
+        log_probs=log_probs,
+        requested=tuple(_requested(scores, hypothesis) for hypothesis in chosen),
+        allowed_log_mass=scores.log_masses[chosen],
+        log_normalizers=scores.log_norms.T[chosen],
     )
+
+
+def _best(scores: StepScores, hypotheses: list[int], count: int) -> tuple[Ids, Floats]:
+    """Ids [n_hypotheses, count], -1 where fewer are allowed, and log-probabilities [n_hypotheses, n_docs, count]."""
+    index = torch.tensor(hypotheses, device=scores.logits.device)
+    ids = top_tokens(scores.marginal[index], count, [scores.controls[i].banned for i in hypotheses])
+    chosen = scores.logits[:, index].gather(2, ids.clamp(min=0)[None].expand(len(scores.logits), -1, -1))
+    host_ids: Ids = ids.to(torch.int32).cpu().numpy()
+    log_probs = (_host(chosen) - scores.log_norms[:, hypotheses, None]).transpose(1, 0, 2)
+    return host_ids, np.where(host_ids[:, None] < 0, np.float32(-np.inf), log_probs)
+
+
+def _requested(scores: StepScores, hypothesis: int) -> Floats:
+    """Log-probabilities [n_docs, n_requested]."""
+    tokens = scores.controls[hypothesis].requested
+    if not tokens:
+        return np.empty((len(scores.logits), 0), np.float32)
+    index = torch.tensor(tokens, device=scores.logits.device)
+    shown: Floats = _host(scores.logits[:, hypothesis, index]) - scores.log_norms[:, hypothesis, None]
+    return shown
+
+
+def _host(values: torch.Tensor) -> Floats:
+    result: Floats = values.cpu().numpy()
+    return result
 
 
 def top_tokens(marginal: torch.Tensor, count: int, banned: Sequence[tuple[int, ...]]) -> torch.Tensor:
@@ -108,18 +132,3 @@ def top_tokens(marginal: torch.Tensor, count: int, banned: Sequence[tuple[int, .
         ids[row, above:] = -1
         ids[row, above : above + len(tied)] = tied
     return ids
-
-
-def _log_probs(logits: torch.Tensor, log_norms: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities [n_hypotheses, n_docs, n_candidates] of ids [n_hypotheses, n_candidates]."""
-    chosen = logits.gather(2, ids[None].expand(logits.shape[0], -1, -1))
-    return (chosen - log_norms[..., None]).transpose(0, 1).contiguous()
-
-
-def _requested(
-    logits: torch.Tensor, log_norms: torch.Tensor, tokens: tuple[int, ...]
-) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    """Log-probabilities [n_docs, n_requested]; logits [n_docs, vocab], log_norms [n_docs]."""
-    chosen = logits[:, torch.tensor(tokens, dtype=torch.long, device=logits.device)] - log_norms[:, None]
-    result: np.ndarray[tuple[int, ...], np.dtype[np.float32]] = chosen.cpu().numpy()
-    return result

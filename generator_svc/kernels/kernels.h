@@ -36,6 +36,16 @@ typedef struct {
     float scale;
 } Packed;
 
+/* A step of one session, and where its scores go: see `score_tokens`. Shapes: logits [docs, hypotheses, vocab], priors
+ * [docs] or null, banned ids of each hypothesis from `starts` on and rising, norms [docs, hypotheses], marginal
+ * [hypotheses, vocab], peaks [hypotheses, blocks]: the largest marginals of each block of tokens, masses [hypotheses]. */
+typedef struct {
+    int64_t docs, hypotheses, vocab;
+    const float *logits, *priors;
+    const int64_t *banned, *starts;
+    float *norms, *marginal, *peaks, *masses;
+} Scores;
+
 /* Whether kernels use vectors of 512 bits: where products use VNNI. */
 int vnni_chosen(void);
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import itertools
 import logging
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -21,6 +23,7 @@ Addresses = npt.NDArray[np.int64]
 MODULE = f"{__package__}._native"
 ALIGNED = 8  # floats of one vector: widths of heads must be multiples of it
 GROUP = 128  # inputs that are quantized together
+BLOCK = 512  # tokens whose largest marginal is kept
 PANEL = 16  # outputs of a packed weight are padded to whole panels
 ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2}
 ADDRESS, COUNT, FLAG, REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
@@ -33,8 +36,9 @@ SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "cross_attention": ([*[ADDRESS] * 5, COUNT, COUNT, COUNT, REAL, FLAG, FLAG], FLAG),
     "document_attention": ([*[ADDRESS] * 4, COUNT, COUNT, COUNT, COUNT, REAL, FLAG], FLAG),
     "path_attention": ([*[ADDRESS] * 6, COUNT, COUNT, COUNT, COUNT, REAL, FLAG], FLAG),
-    "log_norms": ([ADDRESS, COUNT, COUNT, ADDRESS, FLAG], None),
-    "marginals": ([ADDRESS, ADDRESS, COUNT, COUNT, COUNT, ADDRESS, FLAG], None),
+    "log_norms": ([ADDRESS, COUNT, COUNT, ADDRESS, FLAG], FLAG),
+    "score_tokens": ([ADDRESS, FLAG], FLAG),
+    "select_tokens": ([ADDRESS, ADDRESS, COUNT, COUNT, ADDRESS, ADDRESS], FLAG),
     "run_program": ([ADDRESS, COUNT, ADDRESS], FLAG),
 }
 
@@ -201,19 +205,61 @@ def log_norms(logits: torch.Tensor) -> torch.Tensor:
     """Logarithms of the sums of exponentials over the last dimension: logits [..., vocab] -> [...]."""
     logits = logits.contiguous()
     norms = torch.empty(logits.shape[:-1])
-    library().log_norms(logits.data_ptr(), norms.numel(), logits.shape[-1], norms.data_ptr(), torch.get_num_threads())
+    address, threads = norms.data_ptr(), torch.get_num_threads()
+    _check(library().log_norms(logits.data_ptr(), norms.numel(), logits.shape[-1], address, threads))
     return norms
 
 
-def marginals(logits: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
-    """Sums over documents of exp(logits + shifts), as logarithms.
+class _Scores(ctypes.Structure):
+    """See kernels.h."""
 
-    Logits [n_docs, n_hypotheses, vocab], shifts [n_docs, n_hypotheses] -> [n_hypotheses, vocab].
+    _fields_ = (
+        *((name, COUNT) for name in ("docs", "hypotheses", "vocab")),
+        *((name, ADDRESS) for name in ("logits", "priors", "banned", "starts", "norms", "marginal", "peaks", "masses")),
+    )
+
+
+class TokenScores:
+    """A step's logits [n_docs, n_hypotheses, vocab], normalized and summed over documents; `Selection` says what for.
+
+    `log_norms` [n_docs, n_hypotheses], `marginal` [n_hypotheses, vocab] with banned tokens at -inf, `log_masses`
+    [n_hypotheses]: of the allowed tokens.
     """
-    logits, shifts = logits.contiguous(), shifts.contiguous()
-    y = torch.empty(logits.shape[1:])
-    library().marginals(logits.data_ptr(), shifts.data_ptr(), *logits.shape, y.data_ptr(), torch.get_num_threads())
-    return y
+
+    def __init__(
+        self, logits: torch.Tensor, log_priors: torch.Tensor | None, banned: Sequence[tuple[int, ...]]
+    ) -> None:
+        n_docs, n_hypotheses, vocab = logits.shape
+        self.logits = logits.contiguous()
+        self.log_norms = np.empty((n_docs, n_hypotheses), np.float32)
+        self.marginal = torch.empty(n_hypotheses, vocab)
+        self.log_masses = np.empty(n_hypotheses, np.float32)
+        peaks = np.empty((n_hypotheses, -(-vocab // BLOCK)), np.float32)
+        ids = np.array([token for own in banned for token in sorted(own)], np.int64)
+        starts = np.array([0, *itertools.accumulate(map(len, banned))], np.int64)
+        priors = None if log_priors is None else log_priors.contiguous()
+        arrays = (priors, ids, starts, self.log_norms, self.marginal, peaks, self.log_masses)
+        self._kept = arrays
+        self._scores = _Scores(n_docs, n_hypotheses, vocab, self.logits.data_ptr(), *map(_address, arrays))
+        _check(library().score_tokens(ctypes.byref(self._scores), torch.get_num_threads()))
+
+    def best(self, hypotheses: Sequence[int], count: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+        """The `count` best allowed tokens by falling marginal, ties by rising id; `count` is meant to be small.
+
+        Ids [n, count], -1 where fewer are allowed, and their log-probabilities [n, n_docs, count].
+        """
+        chosen = np.array(hypotheses, np.int64)
+        ids = np.empty((len(chosen), count), np.int32)
+        log_probs = np.empty((len(chosen), len(self.logits), count), np.float32)
+        given, to = (ctypes.byref(self._scores), _address(chosen)), (_address(ids), _address(log_probs))
+        _check(library().select_tokens(*given, len(chosen), count, *to))
+        return ids, log_probs
+
+
+def _address(values: npt.NDArray[Any] | torch.Tensor | None) -> int | None:
+    if values is None:
+        return None
+    return values.data_ptr() if isinstance(values, torch.Tensor) else values.ctypes.data
 
 
 def run_program(ops: int, count: int, run: int) -> None:
@@ -222,7 +268,7 @@ def run_program(ops: int, count: int, run: int) -> None:
 
 
 def sums_usable(logits: torch.Tensor) -> bool:
-    """Whether `log_norms` and `marginals` can run."""
+    """Whether `log_norms` and `TokenScores` can run."""
     return logits.device.type == "cpu" and logits.dtype == torch.float32 and library() is not None
 
 

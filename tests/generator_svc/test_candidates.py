@@ -5,12 +5,22 @@ import random
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from generator_svc.candidates import score_step, select
 from generator_svc.commands import StepControl, StepOutput
+from generator_svc.kernels import native
 from ragserve.errors import InternalError
+
+
+@pytest.fixture(params=[True, False], ids=["kernels", "torch"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What selects: the kernels, or torch's operators as on other devices."""
+    if not request.param:
+        monkeypatch.setattr(native, "sums_usable", lambda _: False)
+    elif native.library() is None:
+        pytest.skip("the kernels need a C compiler and AVX2")
 
 
 def brute_force(
@@ -50,6 +60,7 @@ def check(
         np.testing.assert_allclose(restored, logits[:, h], atol=1e-5)
 
 
+@pytest.mark.usefixtures("way")
 @given(
     seed=st.integers(0, 10**6),
     n_docs=st.integers(1, 4),
@@ -59,7 +70,7 @@ def check(
     levels=st.sampled_from([1, 2, 5, None]),
     weighted=st.booleans(),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_select_equals_brute_force(
     seed: int, n_docs: int, n_hypotheses: int, vocab: int, count: int, levels: int | None, weighted: bool
 ) -> None:
@@ -90,6 +101,7 @@ def test_select_equals_brute_force(
     check(widened, brute_force(logits[:, last], chosen, priors, vocab), chosen, logits[:, last])
 
 
+@pytest.mark.usefixtures("way")
 def test_ties_at_the_last_place_go_to_the_smaller_ids() -> None:
     logits = torch.zeros(2, 1, 1000)
     logits[:, :, 700] = 3.0
@@ -97,6 +109,7 @@ def test_ties_at_the_last_place_go_to_the_smaller_ids() -> None:
     assert output.token_ids.tolist() == [[700, 0, 2, 3, 4]]
 
 
+@pytest.mark.usefixtures("way")
 def test_impossible_tokens_come_last_and_banned_ones_never() -> None:
     logits = torch.full((1, 1, 6), -torch.inf)
     logits[0, 0, 4] = 0.0
@@ -105,12 +118,14 @@ def test_impossible_tokens_come_last_and_banned_ones_never() -> None:
     assert output.allowed_log_mass.tolist() == [0.0]
 
 
+@pytest.mark.usefixtures("way")
 def test_everything_banned_leaves_nothing() -> None:
     output = select(score_step(torch.zeros(1, 1, 3), [StepControl(banned=(0, 1, 2))], None), [0], 2)
     assert output.token_ids.tolist() == [[-1, -1]]
     assert np.isneginf(output.allowed_log_mass).all()
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_what_is_no_number_is_an_internal_error(value: float) -> None:
     logits = torch.zeros(2, 1, 4)

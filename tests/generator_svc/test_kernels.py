@@ -205,28 +205,89 @@ def test_scores_far_apart_do_not_overflow() -> None:
     assert torch.equal(ours, torch.full((1, 8), 3.0))
 
 
-@pytest.mark.parametrize("vocab", [1, 7, 8, 513, 50265])
-@pytest.mark.parametrize("spread", [0.1, 3.0, 60.0])
-def test_norms_and_marginals_equal_float64(vocab: int, spread: float) -> None:
+PRIORS = torch.tensor([-0.1, -3.0, -5.0, -100.0, -torch.inf])
+
+
+def step_logits(vocab: int, spread: float, n_docs: int = 5) -> torch.Tensor:
+    """Of three hypotheses; the first token is impossible after the second one, and one row is far from the others."""
     torch.manual_seed(vocab)
-    logits = spread * torch.randn(5, 3, vocab) + 20
+    logits = spread * torch.randn(n_docs, 3, vocab) + 20
     if vocab > 1:
         logits[:, 1, 0] = -torch.inf
-    logits[2, 2] += 300
-    norms = native.log_norms(logits)
+    logits[n_docs // 2, 2] += 300
+    return logits
+
+
+@pytest.mark.usefixtures("instructions")
+@pytest.mark.parametrize("vocab", [1, 7, 16, 513, 50265])
+@pytest.mark.parametrize("spread", [0.1, 3.0, 60.0])
+@pytest.mark.parametrize("n_docs", [1, 5])
+def test_norms_marginals_and_masses_equal_float64(vocab: int, spread: float, n_docs: int) -> None:
+    logits = step_logits(vocab, spread, n_docs)
+    banned = [(), (vocab - 1, vocab // 2), tuple(range(vocab // 3, vocab - 1))]
+    priors = PRIORS[:n_docs]
+    scores = native.TokenScores(logits, priors, banned)
+    norms = torch.from_numpy(scores.log_norms)
     torch.testing.assert_close(norms.double(), logits.double().logsumexp(-1), atol=1e-5, rtol=2e-7)
-    priors = torch.tensor([-0.1, -3.0, -5.0, -100.0, -torch.inf])
-    shifts = priors[:, None] - norms
-    marginals = native.marginals(logits, shifts)
-    expected = (logits + shifts[..., None]).double().logsumexp(0)
-    torch.testing.assert_close(marginals.double(), expected, atol=2e-6, rtol=2e-7)
-    assert torch.equal(marginals.isneginf(), expected.isneginf())
+    assert torch.equal(native.log_norms(logits), norms)
+    expected = (logits + (priors[:, None] - norms)[..., None]).double().logsumexp(0)
+    for own, tokens in zip(expected, banned, strict=True):
+        own[list(tokens)] = -torch.inf
+    torch.testing.assert_close(scores.marginal.double(), expected, atol=2e-6, rtol=2e-7)
+    assert torch.equal(scores.marginal.isneginf(), expected.isneginf())
+    masses = torch.from_numpy(scores.log_masses).double()
+    torch.testing.assert_close(masses, expected.logsumexp(-1), atol=1e-5, rtol=2e-7)
+
+
+def test_scores_of_a_hypothesis_depend_on_nothing_beside_it() -> None:
+    """Neither on other hypotheses, nor on the processor, nor on the number of threads."""
+    logits = step_logits(50265, 3.0)
+    banned = [(), (3,), (700, 5)]
+    scores = native.TokenScores(logits, PRIORS, banned)
+
+    def check(other: native.TokenScores, own: slice) -> None:
+        assert np.array_equal(other.log_norms, scores.log_norms[:, own])
+        assert torch.equal(other.marginal, scores.marginal[own])
+        assert np.array_equal(other.log_masses, scores.log_masses[own])
+
     for hypothesis in range(3):
         own = slice(hypothesis, hypothesis + 1)
-        assert torch.equal(native.log_norms(logits[:, own]), norms[:, own])
-        assert torch.equal(native.marginals(logits[:, own], shifts[:, own])[0], marginals[hypothesis])
+        check(native.TokenScores(logits[:, own], PRIORS, banned[own]), own)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3 - min(threads, 2))
+        check(native.TokenScores(logits, PRIORS, banned), slice(None))
+        native.library().choose_vnni(False)
+        check(native.TokenScores(logits, PRIORS, banned), slice(None))
+    finally:
+        torch.set_num_threads(threads)
+        native.library().choose_vnni(True)
 
 
+@pytest.mark.parametrize("count", [1, 16, 98, 99, 100, 1024])
+@pytest.mark.parametrize("levels", [None, 1, 40])
+def test_the_best_tokens_are_those_of_a_stable_sort(count: int, levels: int | None) -> None:
+    """99 blocks of tokens have a peak; few `levels` make ties, also at the last place and across blocks."""
+    logits = step_logits(50265, 1.0)
+    if levels is not None:
+        logits = torch.randn(5, 3, levels)[:, :, torch.randint(levels, (50265,))]
+    allowed = 20  # of the last hypothesis: there are fewer than asked for
+    banned = [(), tuple(range(0, 50265, 2)), tuple(set(range(50265)) - set(range(7, 50000, 2500)))]
+    scores = native.TokenScores(logits, PRIORS, banned)
+    ids, log_probs = scores.best([2, 0, 1], count)
+    for row, hypothesis in enumerate([2, 0, 1]):
+        marginal = scores.marginal[hypothesis].numpy()
+        best = np.argsort(-marginal, kind="stable")
+        expected = best[~np.isin(best, banned[hypothesis])][:count]
+        assert ids[row, : len(expected)].tolist() == expected.tolist()
+        assert (ids[row, len(expected) :] == -1).all()
+        assert len(expected) == (min(count, allowed) if hypothesis == 2 else count)
+        shown = logits[:, hypothesis, expected].numpy() - scores.log_norms[:, hypothesis, None]
+        assert np.array_equal(log_probs[row, :, : len(expected)], shown)
+        assert np.isneginf(log_probs[row, :, len(expected) :]).all()
+
+
+@pytest.mark.usefixtures("instructions")
 def test_norms_of_what_is_no_number() -> None:
     logits = torch.zeros(4, 19)
     logits[0, 17], logits[1, 3], logits[2] = torch.nan, torch.inf, -torch.inf
@@ -234,4 +295,3 @@ def test_norms_of_what_is_no_number() -> None:
     assert norms[0].isnan()
     assert norms[1:3].tolist() == [math.inf, -math.inf]
     assert norms[3] == pytest.approx(math.log(19))
-    assert native.marginals(torch.full((3, 2, 9), -torch.inf), torch.zeros(3, 2)).isneginf().all()
