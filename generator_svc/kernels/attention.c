@@ -35,6 +35,28 @@ static float softmax(float *scores, int64_t n) {
     return 1.0f / sum8(total);
 }
 
+/* Some vectors of the values of a document, from d on, weighted and summed for each row. */
+static inline __attribute__((always_inline)) void cross_values(const void *values, int64_t n, int64_t dim, int64_t d,
+                                                               const float *weights, int64_t room, const float *shares,
+                                                               float *y, int64_t stride, const int rows, const int vectors,
+                                                               const int half) {
+    __m256 sums[TILE][8];
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < vectors; v++)
+            sums[r][v] = _mm256_setzero_ps();
+    for (int64_t t = 0; t < n; t++) {
+        __m256 value[8];
+        for (int v = 0; v < vectors; v++)
+            value[v] = load8(values, t * dim + d + 8 * v, half);
+        for (int r = 0; r < rows; r++)
+            for (int v = 0; v < vectors; v++)
+                sums[r][v] = _mm256_fmadd_ps(value[v], _mm256_set1_ps(weights[r * room + t]), sums[r][v]);
+    }
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < vectors; v++)
+            _mm256_storeu_ps(y + r * stride + 8 * v, _mm256_mul_ps(sums[r][v], _mm256_set1_ps(shares[r])));
+}
+
 /* Rows `first` .. `first + count` of one head over a document: keys and values [n_tokens, dim]. */
 static inline __attribute__((always_inline)) void cross_rows(const float *query, float *y, int64_t stride, const void *keys,
                                                              const void *values, int64_t n, int64_t dim, float scale,
@@ -54,18 +76,12 @@ static inline __attribute__((always_inline)) void cross_rows(const float *query,
     float shares[TILE];
     for (int r = 0; r < rows; r++)
         shares[r] = softmax(scores + r * room, n);
-    for (int64_t d = 0; d < dim; d += 8) {
-        __m256 sums[TILE];
-        for (int r = 0; r < rows; r++)
-            sums[r] = _mm256_setzero_ps();
-        for (int64_t t = 0; t < n; t++) {
-            const __m256 value = load8(values, t * dim + d, half);
-            for (int r = 0; r < rows; r++)
-                sums[r] = _mm256_fmadd_ps(value, _mm256_set1_ps(scores[r * room + t]), sums[r]);
-        }
-        for (int r = 0; r < rows; r++)
-            _mm256_storeu_ps(y + r * stride + d, _mm256_mul_ps(sums[r], _mm256_set1_ps(shares[r])));
-    }
+    const int vectors = rows == 1 ? 8 : rows == 2 ? 4 : 2; /* eight sums at a time: one would wait for itself */
+    int64_t d = 0;
+    for (; d + 8 * vectors <= dim; d += 8 * vectors)
+        cross_values(values, n, dim, d, scores, room, shares, y + d, stride, rows, vectors, half);
+    for (; d < dim; d += 8)
+        cross_values(values, n, dim, d, scores, room, shares, y + d, stride, rows, 1, half);
 }
 
 int64_t score_room(int64_t longest) { return TILE * (longest + 8); }

@@ -7,7 +7,7 @@
 
 /* A weight as `pack_int8` leaves it, and what is done with the sums; bias may be null. */
 typedef struct {
-    int64_t in, out, activation;
+    int64_t in, out, beside, activation;
     const int8_t *weight;
     const float *scale, *sums, *bias;
 } Linear;

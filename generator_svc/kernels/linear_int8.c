@@ -15,6 +15,7 @@
 #include <string.h>
 
 #define LEVELS 127
+#define FIRST 4096 /* bytes of weights asked for while the inputs are quantized */
 
 static int with_vnni;
 
@@ -23,27 +24,31 @@ int choose_vnni(int wanted) { return with_vnni = wanted && vnni_here(); }
 
 int vnni_chosen(void) { return with_vnni; }
 
-/* Panels [out / 16][width / 8][2][16][4]: the two groups of four inputs of a block, each for 16 outputs. */
+/* Panels of 16 outputs, laid out as `weights_at` says. */
 int64_t packed_bytes(int64_t out, int64_t in) {
     return (out + PANEL - 1) / PANEL * PANEL * ((in + BLOCK - 1) / BLOCK * BLOCK);
 }
 
 int64_t group_count(int64_t in) { return (in + GROUP - 1) / GROUP; }
 
-/* weight [out, in] in -63..63 -> packed, and sums [groups, padded outputs] of each row's groups. */
-void pack_int8(const int8_t *weight, int64_t out, int64_t in, int8_t *packed, float *sums) {
-    const int64_t blocks = (in + BLOCK - 1) / BLOCK, panels = (out + PANEL - 1) / PANEL;
+/* weight [out, in] in -63..63 -> packed, and sums [groups, padded outputs] of each row's groups. How many panels stand
+ * beside each other: what is best for the instructions that are chosen now, the others read it too. */
+int64_t pack_int8(const int8_t *weight, int64_t out, int64_t in, int8_t *packed, float *sums) {
+    const int64_t panels = (out + PANEL - 1) / PANEL;
+    const Product p = {.weight = packed, .width = (in + BLOCK - 1) / BLOCK * BLOCK, .padded = panels * PANEL, .beside = with_vnni ? CHUNK : 1};
     memset(packed, 0, (size_t)packed_bytes(out, in));
 #pragma omp parallel for
     for (int64_t o = 0; o < panels * PANEL; o++) {
         for (int64_t g = 0; g < group_count(in); g++)
             sums[g * panels * PANEL + o] = 0;
         for (int64_t i = 0; o < out && i < in; i++) {
-            const int64_t place = ((o / PANEL * blocks + i / BLOCK) * 2 + i % BLOCK / 4) * PANEL + o % PANEL;
-            packed[place * 4 + i % 4] = weight[o * in + i];
+            int64_t along;
+            const int8_t *place = weights_at(&p, o / PANEL, i / 4, &along);
+            packed[place - packed + o % PANEL * 4 + i % 4] = weight[o * in + i];
             sums[i / GROUP * panels * PANEL + o] += weight[o * in + i]; /* below 2^24: exact */
         }
     }
+    return p.beside;
 }
 
 /* One group of `in` values. */
@@ -81,15 +86,15 @@ static void quantize(const float *x, int64_t in, uint8_t *q, float *step, float 
 /* Integer sums of some rows over `blocks` blocks of one panel. Kept apart, so that all of them stay in registers. */
 #define ROW_SUMS(ROWS)                                                                                                \
     static __attribute__((noinline)) void sums_of_##ROWS(const uint8_t *x, int64_t width, const int8_t *w,            \
-                                                         int64_t blocks, __m256i *to) {                               \
+                                                         int64_t along, int64_t blocks, __m256i *to) {                \
         const __m256i ones = _mm256_set1_epi16(1);                                                                    \
         __m256i sums[ROWS][2];                                                                                        \
         for (int r = 0; r < ROWS; r++)                                                                                \
             sums[r][0] = sums[r][1] = _mm256_setzero_si256();                                                         \
-        for (int64_t k = 0; k < blocks; k++, w += BLOCK * PANEL) {                                                    \
-            const __m256i *v = (const __m256i *)w;                                                                    \
+        for (int64_t k = 0; k < blocks; k++, w += 2 * along) {                                                        \
+            const __m256i *v = (const __m256i *)w, *next = (const __m256i *)(w + along);                              \
             const __m256i w00 = _mm256_loadu_si256(v), w01 = _mm256_loadu_si256(v + 1);                               \
-            const __m256i w10 = _mm256_loadu_si256(v + 2), w11 = _mm256_loadu_si256(v + 3);                           \
+            const __m256i w10 = _mm256_loadu_si256(next), w11 = _mm256_loadu_si256(next + 1);                         \
             for (int r = 0; r < ROWS; r++) {                                                                          \
                 int32_t four[2];                                                                                      \
                 memcpy(four, x + r * width + k * BLOCK, sizeof four);                                                 \
@@ -111,19 +116,20 @@ ROW_SUMS(2)
 ROW_SUMS(3)
 ROW_SUMS(4)
 
-typedef void (*RowSums)(const uint8_t *, int64_t, const int8_t *, int64_t, __m256i *);
+typedef void (*RowSums)(const uint8_t *, int64_t, const int8_t *, int64_t, int64_t, __m256i *);
 static const RowSums SUMS[] = {0, sums_of_1, sums_of_2, sums_of_3, sums_of_4};
 
 /* One panel of outputs for up to four rows. */
 static void tile(const Product *p, int64_t panel, int64_t row, const int rows) {
-    const int8_t *w = p->weight + panel * PANEL * p->width;
+    int64_t along;
+    const int8_t *w = weights_at(p, panel, 0, &along);
     __m256 totals[4][2];
     for (int r = 0; r < rows; r++)
         totals[r][0] = totals[r][1] = _mm256_setzero_ps();
     for (int64_t g = 0, k = 0; g < p->groups; g++, k += GROUP) {
         __m256i sums[4][2];
         const int64_t size = p->width - k < GROUP ? p->width - k : GROUP;
-        SUMS[rows](p->q + row * p->width + k, p->width, w + k * PANEL, size / BLOCK, &sums[0][0]);
+        SUMS[rows](p->q + row * p->width + k, p->width, w + k / 4 * along, along, size / BLOCK, &sums[0][0]);
         const float *of_weights = p->sums + g * p->padded + panel * PANEL;
         for (int r = 0; r < rows; r++) {
             const __m256 step = _mm256_set1_ps(p->step[(row + r) * p->groups + g]);
@@ -151,19 +157,42 @@ static void panel_rows(const Product *p, int64_t panel) {
     }
 }
 
-/* Bytes of the room that a product of these rows needs: their integers, then step and minimum of each group. */
+/* Bytes of the room that a product of these rows needs: a counter, the rows' integers, then step and minimum of each group. */
 size_t linear_room(int64_t rows, int64_t in) {
     const int64_t width = (in + BLOCK - 1) / BLOCK * BLOCK;
-    return (size_t)(rows * width + 63) / 64 * 64 + (size_t)(rows * group_count(in)) * 2 * sizeof(float);
+    return LINE + (size_t)(rows * width + 63) / 64 * 64 + (size_t)(rows * group_count(in)) * 2 * sizeof(float);
+}
+
+/* Panels in chunks, to whichever thread is free: each takes its next chunk before it computes one, and so knows it. The
+ * first ones, one for each thread, count as taken. */
+static void share_panels(const Product *p, int64_t chunk, int64_t *taken) {
+    const int64_t panels = p->padded / PANEL, chunks = (panels + chunk - 1) / chunk;
+    for (int64_t mine = omp_get_thread_num(), next; mine < chunks; mine = next) {
+        next = __atomic_fetch_add(taken, 1, __ATOMIC_RELAXED);
+        const int64_t first = mine * chunk, count = panels - first < chunk ? panels - first : chunk;
+        const int whole = p->beside == CHUNK && chunk == CHUNK && (next + 1) * CHUNK <= panels;
+        if (with_vnni)
+            vnni_panels(p, first, count, whole ? p->weight + next * CHUNK * PANEL * p->width : 0);
+        else
+            for (int64_t panel = first; panel < first + count; panel++)
+                panel_rows(p, panel);
+    }
+#pragma omp barrier
 }
 
 void linear_team(const Linear *l, const float *x, int64_t rows, const float *residual, float *y, void *room, int threads) {
     const int64_t in = l->in, width = (in + BLOCK - 1) / BLOCK * BLOCK, panels = (l->out + PANEL - 1) / PANEL;
     const int64_t groups = group_count(in), chunk = panels >= 2 * CHUNK * threads ? CHUNK : 1;
-    uint8_t *q = room;
+    int64_t *taken = room;
+    uint8_t *q = (uint8_t *)room + LINE;
     float *step = (float *)(q + (rows * width + 63) / 64 * 64), *minimum = step + rows * groups;
     const Product p = {q, step, minimum, l->weight, l->scale, l->bias, l->sums, residual,
-                       y, rows, width,   groups,    l->out,   panels * PANEL,   (int)l->activation};
+                       y, rows, width,   groups,    l->out,   panels * PANEL, l->beside, (int)l->activation};
+    const int8_t *mine = l->weight + omp_get_thread_num() * chunk * PANEL * width;
+    for (int64_t i = 0; i < FIRST && omp_get_thread_num() * chunk < panels; i += LINE)
+        _mm_prefetch(mine + i, _MM_HINT_T1);
+#pragma omp single nowait
+    *taken = omp_get_num_threads();
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < rows; row++) {
         for (int64_t g = 0; g < groups; g++) {
@@ -172,21 +201,13 @@ void linear_team(const Linear *l, const float *x, int64_t rows, const float *res
         }
         memset(q + row * width + in, 0, (size_t)(width - in));
     }
-#pragma omp for schedule(dynamic)
-    for (int64_t first = 0; first < panels; first += chunk) {
-        const int64_t count = panels - first < chunk ? panels - first : chunk;
-        if (with_vnni)
-            vnni_panels(&p, first, count);
-        else
-            for (int64_t panel = first; panel < first + count; panel++)
-                panel_rows(&p, panel);
-    }
+    share_panels(&p, chunk, taken);
 }
 
 /* x [rows, in] contiguous; residual null or [rows, out]; bias null or padded to panels. 0, or -1 without memory. */
-int linear_int8(const float *x, int64_t rows, int64_t in, int64_t out, const int8_t *weight, const float *scale,
+int linear_int8(const float *x, int64_t rows, int64_t in, int64_t out, int64_t beside, const int8_t *weight, const float *scale,
                 const float *sums, const float *bias, const float *residual, float *y, int activation, int threads) {
-    const Linear l = {in, out, activation, weight, scale, sums, bias};
+    const Linear l = {in, out, beside, activation, weight, scale, sums, bias};
     void *room = aligned_alloc(64, (linear_room(rows, in) + 63) / 64 * 64);
     if (!room)
         return -1;

@@ -31,8 +31,8 @@ SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "choose_vnni": ([FLAG], FLAG),
     "group_count": ([COUNT], COUNT),
     "packed_bytes": ([COUNT, COUNT], COUNT),
-    "pack_int8": ([ADDRESS, COUNT, COUNT, ADDRESS, ADDRESS], None),
-    "linear_int8": ([ADDRESS, COUNT, COUNT, COUNT, *[ADDRESS] * 6, FLAG, FLAG], FLAG),
+    "pack_int8": ([ADDRESS, COUNT, COUNT, ADDRESS, ADDRESS], COUNT),
+    "linear_int8": ([ADDRESS, COUNT, COUNT, COUNT, COUNT, *[ADDRESS] * 6, FLAG, FLAG], FLAG),
     "cross_attention": ([*[ADDRESS] * 5, COUNT, COUNT, COUNT, REAL, FLAG, FLAG], FLAG),
     "document_attention": ([*[ADDRESS] * 4, COUNT, COUNT, COUNT, COUNT, REAL, FLAG], FLAG),
     "path_attention": ([*[ADDRESS] * 6, COUNT, COUNT, COUNT, COUNT, REAL, FLAG], FLAG),
@@ -71,7 +71,8 @@ class Int8Product:
         packed = torch.empty(self._library.packed_bytes(self.outputs, self.inputs), dtype=torch.int8)
         scale = self._padded(scale)
         sums = torch.empty(self._library.group_count(self.inputs), len(scale))
-        self._library.pack_int8(weight.data_ptr(), self.outputs, self.inputs, packed.data_ptr(), sums.data_ptr())
+        given, to = (weight.data_ptr(), self.outputs, self.inputs), (packed.data_ptr(), sums.data_ptr())
+        self.beside: int = self._library.pack_int8(*given, *to)  # how weights are laid out
         self._kept = (packed, scale, sums, None if bias is None else self._padded(bias))
         self.fixed = [None if tensor is None else tensor.data_ptr() for tensor in self._kept]  # addresses
 
@@ -89,6 +90,7 @@ class Int8Product:
                 x.shape[0],
                 self.inputs,
                 self.outputs,
+                self.beside,
                 *self.fixed,
                 None if more is None else more.data_ptr(),
                 y.data_ptr(),

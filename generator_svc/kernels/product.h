@@ -8,6 +8,8 @@
 #define BLOCK 8  /* inputs that are multiplied together */
 #define GROUP 128 /* inputs of a row that share step and minimum; a multiple of BLOCK */
 #define CHUNK 4 /* panels that a thread takes at a time, where there are enough for all */
+#define LINE 64 /* bytes of a line of the cache: one panel's weights for four inputs */
+#define AHEAD 16 /* times four inputs: how far ahead of the sums a lone tile asks for weights */
 
 enum { NONE, RELU, GELU };
 
@@ -19,9 +21,18 @@ typedef struct {
     const float *sums;         /* [groups, padded outputs]: of the weights' q */
     const float *residual;
     float *y;
-    int64_t rows, width, groups, out, padded;
+    int64_t rows, width, groups, out, padded, beside;
     int activation;
 } Product;
+
+/* Where the weights of a panel stand for inputs 4 * step and the following; those for the next four are `along` behind
+ * them. Packed are runs of `beside` panels (the last one maybe of fewer), each [width / 4][its panels][16][4]: what is
+ * computed together is read as one run of memory. */
+static inline const int8_t *weights_at(const Product *p, int64_t panel, int64_t step, int64_t *along) {
+    const int64_t first = panel / p->beside * p->beside, left = p->padded / PANEL - first;
+    *along = (left < p->beside ? left : p->beside) * LINE;
+    return p->weight + first * PANEL * p->width + step * *along + (panel - first) * LINE;
+}
 
 /* Sums of eight outputs, `first` and the following, to y. */
 static inline __attribute__((always_inline)) void finish(const Product *p, int64_t row, int64_t first, __m256 total) {
@@ -44,8 +55,8 @@ static inline __attribute__((always_inline)) void finish(const Product *p, int64
         to[i] = last[i] + (more ? more[i] : 0);
 }
 
-/* The same sums on processors with AVX-512 VNNI: vnni.c. */
+/* The same sums on processors with AVX-512 VNNI: vnni.c. `next` is the chunk that this thread takes next, or null. */
 int vnni_here(void);
-void vnni_panels(const Product *p, int64_t first, int64_t count);
+void vnni_panels(const Product *p, int64_t first, int64_t count, const int8_t *next);
 
 #endif

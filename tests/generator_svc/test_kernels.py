@@ -59,19 +59,27 @@ def test_nothing_saturates_at_the_extremes() -> None:
 
 
 @pytest.mark.parametrize(("out", "width"), [(16, 8), (50, 44), (530, 300), (1024, 128)])
-@pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 23])
+@pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 13, 23])
 def test_both_sets_of_instructions_give_the_same_bits(out: int, width: int, rows: int) -> None:
+    """Whichever of them the weights were laid out for."""
     if not native.library().choose_vnni(True):
         pytest.skip("no AVX-512 VNNI here")
     torch.manual_seed(rows)
-    product = native.Int8Product(*quantize_weight(torch.randn(out, width)), torch.randn(out), "gelu")
-    x, residual = torch.randn(rows, width), torch.randn(rows, out)
-    with_vnni = product(x, residual)
-    native.library().choose_vnni(False)
+    weight, scale = quantize_weight(torch.randn(out, width))
+    x, residual, bias = torch.randn(rows, width), torch.randn(rows, out), torch.randn(out)
+    results, layouts = [], []
     try:
-        assert torch.equal(product(x, residual), with_vnni)
+        for packed_for in (True, False):
+            native.library().choose_vnni(packed_for)
+            product = native.Int8Product(weight, scale, bias, "gelu")
+            layouts.append(product.beside)
+            for run_with in (True, False):
+                native.library().choose_vnni(run_with)
+                results.append(product(x, residual))
     finally:
         native.library().choose_vnni(True)
+    assert layouts == [4, 1]
+    assert all(torch.equal(result, results[0]) for result in results)
 
 
 @pytest.mark.usefixtures("instructions")
