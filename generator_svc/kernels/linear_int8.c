@@ -39,13 +39,15 @@ int64_t pack_int8(const int8_t *weight, int64_t out, int64_t in, int8_t *packed,
     memset(packed, 0, (size_t)packed_bytes(out, in));
 #pragma omp parallel for
     for (int64_t o = 0; o < panels * PANEL; o++) {
-        for (int64_t g = 0; g < group_count(in); g++)
-            sums[g * panels * PANEL + o] = 0;
-        for (int64_t i = 0; o < out && i < in; i++) {
-            int64_t along;
-            const int8_t *place = weights_at(&p, o / PANEL, i / 4, &along);
-            packed[place - packed + o % PANEL * 4 + i % 4] = weight[o * in + i];
-            sums[i / GROUP * panels * PANEL + o] += weight[o * in + i]; /* below 2^24: exact */
+        int64_t along;
+        int8_t *own = packed + (weights_at(&p, o / PANEL, 0, &along) - packed) + o % PANEL * 4;
+        for (int64_t g = 0; g < group_count(in); g++) {
+            int32_t sum = 0;
+            for (int64_t i = g * GROUP; o < out && i < in && i < (g + 1) * GROUP; i++) {
+                own[i / 4 * along + i % 4] = weight[o * in + i];
+                sum += weight[o * in + i];
+            }
+            sums[g * panels * PANEL + o] = (float)sum;
         }
     }
     return p.beside;
