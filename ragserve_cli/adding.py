@@ -11,24 +11,34 @@ from ragserve.errors import InvalidInputError, RagserveError
 from ragserve_cli import console
 from ragserve_cli.places import Place
 from retriever_svc.build.lines import bad_row
-from retriever_svc.build.sources import SourcePassage, read_passages
+from retriever_svc.build.sources import SourcePassage, read_rows
 from retriever_svc.build.split import by_words, split_passage
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file that was read through once: it holds so many passages, with different ids."""
+    """A file that was read through once: it holds so many passages, with different ids, and so many bad rows."""
 
     path: Path
     source_format: str | None
     split_words: int | None
     passages: int = 0
+    bad_rows: tuple[str, ...] = ()
 
-    def read(self) -> Iterator[SourcePassage]:
-        """The passages, in order."""
+    def read(self, bad: Callable[[InvalidInputError], None] = lambda _: None) -> Iterator[SourcePassage]:
+        """The passages, in order; `bad` is told of each row that is left out."""
         cut = None if self.split_words is None else by_words(self.split_words)
-        for passage in read_passages(self.path, self.source_format):
-            yield from split_passage(passage, cut)
+        lines: dict[str, int] = {}
+        for row in read_rows(self.path, self.source_format):
+            if isinstance(row, InvalidInputError):
+                bad(row)
+                continue
+            for passage in split_passage(row, cut):
+                first = lines.setdefault(passage.id, passage.line)
+                if first == passage.line:
+                    yield passage
+                else:
+                    bad(bad_row(self.path, passage.line, f"column 'id' is {passage.id!r}, as in line {first}"))
 
 
 @dataclass(frozen=True)
@@ -41,8 +51,10 @@ class Added:
     commits: int = 0
 
 
-def read_source(path: Path, source_format: str | None, split_words: int | None) -> Source:
-    """Read all of a file, so that nothing is committed of one that is bad.
+def read_source(
+    path: Path, source_format: str | None, split_words: int | None, *, skip_bad_rows: bool = False
+) -> Source:
+    """Read all of a file, so that nothing is committed of one that is bad; with `skip_bad_rows`, those are left out.
 
     Raises:
         NotFoundError: it is not there.
@@ -50,14 +62,17 @@ def read_source(path: Path, source_format: str | None, split_words: int | None) 
     """
     if split_words is not None and split_words < 1:
         raise InvalidInputError("split_words", f"split_words is {split_words}; it must be at least 1")
-    lines: dict[str, int] = {}
-    for passage in Source(path, source_format, split_words).read():
-        first = lines.setdefault(passage.id, passage.line)
-        if first != passage.line:
-            raise bad_row(path, passage.line, f"column 'id' is {passage.id!r}, as in line {first}")
-    if not lines:
+    bad_rows: list[str] = []
+
+    def bad(error: InvalidInputError) -> None:
+        if not skip_bad_rows:
+            raise error
+        bad_rows.append(error.message)
+
+    passages = sum(1 for _ in Source(path, source_format, split_words).read(bad))
+    if not passages:
         raise InvalidInputError("source", f"{path} holds no passages")
-    return Source(path, source_format, split_words, len(lines))
+    return Source(path, source_format, split_words, passages, tuple(bad_rows))
 
 
 def add_passages(place: Place, source: Source, batch_passages: int, report: Callable[[int], None]) -> Added:

@@ -17,6 +17,7 @@ from ragserve_cli.plan import demo_directory
 
 DEFAULT_BATCH = 10_000
 ID_LIMIT = 1_000
+NAMED = 5  # bad rows that are quoted
 
 RetrieverOption = Annotated[
     str | None,
@@ -39,6 +40,9 @@ def add(
     source_format: Annotated[
         Format | None, typer.Option("--format", help="Format of SOURCE; unset: by its name.")
     ] = None,
+    skip_bad_rows: Annotated[
+        bool, typer.Option("--skip-bad-rows", help="Leave bad rows out and name them, instead of refusing SOURCE.")
+    ] = False,
     batch_passages: Annotated[
         int, typer.Option("--batch-passages", metavar="N", min=1, help="Passages in one commit.")
     ] = DEFAULT_BATCH,
@@ -49,7 +53,11 @@ def add(
     from ragserve_cli.adding import add_passages, read_source  # noqa: PLC0415  (slow to import)
     from ragserve_cli.places import opened  # noqa: PLC0415
 
-    source = read_source(Path(path), source_format.value if source_format else None, split_words)
+    name = source_format.value if source_format else None
+    source = read_source(Path(path), name, split_words, skip_bad_rows=skip_bad_rows)
+    if source.bad_rows:
+        named = "; ".join(source.bad_rows[:NAMED])
+        console.warn(f"skipped {len(source.bad_rows)} rows of {path}, beginning with: {named}")
     own_model = None if retriever else model or demo_directory() / "model"
     with opened(knowledge, retriever, own_model) as place, console.progress_bar("adding", unit="passages") as bar:
         done = add_passages(place, source, batch_passages, _shown_by(bar, source.passages, batch_passages))

@@ -99,21 +99,6 @@ def read_rows(
             yield passage
 
 
-def read_passages(
-    source: Path, source_format: str | None = None, max_text_bytes: int = MAX_TEXT_BYTES
-) -> Iterator[SourcePassage]:
-    """The passages of a source, in order.
-
-    Raises:
-        NotFoundError: the source is not there.
-        InvalidInputError: a row is bad; the message names file, line and column.
-    """
-    for row in read_rows(source, source_format, max_text_bytes):
-        if isinstance(row, InvalidInputError):
-            raise row
-        yield row
-
-
 def _to_passage(source: Path, line: int, row: int, values: Mapping[str, Any], max_text_bytes: int) -> SourcePassage:
     identifier = values.get("id")
     if isinstance(identifier, int) and not isinstance(identifier, bool):

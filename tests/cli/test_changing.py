@@ -57,6 +57,23 @@ def as_json(cli: Cli) -> Json:
     return run
 
 
+def test_bad_rows_are_refused_or_skipped(cli: Cli, as_json: Json, assets: Assets, files: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.tsv"
+    lines = ["id\ttext\ttitle", "n0\tthe old city\triver", 'n1\t"no end of the quote\tx', "n2\t\tempty", "n0\ttwice\tx"]
+    rows.write_text("\n".join(lines) + "\n")
+    refused = cli("kb", "add", files, rows, "--model", assets.model)
+    assert refused.returncode != 0
+    assert "rows.tsv:3" in refused.stderr
+    rows.write_text("\n".join([lines[0], lines[1], *lines[3:]]) + "\n")
+    skipped = cli("kb", "add", files, rows, "--model", assets.model, "--skip-bad-rows", "--json")
+    assert skipped.returncode == 0, skipped.stderr
+    assert "skipped 2 rows" in skipped.stderr
+    assert "rows.tsv:3" in skipped.stderr
+    assert "rows.tsv:4" in skipped.stderr
+    done = json.loads(skipped.stdout)
+    assert (done["inserted"], done["updated"]) == (1, 0)
+
+
 def story(as_json: Json, place: list[object], add_options: list[object], source: Path) -> None:
     """Every command once; `place` says where."""
     begin = as_json("versions", *place)["versions"][-1]

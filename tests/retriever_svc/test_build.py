@@ -16,12 +16,12 @@ import pytest
 
 from ragserve.errors import FailedPreconditionError, InvalidInputError, NotFoundError
 from retriever_svc.build import Progress, build_knowledge_base
-from retriever_svc.build.sources import read_passages
 from retriever_svc.encoder import TextEncoder
 from retriever_svc.knowledge import KnowledgeBase, describe
 from retriever_svc.loading import RetrievalOptions
 from retriever_svc.rows import MemoryRows
 from retriever_svc.types import Passage
+from tests.retriever_svc.sources import read_passages
 from tests.tiny import tiny_passages, write_jsonl
 
 ROWS = [
@@ -187,6 +187,7 @@ SLOW_BUILD = """
 import sys, time
 from pathlib import Path
 from retriever_svc.build import build_knowledge_base
+from tests.retriever_svc.sources import read_passages
 from retriever_svc.loading import RetrievalOptions
 
 def slow(progress):

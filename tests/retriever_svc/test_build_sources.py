@@ -17,12 +17,13 @@ from tokenizers import Tokenizer
 
 from ragserve.errors import InvalidInputError, NotFoundError
 from retriever_svc.build import BuildOptions, build_knowledge_base
-from retriever_svc.build.sources import MAX_TEXT_BYTES, read_passages, read_rows
+from retriever_svc.build.sources import MAX_TEXT_BYTES, read_rows
 from retriever_svc.build.split import by_tokens, by_words
 from retriever_svc.knowledge import KnowledgeBase
 from retriever_svc.loading import RetrievalOptions
 from retriever_svc.rows import MemoryRows
 from retriever_svc.types import Passage
+from tests.retriever_svc.sources import read_passages
 from tests.tiny import tiny_text
 
 

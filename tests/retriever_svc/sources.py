@@ -1,0 +1,18 @@
+"""The passages of a source that has no bad rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ragserve.errors import InvalidInputError
+from retriever_svc.build.sources import SourcePassage, read_rows
+
+
+def read_passages(source: Path, *options: Any, **named: Any) -> Iterator[SourcePassage]:
+    """Raises the error of the first bad row."""
+    for row in read_rows(source, *options, **named):
+        if isinstance(row, InvalidInputError):
+            raise row
+        yield row
