@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +63,7 @@ class KnowledgeBase:
             DataLossError: the files of that version are damaged.
         """
         dataset = _open_dataset(path, version)
-        with reading(path):
+        with reading(path, int(dataset.version)):
             metadata = _check_schema(path, dataset.schema)
             return cls(
                 path=path,
@@ -111,13 +111,18 @@ class KnowledgeBase:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Raises DataLossError for what Lance says when files of a knowledge base are damaged or gone."""
+def reading(path: Path, version: int = 0) -> Iterator[None]:
+    """Raises DataLossError for what Lance says when files of a knowledge base are damaged or gone.
+
+    NotFoundError where the `version` that is read is gone altogether: a compaction removed it meanwhile.
+    """
     try:
         yield
     except BaseException as error:
         if not isinstance(error, OSError | ValueError) and not is_from_lance(error) and not is_panic(error):
             raise
+        if version and version not in (known := committed(path / DATASET_NAME)):
+            raise _no_version(path, version, known) from error
         reason = str(error).partition(", /")[0]
         raise DataLossError(f"{path} is damaged, build it again: {reason}", field=str(path)) from error
 
@@ -206,7 +211,7 @@ def _open_dataset(path: Path, version: int) -> lance.LanceDataset:
             f"{path} is not a knowledge base (no {DATASET_NAME} in it): 'ragserve kb build' makes one", field=str(path)
         )
     try:
-        dataset = opened(directory)
+        dataset = _newest(directory)
     except UNREADABLE as error:
         if committed(directory):
             raise _damaged(directory, "the newest version", error) from error
@@ -220,9 +225,23 @@ def _open_dataset(path: Path, version: int) -> lance.LanceDataset:
     except UNREADABLE as error:
         if version in (known := committed(directory)):
             raise _damaged(directory, f"version {version}", error) from error
-        raise NotFoundError(
-            f"{path} has no version {version}; it has {', '.join(map(str, known))}", field="knowledge_version"
-        ) from error
+        raise _no_version(path, version, known) from error
+
+
+def _newest(directory: Path) -> lance.LanceDataset:
+    """The newest version: again where another one came, and a compaction removed this one before it was read."""
+    while True:
+        before = committed(directory)[-1:]
+        try:
+            return opened(directory)
+        except UNREADABLE:
+            if committed(directory)[-1:] == before:
+                raise
+
+
+def _no_version(path: Path, version: int, known: Sequence[int]) -> NotFoundError:
+    message = f"{path} has no version {version}; it has {', '.join(map(str, known))}"
+    return NotFoundError(message, field="knowledge_version")
 
 
 def _damaged(directory: Path, what: str, reason: object) -> DataLossError:

@@ -12,7 +12,7 @@ from ragserve.serving.streams import require_ended_by_client
 from ragserve.v1 import retriever_pb2, retriever_pb2_grpc
 from retriever_svc import convert
 from retriever_svc.engine import RetrieverEngine
-from retriever_svc.live.history import diff_versions, list_versions, read_passages
+from retriever_svc.live.history import diff_versions, list_versions, read_passages, read_passages_of
 from retriever_svc.live.writer import DEFAULT_KEEP_SECONDS, DEFAULT_KEEP_VERSIONS
 from retriever_svc.pipelining import pipelined
 from retriever_svc.requests import check_ids, check_new_passages
@@ -91,8 +91,9 @@ class RetrieverServicer(retriever_pb2_grpc.RetrieverServiceServicer):
     ) -> retriever_pb2.GetPassagesResponse:
         """Reads passages by id."""
         check_ids(request.ids, self._engine.limits)
+        read = read_passages if request.knowledge_version else read_passages_of
         version = request.knowledge_version or self._engine.info().knowledge_version
-        found = await asyncio.to_thread(read_passages, self._engine.knowledge, request.ids, version)
+        found = await asyncio.to_thread(read, self._engine.knowledge, request.ids, version)
         return convert.passages_to_proto(request.ids, *found)
 
     async def ListVersions(  # noqa: N802

@@ -105,13 +105,24 @@ class Follower:
         Raises what `KnowledgeSource` raises, and FailedPreconditionError when the folder was replaced by another one.
         """
         with self._lock:
-            with reading(self._source.path):
-                newest = self._source.newest()
-                self._lineage.check(newest)
-                if newest > self.newest.version and not self._closed:
-                    self._load_up_to(newest, dict(self._snapshots))
+            while not self._try_refresh():
+                pass
             self._rebuild_if_due()
             return self.newest
+
+    def _try_refresh(self) -> bool:
+        """Load the newest version; False where a compaction removed it before it was read: a newer one is there."""
+        with reading(self._source.path):
+            newest = self._source.newest()
+            self._lineage.check(newest)
+            try:
+                if newest > self.newest.version and not self._closed:
+                    self._load_up_to(newest, dict(self._snapshots))
+            except UNREADABLE:
+                if self._source.newest() == newest:
+                    raise
+                return False
+        return True
 
     def wait(self) -> None:
         """Wait until no rebuild is at work."""

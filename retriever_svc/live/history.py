@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ragserve.errors import InvalidInputError
+from ragserve.errors import InvalidInputError, NotFoundError
 from retriever_svc.checksums import file_checks
-from retriever_svc.knowledge import DATASET_NAME, KnowledgeBase, reading
+from retriever_svc.knowledge import DATASET_NAME, KnowledgeBase, newest_version, reading
 from retriever_svc.live.changes import compare
 from retriever_svc.manifests import UNREADABLE, panics_as_errors, readable
 from retriever_svc.rows import TEXT_COLUMNS, VECTOR_COLUMN, RowKeys
@@ -75,11 +75,25 @@ def read_passages(path: Path, ids: Sequence[str], version: int = 0) -> tuple[int
     """The version read (0: the newest), and the passages that it has, by id. Raises as `KnowledgeBase.open`."""
     knowledge = KnowledgeBase.open(path, version)
     file_checks(path).verify_again(knowledge.dataset)
-    with reading(path):
+    with reading(path, knowledge.version):
         wanted = pc.field("id").isin(pa.array(list(dict.fromkeys(ids)), pa.string()))
         rows = knowledge.dataset.to_table(columns=TEXT_COLUMNS, filter=wanted).to_pylist()
     found = (Passage(row["id"], row["title"], row["text"], row["metadata"]) for row in rows)
     return knowledge.version, {passage.id: passage for passage in found}
+
+
+def read_passages_of(path: Path, ids: Sequence[str], loaded: int) -> tuple[int, dict[str, Passage]]:
+    """Those of the version that is loaded, or of the newest one where a compaction has removed the loaded one's files.
+
+    Raises as `KnowledgeBase.open`.
+    """
+    while True:
+        try:
+            return read_passages(path, ids, loaded)
+        except NotFoundError:
+            if (newest := newest_version(path)) == loaded:
+                raise
+            loaded = newest
 
 
 def diff_versions(path: Path, from_version: int, to_version: int = 0, limit: int = 0) -> VersionDiff:
@@ -94,7 +108,7 @@ def diff_versions(path: Path, from_version: int, to_version: int = 0, limit: int
     old, new = KnowledgeBase.open(path, from_version), KnowledgeBase.open(path, to_version)
     for knowledge in (old, new):
         file_checks(path).verify_again(knowledge.dataset)
-    with reading(path):
+    with reading(path, old.version), reading(path, new.version):
         before, after = _differing(old.dataset, new.dataset)
     added, removed = sorted(after.keys() - before.keys()), sorted(before.keys() - after.keys())
     changed = sorted(key for key in before.keys() & after.keys() if before[key] != after[key])

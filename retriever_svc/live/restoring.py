@@ -7,6 +7,9 @@ dataset: a link fails where the name is taken. That is how Lance commits on a fi
 
 from __future__ import annotations
 
+import shutil
+import time
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,6 +18,10 @@ import lance
 from retriever_svc.manifests import FOLDER, file_of
 
 TRANSACTIONS = "_transactions"
+SCRATCH = "_rollback_"
+LEFT_SECONDS = (
+    3600.0  # after which a scratch folder is that of a process that was killed: a rollback takes milliseconds
+)
 
 
 def restore_as_next(directory: Path, version: int, newest: int) -> int:
@@ -24,7 +31,7 @@ def restore_as_next(directory: Path, version: int, newest: int) -> int:
         FileExistsError: there is a newer version than `newest`; nothing was committed.
         OSError, RuntimeError, ValueError: as Lance does, when a manifest cannot be read or files not be written.
     """
-    with TemporaryDirectory(prefix="_rollback_", dir=directory) as name:
+    with TemporaryDirectory(prefix=SCRATCH, dir=directory) as name:
         scratch = Path(name)
         (scratch / FOLDER).mkdir()
         for known in {version, newest}:
@@ -34,6 +41,14 @@ def restore_as_next(directory: Path, version: int, newest: int) -> int:
         made = file_of(scratch, newest + 1)
         _commit(directory, made, list((scratch / TRANSACTIONS).iterdir()))
     return newest + 1
+
+
+def remove_left(directory: Path) -> None:
+    """Remove what rollbacks that were killed have left; nothing ever reads it."""
+    for scratch in directory.glob(f"{SCRATCH}*"):
+        with suppress(OSError):  # somebody else removes it, too
+            if time.time() - scratch.stat().st_mtime > LEFT_SECONDS:
+                shutil.rmtree(scratch)
 
 
 def _commit(directory: Path, manifest: Path, transactions: list[Path]) -> None:

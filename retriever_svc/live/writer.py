@@ -23,8 +23,8 @@ from ragserve.errors import (
 )
 from retriever_svc.checksums import file_checks
 from retriever_svc.knowledge import DATASET_NAME, PRIMARY_KEY, KnowledgeBase, newest_version
-from retriever_svc.live.restoring import restore_as_next
-from retriever_svc.manifests import UNREADABLE, panics_as_errors
+from retriever_svc.live.restoring import remove_left, restore_as_next
+from retriever_svc.manifests import UNREADABLE, committed, panics_as_errors
 from retriever_svc.rows import VECTOR_COLUMN
 from retriever_svc.types import Float32, Passage
 
@@ -82,7 +82,7 @@ class KnowledgeWriter:
         """
         dataset = self._open()
         table = _to_table(passages, vectors, dataset.schema)
-        with self._committing():
+        with self._committing(dataset):
             self._name_key(dataset)
             merge = dataset.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
             counts = merge.conflict_retries(0).execute(table)
@@ -92,7 +92,7 @@ class KnowledgeWriter:
     def delete(self, ids: Sequence[str]) -> Deletion:
         """Delete passages by id in one commit; none is made when none of them is there."""
         dataset = self._open()
-        with self._committing():
+        with self._committing(dataset):
             known = set(find_ids(dataset, ids))
         missing = tuple(identifier for identifier in dict.fromkeys(ids) if identifier not in known)
         if not known:
@@ -100,7 +100,7 @@ class KnowledgeWriter:
         keys = pa.table(
             {"id": pa.array(sorted(known))}, schema=pa.schema([pa.field("id", pa.string(), nullable=False)])
         )
-        with self._committing():
+        with self._committing(dataset):
             self._name_key(dataset)
             counts = dataset.merge_insert("id").when_matched_delete().conflict_retries(0).execute(keys)
         self._files.record(dataset)
@@ -120,12 +120,15 @@ class KnowledgeWriter:
         newest = newest_version(self._path)
         if version == newest:
             return version
-        self._files.require_whole(self._open(version))
-        with self._committing():
+        dataset = self._open(version)
+        self._files.require_whole(dataset)
+        with self._committing(dataset):
             return restore_as_next(self._path / DATASET_NAME, version, newest)
 
     def compact(self, keep_versions: int, keep_seconds: float) -> Compaction:
         """Rewrite small files and deleted rows, and remove versions beyond the newest ones that are also old.
+
+        What rollbacks left that were killed is removed as well.
 
         Replicas read files of the versions that they have loaded: keep as many as they keep, for as long as they
         need to follow.
@@ -142,13 +145,13 @@ class KnowledgeWriter:
             )
         dataset = self._open()
         self._files.verify(dataset)  # or what was altered would be written anew, with its own checksum
-        with self._committing():
+        with self._committing(dataset):
             dataset.optimize.compact_files()
-            before = len(dataset.versions())
             removed = dataset.cleanup_old_versions(timedelta(seconds=keep_seconds), retain_versions=keep_versions)
         self._files.record(dataset)
         self._files.forget_removed()
-        return Compaction(int(dataset.version), before - len(dataset.versions()), removed.bytes_removed)
+        remove_left(self._path / DATASET_NAME)
+        return Compaction(int(dataset.version), removed.old_versions, removed.bytes_removed)
 
     def _open(self, version: int = 0) -> lance.LanceDataset:
         """A version, open for writing."""
@@ -165,15 +168,22 @@ class KnowledgeWriter:
             dataset.update_field_metadata({"id": dict(PRIMARY_KEY)})
 
     @contextmanager
-    def _committing(self) -> Iterator[None]:
-        """Errors of Lance as ours: lost races, a full disk, files that may not be written, and damaged ones."""
+    def _committing(self, dataset: lance.LanceDataset) -> Iterator[None]:
+        """Errors of Lance as ours: lost races, a full disk, files that may not be written, and damaged ones.
+
+        A version that another writer's compaction removed, since it was opened here, is a lost race, too.
+        """
+        opened = int(dataset.version)
         try:
             with panics_as_errors():
                 yield
         except UNREADABLE as error:
             text = str(error).partition(", /")[0]  # what follows is a place in the source of Lance
             text = text.replace(str(self._path).lstrip("/"), self._path.name)  # a name may hold any of these words
-            if isinstance(error, FileExistsError) or "concurrent" in text or "conflict" in text.lower():
+            lost = isinstance(error, FileExistsError) or "concurrent" in text or "conflict" in text.lower()
+            gone = isinstance(error, FileNotFoundError) or "Not found" in text
+            removed = gone and opened not in committed(self._path / DATASET_NAME)
+            if lost or removed:
                 raise AbortedError(
                     f"another writer committed to {self._path} first: try again", retry_after_seconds=RETRY_SECONDS
                 ) from error
