@@ -13,7 +13,7 @@ from retriever_svc.index import SearchOptions
 from retriever_svc.kinds import LookupOptions, SearchKind, require_words
 from retriever_svc.live.snapshot import Snapshot
 from retriever_svc.metadata import parse_metadata
-from retriever_svc.types import NewPassage, Passage, Query
+from retriever_svc.types import LARGEST, NewPassage, Passage, Query, usable_rows
 
 
 @dataclass(frozen=True)
@@ -138,5 +138,5 @@ def _check_text(field: str, text: str, max_characters: int) -> None:
 def _check_vector(field: str, vector: np.ndarray, dimension: int) -> None:
     if vector.shape != (dimension,):
         raise InvalidInputError(field, f"{field} has {vector.size} values; the index has vectors of {dimension}")
-    if not np.isfinite(vector).all():
-        raise InvalidInputError(field, f"{field} holds a value that is not finite")
+    if not usable_rows(vector[None])[0]:
+        raise InvalidInputError(field, f"{field} holds a value that is not finite, or beyond {LARGEST:g}")

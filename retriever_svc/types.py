@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 Float32: TypeAlias = NDArray[np.float32]
 Int64: TypeAlias = NDArray[np.int64]
+
+
+LARGEST = 1e15  # of a vector's values: products of two vectors then fit float32, whatever their width
+
+
+def usable_rows(vectors: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which vectors [n_vectors, dim] hold finite values of at most LARGEST only."""
+    largest = min(LARGEST, float(np.finfo(vectors.dtype).max))
+    usable: NDArray[np.bool_] = (np.abs(vectors) <= largest).all(axis=1)
+    return usable
 
 
 @dataclass(frozen=True)

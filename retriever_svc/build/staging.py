@@ -19,7 +19,7 @@ from retriever_svc.build.sources import SourcePassage, SourceRow
 from retriever_svc.build.split import Cut, split_passage
 from retriever_svc.build.staged import DROPPED, RAW_VECTORS, TEXTS, Staged, among, scan
 from retriever_svc.build.vectors import VectorFile, open_npy, unpickle
-from retriever_svc.types import Int64
+from retriever_svc.types import LARGEST, Int64
 
 COLUMNS = {"id": "id", "title": "title", "text": "text", "metadata": "metadata_json", "line": "line", "row": "row"}
 NUMBERS = ("line", "row")
@@ -47,7 +47,7 @@ class Stager:
         self._check_some(self._stored)
         repeated = self._repeated(names.repeated())
         vectors = self._vectors(embeddings, dimension) if embeddings else None
-        bad = self._not_finite(vectors, embeddings[0]) if vectors else repeated[:0]
+        bad = self._unusable(vectors, embeddings[0]) if vectors else repeated[:0]
         dropped, passages = self._drop(np.union1d(repeated, bad))
         self._check_some(passages)
         skipped = self._unread + dropped
@@ -124,13 +124,13 @@ class Stager:
             )
         return vectors
 
-    def _not_finite(self, vectors: VectorFile, embeddings: Path) -> Int64:
+    def _unusable(self, vectors: VectorFile, embeddings: Path) -> Int64:
         """The rows to leave out for their vectors."""
-        rows = np.fromiter(vectors.not_finite(), dtype=np.int64)
+        rows = np.fromiter(vectors.unusable(), dtype=np.int64)
         for row in islice(rows.tolist(), NAMED):
             for passage in self._stored_at(row):
                 where = f"{embeddings}: row {row} (passage {passage['id']!r}, line {passage['line']})"
-                self._bad(InvalidInputError("embeddings", f"{where} holds NaN or infinity"))
+                self._bad(InvalidInputError("embeddings", f"{where} holds NaN, infinity or a value beyond {LARGEST:g}"))
         return rows
 
     def _drop(self, rows: Int64) -> tuple[int, int]:

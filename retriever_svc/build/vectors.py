@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ragserve.errors import InvalidInputError
-from retriever_svc.types import Float32, Int64
+from retriever_svc.types import Float32, Int64, usable_rows
 
 CHECK_ROWS = 4096  # read together: 12 MB at 768 float32 values
 PICKLES = (".pkl", ".pickle")
@@ -41,11 +41,11 @@ class VectorFile:
         first = int(rows[0])
         return self.read(first, int(rows[-1]) + 1)[rows - first]
 
-    def not_finite(self) -> Iterator[int]:
-        """The rows that hold NaN or an infinite value."""
+    def unusable(self) -> Iterator[int]:
+        """The rows that hold NaN, an infinite value or one beyond LARGEST."""
         for start in range(0, self.rows, CHECK_ROWS):
             block = self.read(start, min(start + CHECK_ROWS, self.rows))
-            yield from (start + np.flatnonzero(~np.isfinite(block).all(axis=1))).tolist()
+            yield from (start + np.flatnonzero(~usable_rows(block))).tolist()
 
 
 def embedding_files(embeddings: Sequence[Path], allow_pickle: bool) -> tuple[Path, ...]:

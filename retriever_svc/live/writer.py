@@ -26,7 +26,7 @@ from retriever_svc.knowledge import DATASET_NAME, PRIMARY_KEY, KnowledgeBase, ne
 from retriever_svc.live.restoring import remove_left, restore_as_next
 from retriever_svc.manifests import UNREADABLE, committed, panics_as_errors
 from retriever_svc.rows import VECTOR_COLUMN
-from retriever_svc.types import Float32, Passage
+from retriever_svc.types import LARGEST, Float32, Passage, usable_rows
 
 RETRY_SECONDS = 0.05  # after a lost race: a commit of a few passages takes about this long
 DEFAULT_KEEP_VERSIONS = 10
@@ -212,10 +212,11 @@ def _to_table(passages: Sequence[Passage], vectors: Float32, schema: pa.Schema) 
         raise InvalidInputError("passages", f"vectors have {vectors.shape[-1]} values; those stored have {wanted}")
     with np.errstate(over="ignore"):
         stored = vectors.astype(vector_type.value_type.to_pandas_dtype())
-    if not np.isfinite(stored).all():
-        row = int(np.flatnonzero(~np.isfinite(stored).all(axis=1))[0])
-        field = f"passages[{row}].vector"
-        raise InvalidInputError(field, f"{field} holds a value that is not finite, or too large for float16")
+    if len(bad := np.flatnonzero(~usable_rows(stored))):
+        field = f"passages[{bad[0]}].vector"
+        raise InvalidInputError(
+            field, f"{field} holds a value that is not finite, beyond {LARGEST:g} or too large for float16"
+        )
     columns = {
         "id": pa.array([passage.id for passage in passages], pa.string()),
         "title": pa.array([passage.title for passage in passages], pa.string()),

@@ -78,6 +78,7 @@ NAN = np.full(DIMENSION, np.nan, np.float32)
         ([[GOOD, new_passage("a", "text", np.ones(DIMENSION + 1, np.float32))]], "passages[1].vector"),
         ([[GOOD], [new_passage("a", "text", NAN)]], "passages[1].vector"),
         ([[new_passage("a", "text", np.full(DIMENSION, np.inf, np.float32))]], "passages[0].vector"),
+        ([[new_passage("a", "text", -1e16 * ONES)]], "passages[0].vector"),
         ([[with_bytes(b"\0" * 7)]], "passages[0].vector"),
         ([[GOOD, new_passage("b", "text"), GOOD]], "passages[2].passage.id"),
         ([[GOOD], [new_passage("b", "text")], [GOOD]], "passages[2].passage.id"),

@@ -70,8 +70,9 @@ def with_value(row: int, value: float) -> np.ndarray:
     [
         (vectors()[:, :-1], "vectors of width 31; the model's encoder makes 32"),
         (vectors(N + 1), f"{N + 1} vectors for the {N} rows"),
-        (with_value(17, np.nan), r"v\.npy: row 17 \(passage '17', line 18\) holds NaN or infinity"),
-        (with_value(5, np.inf), r"v\.npy: row 5 \(passage '5', line 6\) holds NaN or infinity"),
+        (with_value(17, np.nan), r"v\.npy: row 17 \(passage '17', line 18\) holds NaN, infinity or a value beyond"),
+        (with_value(5, np.inf), r"v\.npy: row 5 \(passage '5', line 6\) holds NaN, infinity or a value beyond"),
+        (with_value(6, -1e16), r"v\.npy: row 6 \(passage '6', line 7\) holds NaN, infinity or a value beyond 1e\+15"),
         (vectors().reshape(-1), "has shape"),
         (vectors().astype(np.int32), "of int32; it must be"),
         (np.asfortranarray(vectors()), "in Fortran order"),

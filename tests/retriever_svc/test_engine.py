@@ -147,6 +147,7 @@ async def test_stages_are_timed_and_add_up(engine: RetrieverEngine) -> None:
         ([Query(vector=np.ones(3, np.float32))], 1, "queries[0].vector", "3 values"),
         ([Query(vector=np.full(DIMENSION, np.nan, np.float32))], 1, "queries[0].vector", "not finite"),
         ([Query(vector=np.full(DIMENSION, np.inf, np.float32))], 1, "queries[0].vector", "not finite"),
+        ([Query(vector=np.full(DIMENSION, -1.1e15, np.float32))], 1, "queries[0].vector", r"beyond 1e\+15"),
         ([Query("a")], 0, "k", "at least 1"),
         ([Query("a")], 51, "k", "max_k"),
     ],

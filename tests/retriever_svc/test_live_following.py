@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ragserve.errors import FailedPreconditionError
+from ragserve.errors import FailedPreconditionError, InvalidInputError
 from retriever_svc.filters import Filter
 from retriever_svc.index import SearchOptions
 from retriever_svc.kinds import nearest
 from retriever_svc.live.snapshot import View
 from retriever_svc.loading import RetrievalOptions
-from tests.retriever_svc.live_home import DIMENSION, Home, check
+from retriever_svc.types import LARGEST
+from tests.retriever_svc.live_home import DIMENSION, Home, as_passages, check
 
 
 def test_a_version_is_searched_with_the_refine_factor_of_its_settings(tmp_path: Path) -> None:
@@ -33,6 +34,24 @@ def test_a_version_is_searched_with_the_refine_factor_of_its_settings(tmp_path: 
         )
 
     assert found(1.0) < found(60.0) == 40
+
+
+@pytest.mark.parametrize("factory", ["Flat", "HNSW8", "IVF4,Flat"])
+def test_the_largest_vectors_that_are_taken_are_found(tmp_path: Path, factory: str) -> None:
+    home = Home(tmp_path / "kb", random.Random(3), factory)
+    home.upsert(100)
+    follower = home.follower()
+    ones = np.ones(DIMENSION, np.float32)
+    huge = {"up": ("up", LARGEST * ones, {}), "down": ("down", -LARGEST * ones, {})}
+    with pytest.raises(InvalidInputError, match="beyond 1e"):
+        home.writer.upsert(*as_passages({"up": ("up", 1.01 * LARGEST * ones, {})}))
+    home.committed(home.writer.upsert(*as_passages(huge)).version, {**home.rows, **huge})
+    view = View(follower.refresh(), Filter())
+    for query, best in ((LARGEST * ones, "up"), (ones, "up"), (-ones, "down"), (-LARGEST * ones, "down")):
+        ((positions, scores),) = nearest(view, query[None].astype(np.float32), 3)
+        assert view.snapshot.passages(positions)[0].id == best
+        assert np.isfinite(scores).all()
+    follower.close()
 
 
 def test_an_older_version_that_cannot_be_indexed_does_not_hold_up_the_newest(tmp_path: Path) -> None:
