@@ -1,9 +1,9 @@
-"""Checksums of the files that hold the rows of a knowledge base.
+"""Checksums of the files that hold the versions and rows of a knowledge base.
 
 Lance notices a file that is cut short or gone, but a flipped bit in the middle only where it makes the file unreadable:
-most of them change a text or a vector, and nobody is told. So each writer leaves the SHA-256 of its files beside them,
-and who reads a version compares. A file without a checksum (of an older ragserve, or of a writer that was killed
-between its commit and this) is taken as it is until the next commit.
+most of them change a text or a vector, or in a manifest which rows there are, and nobody is told. So each writer leaves
+the SHA-256 of its files beside them, and who reads a version compares. A file without a checksum (of an older ragserve,
+or of a writer that was killed between its commit and this) is taken as it is; one with rows until the next commit.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -20,9 +22,10 @@ from ragserve.checkpoint import sha256_of
 from ragserve.errors import DataLossError
 from ragserve.serving.logs import fields
 from retriever_svc.knowledge import DATASET_NAME
+from retriever_svc.manifests import FOLDER, file_of
 
 CHECKSUMS_NAME = "checksums"
-DATA, DELETIONS = "data", "_deletions"
+DATA, DELETIONS, MANIFESTS = "data", "_deletions", FOLDER
 HEX_DIGITS = 64
 
 log = logging.getLogger(__name__)
@@ -50,7 +53,7 @@ class FileChecks:
             DataLossError: one was altered; the file is named.
         """
         with self._lock:
-            for name, kind in _files(dataset):
+            for name, kind in self._files(dataset):
                 self._verify(name, kind)
 
     def require_whole(self, dataset: lance.LanceDataset) -> None:
@@ -59,7 +62,7 @@ class FileChecks:
         Raises:
             DataLossError: one is gone or was altered; the file is named.
         """
-        for name, kind in _files(dataset):
+        for name, kind in self._files(dataset):
             file = self._dataset / kind / name
             if not file.is_file():
                 raise DataLossError(
@@ -71,18 +74,32 @@ class FileChecks:
     def verify_again(self, dataset: lance.LanceDataset) -> None:
         """As `verify`, for files that were right before and have changed since: none is hashed for the first time."""
         with self._lock:
-            for name, kind in _files(dataset):
+            for name, kind in self._files(dataset):
                 if name in self._seen:
                     self._verify(name, kind)
 
     def record(self, dataset: lance.LanceDataset) -> None:
-        """Write down the checksums of the files of a version that have none. A failure is logged: the rows are safe."""
+        """Write down the checksums of a version that was just committed: of its manifest, and of files that have none.
+
+        A failure is logged: the rows are safe.
+        """
+        with self._writing() as known:
+            for name, kind in self._files(dataset):
+                if name not in known or kind == MANIFESTS:
+                    self._write(name, sha256_of(self._dataset / kind / name))
+
+    def record_manifest(self, version: int) -> None:
+        """As `record`, for a version whose other files have checksums."""
+        with self._writing():
+            manifest = file_of(self._dataset, version)
+            self._write(manifest.name, sha256_of(manifest))
+
+    @contextmanager
+    def _writing(self) -> Iterator[set[str]]:
+        """Gives the names of the checksums that are there."""
         try:
             self._sums.mkdir(exist_ok=True)
-            known = set(os.listdir(self._sums))
-            for name, kind in _files(dataset):
-                if name not in known:
-                    self._write(name, sha256_of(self._dataset / kind / name))
+            yield set(os.listdir(self._sums))
         except OSError as error:
             log.warning("checksums not written", extra=fields(path=self._sums, reason=error))
 
@@ -90,9 +107,18 @@ class FileChecks:
         """Remove the checksums of files that are there no more."""
         with self._lock:
             for path in self._sums.iterdir() if self._sums.is_dir() else ():
-                if not any((self._dataset / kind / path.name).exists() for kind in (DATA, DELETIONS)):
+                if not any((self._dataset / kind / path.name).exists() for kind in (DATA, DELETIONS, MANIFESTS)):
                     path.unlink(missing_ok=True)
                     self._seen.pop(path.name, None)
+
+    def _files(self, dataset: lance.LanceDataset) -> list[tuple[str, str]]:
+        """The manifest, the data and the deletion files of a version: name and folder."""
+        files = [(file_of(self._dataset, int(dataset.version)).name, MANIFESTS)]
+        for fragment in dataset.get_fragments():
+            files += [(file._path, DATA) for file in fragment.data_files()]  # `path` makes a class when it is asked
+            if deletions := fragment.deletion_file():
+                files.append((deletions.rpartition("/")[2], DELETIONS))
+        return files
 
     def _verify(self, name: str, kind: str) -> None:
         file = f"{self._dataset}/{kind}/{name}"
@@ -124,16 +150,6 @@ class FileChecks:
         partial = self._sums / f".{name}.{os.getpid()}.{threading.get_ident()}"
         partial.write_text(f"{checksum}\n")
         partial.replace(self._sums / name)
-
-
-def _files(dataset: lance.LanceDataset) -> list[tuple[str, str]]:
-    """The data and deletion files of a version: name and folder."""
-    files = []
-    for fragment in dataset.get_fragments():
-        files += [(file._path, DATA) for file in fragment.data_files()]  # `path` makes a class each time it is asked
-        if deletions := fragment.deletion_file():
-            files.append((deletions.rpartition("/")[2], DELETIONS))
-    return files
 
 
 @cache

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from ragserve.checkpoint import Manifest, sha256_of
 from ragserve.errors import DataLossError, FailedPreconditionError, NotFoundError, UnavailableError
-from retriever_svc.manifests import UNREADABLE, committed, is_panic, opened, readable
+from retriever_svc.manifests import FOLDER, UNREADABLE, committed, is_panic, opened, readable
 from retriever_svc.rows import TEXT_COLUMNS, VECTOR_COLUMN, DiskRows, MemoryRows, Rows
 
 DATASET_NAME = "passages.lance"
@@ -246,7 +246,9 @@ def _no_version(path: Path, version: int, known: Sequence[int]) -> NotFoundError
 
 def _damaged(directory: Path, what: str, reason: object) -> DataLossError:
     reason = str(reason).partition(", /")[0]
-    return DataLossError(f"{directory}: {what} is damaged and cannot be opened: {reason}", field=str(directory.parent))
+    advice = f"put its file in {directory / FOLDER} back from a copy, or build the knowledge base again"
+    message = f"{directory}: {what} is damaged and cannot be opened ({reason}): {advice}"
+    return DataLossError(message, field=str(directory.parent))
 
 
 def _check_schema(path: Path, found: pa.Schema) -> dict[bytes, bytes]:

@@ -123,7 +123,9 @@ class KnowledgeWriter:
         dataset = self._open(version)
         self._files.require_whole(dataset)
         with self._committing(dataset):
-            return restore_as_next(self._path / DATASET_NAME, version, newest)
+            restored = restore_as_next(self._path / DATASET_NAME, version, newest)
+        self._files.record_manifest(restored)
+        return restored
 
     def compact(self, keep_versions: int, keep_seconds: float) -> Compaction:
         """Rewrite small files and deleted rows, and remove versions beyond the newest ones that are also old.

@@ -11,6 +11,7 @@ import pytest
 from ragserve.errors import DataLossError
 from retriever_svc.checksums import CHECKSUMS_NAME, FileChecks
 from retriever_svc.knowledge import DATASET_NAME, KnowledgeBase
+from retriever_svc.manifests import file_of
 from tests.live.harness import Home, eventually, found, new_passage, refused
 from tests.live.test_damage import ONES, refused_start
 from tests.live.test_replicas import far_away
@@ -27,6 +28,10 @@ def data_files(home: Home) -> list[Path]:
 
 def checksums(home: Home) -> set[str]:
     return {file.name for file in (home.knowledge / CHECKSUMS_NAME).iterdir()}
+
+
+def manifests(home: Home, *versions: int) -> set[str]:
+    return {file_of(home.knowledge / DATASET_NAME, version).name for version in versions}
 
 
 def alter(file: Path, knowledge: Path) -> None:
@@ -82,11 +87,12 @@ def test_every_write_leaves_checksums_and_compaction_takes_them_away(home: Home)
     replica = home.replica()
     replica.upsert([new_passage(f"a {i}", "text", far_away()) for i in range(3)])
     replica.delete(["a 1", "2"])
+    replica.rollback(2)
     deletions = {file.name for file in (home.knowledge / DATASET_NAME / "_deletions").iterdir()}
     assert deletions
-    assert checksums(home) == {file.name for file in data_files(home)} | deletions
-    replica.compact(1, 0)
-    eventually(lambda: checksums(home) == {file.name for file in data_files(home)})
+    assert checksums(home) == {file.name for file in data_files(home)} | deletions | manifests(home, 1, 2, 3, 4)
+    newest = replica.compact(1, 0).knowledge_version
+    eventually(lambda: checksums(home) == {file.name for file in data_files(home)} | manifests(home, newest))
     assert len(data_files(home)) == 1
     replica.stop()
 
@@ -115,7 +121,7 @@ def test_files_without_a_checksum_are_taken_as_they_are_until_the_next_commit(ho
         assert len(found(replica.search(ONES, 3))) == 3
         replica.stop()
     home.grow(1)
-    assert checksums(home) == {file.name for file in data_files(home)}
+    assert checksums(home) == {file.name for file in data_files(home)} | manifests(home, 1, 2)
 
 
 def test_a_file_is_hashed_once_and_again_when_it_changes(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,6 +129,7 @@ def test_a_file_is_hashed_once_and_again_when_it_changes(home: Home, monkeypatch
     dataset = lance.dataset(str(home.knowledge / DATASET_NAME))
     (file,) = data_files(home)
     right = (home.knowledge / CHECKSUMS_NAME / file.name).read_text().strip()
+    (home.knowledge / CHECKSUMS_NAME / file_of(home.knowledge / DATASET_NAME, 1).name).unlink()
     monkeypatch.setattr("retriever_svc.checksums.sha256_of", lambda path: hashed.append(path) or right)
     checks = FileChecks(home.knowledge)
     checks.verify_again(dataset)

@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ragserve.errors import DataLossError, NotFoundError
+from ragserve.errors import DataLossError, FailedPreconditionError, NotFoundError
 from retriever_svc.knowledge import DATASET_NAME, KnowledgeBase, describe
 from retriever_svc.live.follower import Follower
 from retriever_svc.live.history import diff_versions, list_versions, read_passages
+from retriever_svc.loading import KnowledgeSource
 from retriever_svc.manifests import committed, file_of
+from tests.retriever_svc.live_home import DIMENSION, ENCODER
 from tests.retriever_svc.test_live_snapshots import Home
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
@@ -89,6 +91,20 @@ def test_the_newest_version_that_is_damaged_is_said_to_be(home: Home, how: str) 
             call()
     assert follower.newest.version == 5
     follower.close()
+
+
+def test_a_flipped_bit_of_a_manifest_is_never_taken_for_another_content(home: Home) -> None:
+    """Lance reads most of them all the same; what it makes of some is no knowledge base."""
+    source = KnowledgeSource(home.path, ENCODER, DIMENSION, home.options)
+    for version in (2, 4, 5):
+        manifest = file_of(home.path / DATASET_NAME, version)
+        right = manifest.read_bytes()
+        for place in range(0, len(right), 23):
+            manifest.write_bytes(right[:place] + bytes([right[place] ^ 1]) + right[place + 1 :])
+            with pytest.raises((DataLossError, FailedPreconditionError)):
+                source.open(version)
+        manifest.write_bytes(right)
+        assert source.open(version).passages == len(home.history[version])
 
 
 def test_versions_are_numbered_as_lance_does(home: Home) -> None:
