@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ragserve.errors import DataLossError
+from ragserve_cli.plan import demo_directory
 from retriever_svc.checksums import CHECKSUMS_NAME, FileChecks
 from retriever_svc.knowledge import DATASET_NAME, KnowledgeBase
 from retriever_svc.manifests import file_of
@@ -141,3 +142,12 @@ def test_a_file_is_hashed_once_and_again_when_it_changes(home: Home, monkeypatch
     checks.verify_again(dataset)
     assert hashed == [file, file]
     assert np.all([path == file for path in hashed])
+
+
+def test_the_demos_files_have_checksums() -> None:
+    knowledge = demo_directory() / "kb"
+    files = [file.name for folder in ("data", "_versions") for file in (knowledge / DATASET_NAME / folder).iterdir()]
+    files.remove("latest_version_hint.json")
+    assert {file.name for file in (knowledge / CHECKSUMS_NAME).iterdir()} == set(files)
+    checks = FileChecks(knowledge)
+    checks.verify(KnowledgeBase.open(knowledge).dataset)
