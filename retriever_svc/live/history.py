@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ragserve.errors import InvalidInputError, NotFoundError
+from ragserve.errors import DataLossError, InvalidInputError, NotFoundError
 from retriever_svc.checksums import file_checks
 from retriever_svc.knowledge import DATASET_NAME, KnowledgeBase, newest_version, reading
 from retriever_svc.live.changes import compare
@@ -83,14 +83,14 @@ def read_passages(path: Path, ids: Sequence[str], version: int = 0) -> tuple[int
 
 
 def read_passages_of(path: Path, ids: Sequence[str], loaded: int) -> tuple[int, dict[str, Passage]]:
-    """Those of the version that is loaded, or of the newest one where a compaction has removed the loaded one's files.
+    """Those of the version that is loaded, or of the newest one where a compaction removes the loaded one's files.
 
     Raises as `KnowledgeBase.open`.
     """
     while True:
         try:
             return read_passages(path, ids, loaded)
-        except NotFoundError:
+        except (NotFoundError, DataLossError):  # files of rows go first, then the version itself
             if (newest := newest_version(path)) == loaded:
                 raise
             loaded = newest

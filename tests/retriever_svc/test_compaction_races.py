@@ -12,7 +12,7 @@ from typing import Any
 import lance
 import pytest
 
-from ragserve.errors import AbortedError, NotFoundError
+from ragserve.errors import AbortedError, DataLossError, NotFoundError
 from retriever_svc import knowledge
 from retriever_svc.convert import compaction_to_proto
 from retriever_svc.knowledge import DATASET_NAME, newest_version
@@ -106,6 +106,20 @@ def test_a_version_that_is_removed_while_it_is_read_is_not_there(home: Home, mon
     assert {key: passage.text for key, passage in found.items()} == {key: home.rows[key][0] for key in ids}
     with pytest.raises(NotFoundError):
         read_passages(home.path, ids, loaded)
+
+
+def test_the_newest_version_answers_where_the_loaded_one_has_lost_its_files(home: Home) -> None:
+    """As while a compaction removes it: its manifest goes last."""
+    loaded, ids = max(home.history), list(home.rows)[:3]
+    files = set((home.path / DATASET_NAME / "data").iterdir())
+    everything = as_passages(home.rows)
+    home.committed(home.writer.upsert(*everything).version, home.rows)
+    for file in files:
+        file.unlink()
+    with pytest.raises(DataLossError):
+        read_passages(home.path, ids, loaded)
+    newest, found = read_passages_of(home.path, ids, loaded)
+    assert (newest, found.keys()) == (max(home.history), set(ids))
 
 
 def test_the_newest_version_is_opened_although_it_is_removed_meanwhile(
