@@ -29,6 +29,7 @@ class RetrieverMetrics:
         self.load_failures = metrics.counter(
             "ragserve_knowledge_load_failures_total", "Versions that could not be loaded, or not be indexed."
         )
+        self._swap = metrics.stage("index_swap")  # there from the start, at none
         self.commits = metrics.counter("ragserve_commits_total", "Commits made here.", ("operation",))
 
     def watch_queue(self, depth: Callable[[], int]) -> None:
@@ -37,7 +38,7 @@ class RetrieverMetrics:
 
     def swapped(self, seconds: float) -> None:
         """A rebuilt index took this long to put in place."""
-        self._metrics.stage("index_swap").observe(seconds)
+        self._swap.observe(seconds)
 
     def answering(self, newest: Snapshot, n_loaded: int) -> None:
         """From now on this version answers."""

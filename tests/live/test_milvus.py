@@ -15,6 +15,6 @@ from tests.retriever_svc.index.milvus_server import MilvusServer
 def test_upserts_and_versions_keep_their_meaning_on_milvus(tmp_path: Path) -> None:
     server = MilvusServer.start(tmp_path / "milvus", tmp_path / "milvus.log")
     try:
-        run(tmp_path, steps=300, kills=2, seed=chosen_seed(), milvus_uri=server.uri)
+        run(tmp_path, steps=300, restarts=2, seed=chosen_seed(), milvus_uri=server.uri)
     finally:
         server.kill()
