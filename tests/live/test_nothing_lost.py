@@ -1,4 +1,4 @@
-"""Random writes, searches, refreshes, compactions, kill -9 and SIGTERM against a plain dictionary. The seed is printed."""
+"""Random writes, searches, refreshes, compactions, SIGTERM and kill -9 against a dictionary. The seed is printed."""
 
 from __future__ import annotations
 
