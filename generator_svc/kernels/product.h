@@ -9,7 +9,6 @@
 #define GROUP 128 /* inputs of a row that share step and minimum; a multiple of BLOCK */
 #define CHUNK 4 /* panels that a thread takes at a time, where there are enough for all */
 #define LINE 64 /* bytes of a line of the cache: one panel's weights for four inputs */
-#define AHEAD 16 /* times four inputs: how far ahead of the sums a lone tile asks for weights */
 
 enum { NONE, RELU, GELU };
 

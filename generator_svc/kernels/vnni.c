@@ -17,31 +17,31 @@
 #define LEAST_AHEAD 3 /* rows */
 #define EACH(i, n) _Pragma("GCC unroll 8") for (int i = 0; i < n; i++)
 
-/* Weights to bring near before they are needed: for each four inputs of a tile `share` bytes more, from `from` on. */
+/* Rows `row` and the following by panels `first` and the following: their weights, how far apart those of two panels are,
+ * and those of a panel for four inputs and for the next four. `ahead`: what to bring near during a group, before it is
+ * needed, `share` bytes for each four inputs. */
 typedef struct {
-    const int8_t *from;
-    int64_t share;
-} Ahead;
+    int64_t first, row, apart, along, share;
+    const int8_t *weights, *ahead;
+} Tile;
 
 /* Adds group g of R rows and P panels to totals [R][P], which the first one sets: step * sum of the integers' products +
  * minimum * sum of the weights. A function for each R and P, so that the sums stay in registers: GCC 12 puts them all into
  * memory, in every turn of the loop, unless the empty instruction behind it asks for them in registers. */
 #define GROUP_OF(R, P)                                                                                                \
-    static __attribute__((noinline)) void group_of_##R##_##P(const Product *p, int64_t first, int64_t row, int64_t g, \
-                                                             __m512 *totals, Ahead ahead) {                           \
-        const int64_t width = p->width, left = width - g * GROUP;                                                     \
+    static __attribute__((noinline)) void group_of_##R##_##P(const Product *p, const Tile *t, int64_t g, __m512 *totals) { \
+        const int64_t width = p->width, left = width - g * GROUP, row = t->row, first = t->first;                     \
+        const int64_t apart = t->apart, along = t->along, share = t->ahead ? t->share : 0;                            \
         const uint8_t *q = p->q + row * width + g * GROUP, *end = q + (left < GROUP ? left : GROUP);                  \
-        int64_t along;                                                                                                \
-        const int8_t *w = weights_at(p, first, g * GROUP / 4, &along);                                                \
-        const int64_t apart = p->beside == 1 ? PANEL * width : LINE;                                                  \
+        const int8_t *w = t->weights + g * (GROUP / 4) * along, *ahead = t->ahead;                                    \
         const __mmask16 seen = g ? 0xffff : 0;                                                                        \
         __m512i sums[R][P];                                                                                           \
         EACH(r, R) EACH(n, P) sums[r][n] = _mm512_setzero_si512();                                                    \
         for (; q < end; q += 4, w += along) {                                                                         \
             __m512i weights[P];                                                                                       \
             EACH(n, P) weights[n] = _mm512_loadu_si512(w + n * apart);                                                \
-            for (const int8_t *stop = ahead.from + ahead.share; ahead.from < stop; ahead.from += LINE)                \
-                _mm_prefetch(ahead.from, _MM_HINT_T1);                                                                \
+            for (const int8_t *stop = ahead + share; ahead < stop; ahead += LINE)                                     \
+                _mm_prefetch(ahead, _MM_HINT_T1);                                                                     \
             EACH(r, R) {                                                                                              \
                 int32_t four;                                                                                         \
                 memcpy(&four, q + r * width, sizeof four);                                                            \
@@ -68,7 +68,7 @@ typedef struct {
 OF_ROWS(GROUP_OF, 1)
 OF_ROWS(GROUP_OF, 4)
 
-typedef void (*GroupOf)(const Product *, int64_t, int64_t, int64_t, __m512 *, Ahead);
+typedef void (*GroupOf)(const Product *, const Tile *, int64_t, __m512 *);
 #define NAME(R, P) group_of_##R##_##P,
 static const GroupOf ONE_PANEL[] = {OF_ROWS(NAME, 1)}, FOUR_PANELS[] = {OF_ROWS(NAME, 4)};
 
@@ -85,26 +85,25 @@ static inline void finish16(const Product *p, int64_t row, int64_t first, __m512
     _mm512_storeu_ps(p->y + row * p->out + first, y);
 }
 
-/* What tile t of a whole chunk asks for while it computes group g. A processor fetches what it sees a run of, but not
- * beyond a page, and computes and waits in turns: with this it does both at once. The only tile asks for weights AHEAD of
- * its own, unless its rows are so few that it reads as fast as it can anyway; of several, which have theirs after the first
- * one, each asks for a part of the next chunk. */
-static Ahead ahead_of(const Product *p, int64_t first, const int8_t *next, int64_t t, int64_t tiles, int64_t g) {
-    const int64_t whole = p->width / 4, step = g * GROUP / 4, along = CHUNK * LINE;
-    if (tiles > 1) {
-        const int64_t share = tiles < CHUNK ? along / 2 : LINE;
-        return next && t * share < along ? (Ahead){next + (t * whole + step) * share, share} : (Ahead){0};
-    }
+/* What tile t of a whole chunk asks for during group g; null: nothing. A processor fetches what it sees a run of, but not
+ * beyond a page, and computes and waits in turns: with this it does both at once. The only tile asks for the next group,
+ * unless its rows are so few that it reads as fast as it can anyway; of several, which have theirs after the first one,
+ * each asks for a part of the next chunk. */
+static const int8_t *ahead_of(const Product *p, const Tile *tile, const int8_t *next, int64_t t, int64_t tiles, int64_t g) {
+    const int64_t steps = GROUP / 4;
+    if (tiles > 1)
+        return next && t * tile->share < CHUNK * LINE ? next + (t * p->width / 4 + g * steps) * tile->share : 0;
     if (p->rows < LEAST_AHEAD || p->beside != CHUNK)
-        return (Ahead){0};
-    if (step + AHEAD < whole)
-        return (Ahead){p->weight + first * PANEL * p->width + (step + AHEAD) * along, along};
-    return next ? (Ahead){next + (step + AHEAD - whole) * along, along} : (Ahead){0};
+        return 0;
+    return g + 1 < p->groups ? tile->weights + (g + 1) * steps * tile->along : next;
 }
 
 /* Rows `row` and the following, panels `first` and the following; tile t of `tiles`. */
-static void tile(const Product *p, int64_t first, int64_t row, int rows, int panels, const int8_t *next, int64_t t, int64_t tiles) {
+static void run_tile(const Product *p, int64_t first, int64_t row, int rows, int panels, const int8_t *next, int64_t t, int64_t tiles) {
     const GroupOf add_group = (panels == CHUNK ? FOUR_PANELS : ONE_PANEL)[rows - 1];
+    Tile tile = {.first = first, .row = row, .apart = p->beside == 1 ? PANEL * p->width : LINE};
+    tile.weights = weights_at(p, first, 0, &tile.along);
+    tile.share = CHUNK * LINE / (tiles < CHUNK ? tiles < 2 ? 1 : 2 : CHUNK);
     __m512 totals[ROWS * CHUNK];
     for (int r = 0; r < rows; r++)
         for (int n = 0; n < panels; n++) {
@@ -113,8 +112,10 @@ static void tile(const Product *p, int64_t first, int64_t row, int rows, int pan
             if (p->residual)
                 __builtin_prefetch(p->residual + place);
         }
-    for (int64_t g = 0; g < p->groups; g++)
-        add_group(p, first, row, g, totals, panels == CHUNK ? ahead_of(p, first, next, t, tiles, g) : (Ahead){0});
+    for (int64_t g = 0; g < p->groups; g++) {
+        tile.ahead = panels == CHUNK ? ahead_of(p, &tile, next, t, tiles, g) : 0;
+        add_group(p, &tile, g, totals);
+    }
     for (int r = 0; r < rows; r++)
         for (int n = 0; n < panels; n++) {
             const int64_t output = (first + n) * PANEL;
@@ -136,10 +137,10 @@ void vnni_panels(const Product *p, int64_t first, int64_t count, const int8_t *n
         const int64_t row = t * p->rows / tiles;
         const int rows = (int)((t + 1) * p->rows / tiles - row);
         if (count == CHUNK)
-            tile(p, first, row, rows, CHUNK, next, t, tiles);
+            run_tile(p, first, row, rows, CHUNK, next, t, tiles);
         else
             for (int64_t panel = first; panel < first + count; panel++)
-                tile(p, panel, row, rows, 1, 0, t, tiles);
+                run_tile(p, panel, row, rows, 1, 0, t, tiles);
     }
 }
 
