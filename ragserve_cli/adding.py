@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ragserve.errors import InvalidInputError, RagserveError
@@ -22,23 +22,31 @@ class Source:
     path: Path
     source_format: str | None
     split_words: int | None
+    skip_bad_rows: bool
     passages: int = 0
     bad_rows: tuple[str, ...] = ()
 
-    def read(self, bad: Callable[[InvalidInputError], None] = lambda _: None) -> Iterator[SourcePassage]:
-        """The passages, in order; `bad` is told of each row that is left out."""
+    def read(self, bad_rows: list[str] | None = None) -> Iterator[SourcePassage]:
+        """The passages, in order. What is wrong with the rows that are skipped is added to `bad_rows`."""
         cut = None if self.split_words is None else by_words(self.split_words)
         lines: dict[str, int] = {}
         for row in read_rows(self.path, self.source_format):
             if isinstance(row, InvalidInputError):
-                bad(row)
+                self._skip(row, bad_rows)
                 continue
             for passage in split_passage(row, cut):
                 first = lines.setdefault(passage.id, passage.line)
-                if first == passage.line:
-                    yield passage
-                else:
-                    bad(bad_row(self.path, passage.line, f"column 'id' is {passage.id!r}, as in line {first}"))
+                if first != passage.line:
+                    what = f"column 'id' is {passage.id!r}, as in line {first}"
+                    self._skip(bad_row(self.path, passage.line, what), bad_rows)
+                    break
+                yield passage
+
+    def _skip(self, error: InvalidInputError, bad_rows: list[str] | None) -> None:
+        if not self.skip_bad_rows:
+            raise error
+        if bad_rows is not None:
+            bad_rows.append(error.message)
 
 
 @dataclass(frozen=True)
@@ -63,16 +71,11 @@ def read_source(
     if split_words is not None and split_words < 1:
         raise InvalidInputError("split_words", f"split_words is {split_words}; it must be at least 1")
     bad_rows: list[str] = []
-
-    def bad(error: InvalidInputError) -> None:
-        if not skip_bad_rows:
-            raise error
-        bad_rows.append(error.message)
-
-    passages = sum(1 for _ in Source(path, source_format, split_words).read(bad))
+    source = Source(path, source_format, split_words, skip_bad_rows)
+    passages = sum(1 for _ in source.read(bad_rows))
     if not passages:
         raise InvalidInputError("source", f"{path} holds no passages")
-    return Source(path, source_format, split_words, passages, tuple(bad_rows))
+    return replace(source, passages=passages, bad_rows=tuple(bad_rows))
 
 
 def add_passages(place: Place, source: Source, batch_passages: int, report: Callable[[int], None]) -> Added:

@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -21,8 +21,8 @@ import lance
 from ragserve.checkpoint import sha256_of
 from ragserve.errors import DataLossError
 from ragserve.serving.logs import fields
-from retriever_svc.knowledge import DATASET_NAME
-from retriever_svc.manifests import FOLDER, file_of
+from retriever_svc.knowledge import DATASET_NAME, no_version
+from retriever_svc.manifests import FOLDER, file_of, removed
 
 CHECKSUMS_NAME = "checksums"
 DATA, DELETIONS, MANIFESTS = "data", "_deletions", FOLDER
@@ -61,15 +61,23 @@ class FileChecks:
 
         Raises:
             DataLossError: one is gone or was altered; the file is named.
+            NotFoundError: the version is gone altogether.
         """
         for name, kind in self._files(dataset):
             file = self._dataset / kind / name
             if not file.is_file():
+                if removed(self._dataset, int(dataset.version)):
+                    raise no_version(self._knowledge, int(dataset.version))
                 raise DataLossError(
                     f"{self._knowledge}: version {dataset.version} cannot be read any more, {file} is gone",
                     field=str(self._knowledge),
                 )
         self.verify(dataset)
+
+    def verify_manifest(self, version: int) -> None:
+        """As `verify`, the manifest of a version only."""
+        with self._lock:
+            self._verify(file_of(self._dataset, version).name, MANIFESTS)
 
     def verify_again(self, dataset: lance.LanceDataset) -> None:
         """As `verify`, for files that were right before and have changed since: none is hashed for the first time."""
@@ -86,10 +94,11 @@ class FileChecks:
         with self._writing() as known:
             for name, kind in self._files(dataset):
                 if name not in known or kind == MANIFESTS:
-                    self._write(name, sha256_of(self._dataset / kind / name))
+                    with suppress(FileNotFoundError):  # a compaction has removed it
+                        self._write(name, sha256_of(self._dataset / kind / name))
 
     def record_manifest(self, version: int) -> None:
-        """As `record`, for a version whose other files have checksums."""
+        """As `record`, the manifest only: of a rollback, which makes no other files."""
         with self._writing():
             manifest = file_of(self._dataset, version)
             self._write(manifest.name, sha256_of(manifest))

@@ -200,6 +200,11 @@ class RetrieverEngine:
         return tuple(sorted(self._require_loaded().follower.snapshots))
 
     @property
+    def pinned(self) -> bool:
+        """Whether one version is served for good."""
+        return bool(self._options.retrieval.knowledge_version)
+
+    @property
     def dimension(self) -> int:
         """Width of the vectors. Raises UnavailableError while loading."""
         return self._require_loaded().follower.newest.dimension

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,17 @@ import pyarrow as pa
 
 from ragserve.checkpoint import Manifest, sha256_of
 from ragserve.errors import DataLossError, FailedPreconditionError, NotFoundError, UnavailableError
-from retriever_svc.manifests import FOLDER, UNREADABLE, committed, is_panic, opened, readable
+from retriever_svc.manifests import (
+    FOLDER,
+    UNREADABLE,
+    committed,
+    file_of,
+    is_missing,
+    is_panic,
+    opened,
+    readable,
+    removed,
+)
 from retriever_svc.rows import TEXT_COLUMNS, VECTOR_COLUMN, DiskRows, MemoryRows, Rows
 
 DATASET_NAME = "passages.lance"
@@ -111,18 +121,19 @@ class KnowledgeBase:
 
 
 @contextmanager
-def reading(path: Path, version: int = 0) -> Iterator[None]:
+def reading(path: Path, *versions: int) -> Iterator[None]:
     """Raises DataLossError for what Lance says when files of a knowledge base are damaged or gone.
 
-    NotFoundError where the `version` that is read is gone altogether: a compaction removed it meanwhile.
+    NotFoundError where one of the `versions` that are read is gone altogether: a compaction removed it meanwhile.
     """
     try:
         yield
     except BaseException as error:
         if not isinstance(error, OSError | ValueError) and not is_from_lance(error) and not is_panic(error):
             raise
-        if version and version not in (known := committed(path / DATASET_NAME)):
-            raise _no_version(path, version, known) from error
+        for version in versions if is_missing(error) else ():
+            if removed(path / DATASET_NAME, version):
+                raise no_version(path, version) from error
         reason = str(error).partition(", /")[0]
         raise DataLossError(f"{path} is damaged, build it again: {reason}", field=str(path)) from error
 
@@ -216,32 +227,41 @@ def _open_dataset(path: Path, version: int) -> lance.LanceDataset:
         if committed(directory):
             raise _damaged(directory, "the newest version", error) from error
         raise FailedPreconditionError(f"{directory} cannot be opened: {error}", field=str(path)) from error
-    if dataset.version < 1:  # what Lance makes of a manifest of zeros
-        raise _damaged(directory, "the newest version", "its manifest is empty")
     if version in (0, dataset.version):
         return dataset
     try:
-        return opened(directory, version)
+        return _numbered(directory, version)
     except UNREADABLE as error:
-        if version in (known := committed(directory)):
+        if version in committed(directory):
             raise _damaged(directory, f"version {version}", error) from error
-        raise _no_version(path, version, known) from error
+        raise no_version(path, version) from error
 
 
 def _newest(directory: Path) -> lance.LanceDataset:
     """The newest version: again where another one came, and a compaction removed this one before it was read."""
+    failed: list[int] | None = None
     while True:
-        before = committed(directory)[-1:]
         try:
-            return opened(directory)
+            return _numbered(directory)
         except UNREADABLE:
-            if committed(directory)[-1:] == before:
+            if (newest := committed(directory)[-1:]) == failed:
                 raise
+            failed = newest
 
 
-def _no_version(path: Path, version: int, known: Sequence[int]) -> NotFoundError:
-    message = f"{path} has no version {version}; it has {', '.join(map(str, known))}"
-    return NotFoundError(message, field="knowledge_version")
+def _numbered(directory: Path, version: int | None = None) -> lance.LanceDataset:
+    """As `opened`. Raises OSError too where the manifest says that it is another version's."""
+    dataset = opened(directory, version)
+    found = int(dataset.version)
+    if version not in (None, found) or not file_of(directory, found).exists():
+        raise OSError(f"its manifest says that it is version {found}" if found else "its manifest is empty")
+    return dataset
+
+
+def no_version(path: Path, version: int) -> NotFoundError:
+    """What is said of a version that is not there."""
+    known = ", ".join(map(str, committed(path / DATASET_NAME)))
+    return NotFoundError(f"{path} has no version {version}; it has {known}", field="knowledge_version")
 
 
 def _damaged(directory: Path, what: str, reason: object) -> DataLossError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import lance
 FOLDER, ENDING = "_versions", ".manifest"
 MOST = 2**64 - 1  # a name of 20 digits counts down from here, so that the newest one is listed first
 WIDTH = 20
+REMOVAL_SECONDS = 1.0
 UNREADABLE = (OSError, RuntimeError, ValueError)  # what Lance raises over damaged files
 
 
@@ -36,6 +38,21 @@ def file_of(directory: Path, version: int) -> Path:
     """The manifest of a version."""
     counting_down = directory / FOLDER / f"{MOST - version:0{WIDTH}}{ENDING}"
     return counting_down if counting_down.exists() else directory / FOLDER / f"{version}{ENDING}"
+
+
+def removed(directory: Path, version: int) -> bool:
+    """Whether a version is gone, or goes within a second: a compaction removes its files first, then its manifest."""
+    deadline = time.monotonic() + REMOVAL_SECONDS
+    while version in (known := committed(directory)):
+        if version == known[-1] or time.monotonic() > deadline:  # the newest one stays
+            return False
+        time.sleep(REMOVAL_SECONDS / 50)
+    return True
+
+
+def is_missing(error: BaseException) -> bool:
+    """Whether a file is not there."""
+    return isinstance(error, FileNotFoundError) or "Not found" in str(error)
 
 
 def is_panic(error: BaseException) -> bool:

@@ -91,7 +91,7 @@ class RetrieverServicer(retriever_pb2_grpc.RetrieverServiceServicer):
     ) -> retriever_pb2.GetPassagesResponse:
         """Reads passages by id."""
         check_ids(request.ids, self._engine.limits)
-        read = read_passages if request.knowledge_version else read_passages_of
+        read = read_passages if request.knowledge_version or self._engine.pinned else read_passages_of
         version = request.knowledge_version or self._engine.info().knowledge_version
         found = await asyncio.to_thread(read, self._engine.knowledge, request.ids, version)
         return convert.passages_to_proto(request.ids, *found)

@@ -222,7 +222,7 @@ class _Scores(ctypes.Structure):
 
 
 class TokenScores:
-    """A step's logits [n_docs, n_hypotheses, vocab], normalized and summed over documents; `Selection` says what for.
+    """A step's logits [n_docs, n_hypotheses, vocab], normalized and summed over documents.
 
     `log_norms` [n_docs, n_hypotheses], `marginal` [n_hypotheses, vocab] with banned tokens at -inf, `log_masses`
     [n_hypotheses]: of the allowed tokens.

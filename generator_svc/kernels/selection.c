@@ -1,11 +1,11 @@
-/* Log-softmax and the marginal over documents of a step, each in one pass over the logits; see candidates.py. */
+/* Log-softmax and the marginal over documents of a step, each in one pass over the logits, and the best tokens; see
+ * candidates.py. */
 #if defined(__x86_64__)
 
 #include "kernels.h"
 #include "vector.h"
 
 #include <math.h>
-#include <omp.h>
 #include <stdlib.h>
 #include <string.h>
 

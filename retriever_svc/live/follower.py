@@ -30,6 +30,7 @@ from retriever_svc.rows import MemoryRows
 
 # A version that was removed by a compaction, is another encoder's, is damaged, or cannot be indexed.
 UNREADABLE = (RagserveError, OSError, RuntimeError, ValueError)
+ATTEMPTS = 3  # to load the newest version, each of a newer one than before
 
 log = logging.getLogger(__name__)
 
@@ -105,13 +106,14 @@ class Follower:
         Raises what `KnowledgeSource` raises, and FailedPreconditionError when the folder was replaced by another one.
         """
         with self._lock:
-            while not self._try_refresh():
-                pass
+            for left in reversed(range(ATTEMPTS)):
+                if self._try_refresh(last=not left):
+                    break
             self._rebuild_if_due()
             return self.newest
 
-    def _try_refresh(self) -> bool:
-        """Load the newest version; False where a compaction removed it before it was read: a newer one is there."""
+    def _try_refresh(self, *, last: bool) -> bool:
+        """Load the newest version; False where it cannot be read and a newer one came: it may have been removed."""
         with reading(self._source.path):
             newest = self._source.newest()
             self._lineage.check(newest)
@@ -119,7 +121,7 @@ class Follower:
                 if newest > self.newest.version and not self._closed:
                     self._load_up_to(newest, dict(self._snapshots))
             except UNREADABLE:
-                if self._source.newest() == newest:
+                if last or self._source.newest() == newest:
                     raise
                 return False
         return True

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ragserve.errors import DataLossError, InvalidInputError, NotFoundError
+from ragserve.errors import InvalidInputError, NotFoundError
 from retriever_svc.checksums import file_checks
 from retriever_svc.knowledge import DATASET_NAME, KnowledgeBase, newest_version, reading
 from retriever_svc.live.changes import compare
@@ -83,15 +83,15 @@ def read_passages(path: Path, ids: Sequence[str], version: int = 0) -> tuple[int
 
 
 def read_passages_of(path: Path, ids: Sequence[str], loaded: int) -> tuple[int, dict[str, Passage]]:
-    """Those of the version that is loaded, or of the newest one where a compaction removes the loaded one's files.
+    """Those of the version that is loaded, or of the newest one where a compaction removed the loaded one's files.
 
     Raises as `KnowledgeBase.open`.
     """
     while True:
         try:
             return read_passages(path, ids, loaded)
-        except (NotFoundError, DataLossError):  # files of rows go first, then the version itself
-            if (newest := newest_version(path)) == loaded:
+        except NotFoundError:
+            if (newest := newest_version(path)) <= loaded:
                 raise
             loaded = newest
 
@@ -108,7 +108,7 @@ def diff_versions(path: Path, from_version: int, to_version: int = 0, limit: int
     old, new = KnowledgeBase.open(path, from_version), KnowledgeBase.open(path, to_version)
     for knowledge in (old, new):
         file_checks(path).verify_again(knowledge.dataset)
-    with reading(path, old.version), reading(path, new.version):
+    with reading(path, old.version, new.version):
         before, after = _differing(old.dataset, new.dataset)
     added, removed = sorted(after.keys() - before.keys()), sorted(before.keys() - after.keys())
     changed = sorted(key for key in before.keys() & after.keys() if before[key] != after[key])

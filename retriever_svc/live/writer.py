@@ -24,7 +24,7 @@ from ragserve.errors import (
 from retriever_svc.checksums import file_checks
 from retriever_svc.knowledge import DATASET_NAME, PRIMARY_KEY, KnowledgeBase, newest_version
 from retriever_svc.live.restoring import remove_left, restore_as_next
-from retriever_svc.manifests import UNREADABLE, committed, panics_as_errors
+from retriever_svc.manifests import UNREADABLE, is_missing, panics_as_errors, removed
 from retriever_svc.rows import VECTOR_COLUMN
 from retriever_svc.types import LARGEST, Float32, Passage, usable_rows
 
@@ -121,6 +121,7 @@ class KnowledgeWriter:
         if version == newest:
             return version
         dataset = self._open(version)
+        self._files.verify_manifest(newest)
         self._files.require_whole(dataset)
         with self._committing(dataset):
             restored = restore_as_next(self._path / DATASET_NAME, version, newest)
@@ -159,6 +160,7 @@ class KnowledgeWriter:
         """A version, open for writing."""
         knowledge = KnowledgeBase.open(self._path, version)
         knowledge.require_servable(self._encoder)
+        self._files.verify_manifest(knowledge.version)  # or what was altered would be carried on
         return knowledge.dataset
 
     @staticmethod
@@ -183,9 +185,7 @@ class KnowledgeWriter:
             text = str(error).partition(", /")[0]  # what follows is a place in the source of Lance
             text = text.replace(str(self._path).lstrip("/"), self._path.name)  # a name may hold any of these words
             lost = isinstance(error, FileExistsError) or "concurrent" in text or "conflict" in text.lower()
-            gone = isinstance(error, FileNotFoundError) or "Not found" in text
-            removed = gone and opened not in committed(self._path / DATASET_NAME)
-            if lost or removed:
+            if lost or (is_missing(error) and removed(self._path / DATASET_NAME, opened)):
                 raise AbortedError(
                     f"another writer committed to {self._path} first: try again", retry_after_seconds=RETRY_SECONDS
                 ) from error

@@ -187,7 +187,6 @@ SLOW_BUILD = """
 import sys, time
 from pathlib import Path
 from retriever_svc.build import build_knowledge_base
-from tests.retriever_svc.sources import read_passages
 from retriever_svc.loading import RetrievalOptions
 
 def slow(progress):

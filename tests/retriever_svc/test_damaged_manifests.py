@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
+import lance
 import numpy as np
 import pytest
 
@@ -16,7 +18,7 @@ from retriever_svc.knowledge import DATASET_NAME, KnowledgeBase, describe
 from retriever_svc.live.follower import Follower
 from retriever_svc.live.history import diff_versions, list_versions, read_passages
 from retriever_svc.loading import KnowledgeSource
-from retriever_svc.manifests import committed, file_of
+from retriever_svc.manifests import UNREADABLE, committed, file_of, panics_as_errors
 from tests.retriever_svc.live_home import DIMENSION, ENCODER
 from tests.retriever_svc.test_live_snapshots import Home
 
@@ -105,6 +107,30 @@ def test_a_flipped_bit_of_a_manifest_is_never_taken_for_another_content(home: Ho
                 source.open(version)
         manifest.write_bytes(right)
         assert source.open(version).passages == len(home.history[version])
+
+
+def test_a_damaged_manifest_is_not_built_upon(home: Home) -> None:
+    """Where Lance reads it all the same."""
+    writes = {
+        "upsert": lambda: home.upsert(1),
+        "delete": lambda: home.writer.delete(list(home.rows)[:1]),
+        "rollback": lambda: home.writer.rollback(1),
+    }
+    newest = max(home.history)
+    manifest = file_of(home.path / DATASET_NAME, newest)
+    right, accepted = manifest.read_bytes(), 0
+    for place in range(0, len(right), 11):
+        manifest.write_bytes(right[:place] + bytes([right[place] ^ 1]) + right[place + 1 :])
+        with suppress(*UNREADABLE), panics_as_errors():
+            lance.dataset(str(home.path / DATASET_NAME))
+            accepted += 1
+        for write in writes.values():
+            with pytest.raises((DataLossError, FailedPreconditionError)):
+                write()
+    assert accepted
+    manifest.write_bytes(right)
+    home.upsert(1)
+    assert max(home.history) == newest + 1
 
 
 def test_versions_are_numbered_as_lance_does(home: Home) -> None:
