@@ -16,7 +16,7 @@ from generator_svc.commands import Floats, Ids, StepControl, StepOutput
 from generator_svc.kernels import native
 from ragserve.errors import InternalError
 
-MOST_BEST = 1024  # candidates that the kernel looks for: it keeps them sorted as it goes
+MOST_BEST = 128  # candidates that the kernel looks for: it keeps them sorted as it goes, so of more topk is faster
 
 
 @dataclass(frozen=True)
