@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import signal
 import socket
@@ -11,7 +12,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 ROOT = Path(__file__).resolve().parent.parent
 READY_SECONDS = 110.0  # a cold import of torch on a busy machine
 STOP_SECONDS = 30.0
+PORTS = range(15_000, 32_000)  # below those that systems give to outgoing connections
 # Asks again soon where nobody listens yet; gRPC's own pauses grow to two minutes.
 RECONNECT = (("grpc.min_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500))
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
@@ -31,12 +33,19 @@ class NotReadyError(Exception):
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback interface that nobody listens on; held together, so that no two are the same."""
-    sockets = [socket.socket() for _ in range(count)]
+    """Ports of the loopback interface that nobody listens on; held together, so that no two are the same.
+
+    Not the system's own choice: that one it may give to a connection of anybody's before a service is up to listen.
+    """
+    sockets, ports = list[socket.socket](), list[int]()
     try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        while len(ports) < count:
+            port = random.SystemRandom().choice(PORTS)
+            sockets.append(socket.socket())
+            with suppress(OSError):  # somebody listens there
+                sockets[-1].bind(("127.0.0.1", port))
+                ports.append(port)
+        return ports
     finally:
         for each in sockets:
             each.close()
@@ -90,9 +99,10 @@ class ServiceProcess:
                 except grpc.RpcError as error:
                     answer = f"{error.code().name}: {error.details()}"
                 time.sleep(0.05)
-        state = f"ended with {self.process.poll()}" if self.process.poll() is not None else "is not healthy"
+        ended = self.process.poll()
+        state = f"is not healthy after {seconds:.0f} s" if ended is None else f"ended with {ended}"
         self.kill()
-        what = f"{self.name} {state} after {seconds:.0f} s; health said {answer}"
+        what = f"{self.name} {state}; health said {answer}"
         raise NotReadyError(f"{what}; its log:\n{self.log_text()[-4000:]}")
 
     def terminate(self) -> None:

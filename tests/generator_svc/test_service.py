@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from bench.processes import free_ports
 from ragserve.errors import InvalidInputError, RagserveError, UnavailableError
 from ragserve.serving.status import error_from_rpc
 from ragserve.v1 import common_pb2, generator_pb2, generator_pb2_grpc
@@ -33,7 +33,7 @@ class Service:
     def __init__(
         self, model: Path, *flags: str, program: Sequence[str] = ("-m", "generator_svc"), log: Any = None
     ) -> None:
-        self.port, self.metrics_port = _free_port(), _free_port()
+        self.port, self.metrics_port = free_ports(2)
         command = [sys.executable, *program, "--model", str(model), "--device", "cpu"]
         command += ["--server.port", str(self.port), "--server.metrics_port", str(self.metrics_port), *flags]
         self.process = subprocess.Popen(command, env=_environment(), stderr=log)
@@ -88,12 +88,6 @@ class Stream:
 
     def end(self) -> None:
         self._requests.put(None)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _environment() -> dict[str, str]:
