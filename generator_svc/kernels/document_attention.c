@@ -44,39 +44,17 @@ static void lay_out(const Head *h) {
     }
 }
 
-#define NAME(function) function##_by_8
 #define VECTORS 2
-#define Vector __m256
-#define Unaligned __m256_u
-#define EXP exp8
-#define HIGHER _mm256_max_ps
-#define HIGHEST max8
-#define UNLIKE(v) _mm256_movemask_ps(_mm256_cmp_ps(v, v, _CMP_UNORD_Q))
-#define TOTAL(parts) sum8(_mm256_add_ps((parts)[0], (parts)[1]))
+#include "by_8.h"
 #include "document_rows.h"
-#undef NAME
+#include "by_none.h"
 #undef VECTORS
-#undef Vector
-#undef Unaligned
-#undef EXP
-#undef HIGHER
-#undef HIGHEST
-#undef UNLIKE
-#undef TOTAL
 
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512dq,avx512vl")
 #include "vector16.h"
-#define NAME(function) function##_by_16
 #define VECTORS 4
-#define Vector __m512
-#define Unaligned __m512_u
-#define EXP exp16
-#define HIGHER _mm512_max_ps
-#define HIGHEST _mm512_reduce_max_ps
-#define UNLIKE(v) _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q)
-#define TOTAL(parts) \
-    sum8(_mm256_add_ps(_mm512_castps512_ps256((parts)[0]), _mm512_extractf32x8_ps((parts)[0], 1)))
+#include "by_16.h"
 #include "document_rows.h"
 #pragma GCC pop_options
 

@@ -1,9 +1,8 @@
 /* Rows of one head that attend to their document: included once for each set of instructions.
  *
- * The includer says what a vector is (Vector and, in memory, Unaligned), how many of them a product takes at a time
- * (VECTORS), how functions are called (NAME), and EXP, HIGHER, HIGHEST, UNLIKE and TOTAL. All sums are taken in one
- * order whatever a vector is: over inputs or tokens one after the other, those of exponentials in 16 parts. So the
- * bits are the same.
+ * by_8.h or by_16.h say what a vector is, the includer how many of them a product takes at a time (VECTORS). All sums are
+ * taken in one order whatever a vector is: over inputs or tokens one after the other, those of exponentials in 16 parts.
+ * So the bits are the same.
  */
 #define LANES (int)(sizeof(Vector) / sizeof(float))
 #define AT(place) (*(Unaligned *)(place))

@@ -16,39 +16,15 @@ typedef struct {
     float most, sum;
 } Part;
 
-#define NAME(function) function##_by_8
-#define Vector __m256
-#define Unaligned __m256_u
-#define EXP exp8
-#define HIGHER _mm256_max_ps
-#define HIGHEST max8
-#define UNLIKE(v) _mm256_movemask_ps(_mm256_cmp_ps(v, v, _CMP_UNORD_Q))
-#define TOTAL(parts) sum8(_mm256_add_ps((parts)[0], (parts)[1]))
+#include "by_8.h"
 #include "selection_blocks.h"
-#undef NAME
-#undef Vector
-#undef Unaligned
-#undef EXP
-#undef HIGHER
-#undef HIGHEST
-#undef UNLIKE
-#undef TOTAL
+#include "by_none.h"
 
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl")
-
 #include "vector16.h"
-
-#define NAME(function) function##_by_16
-#define Vector __m512
-#define Unaligned __m512_u
-#define EXP exp16
-#define HIGHER _mm512_max_ps
-#define HIGHEST _mm512_reduce_max_ps
-#define UNLIKE(v) _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q)
-#define TOTAL(parts) sum8(_mm256_add_ps(_mm512_castps512_ps256((parts)[0]), _mm512_extractf32x8_ps((parts)[0], 1)))
+#include "by_16.h"
 #include "selection_blocks.h"
-
 #pragma GCC pop_options
 
 static inline int64_t blocks_of(int64_t vocab) { return (vocab + BLOCK - 1) / BLOCK; }
