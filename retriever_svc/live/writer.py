@@ -150,11 +150,11 @@ class KnowledgeWriter:
         self._files.verify(dataset)  # or what was altered would be written anew, with its own checksum
         with self._committing(dataset):
             dataset.optimize.compact_files()
-            removed = dataset.cleanup_old_versions(timedelta(seconds=keep_seconds), retain_versions=keep_versions)
+            cleaned = dataset.cleanup_old_versions(timedelta(seconds=keep_seconds), retain_versions=keep_versions)
         self._files.record(dataset)
         self._files.forget_removed()
         remove_left(self._path / DATASET_NAME)
-        return Compaction(int(dataset.version), removed.old_versions, removed.bytes_removed)
+        return Compaction(int(dataset.version), cleaned.old_versions, cleaned.bytes_removed)
 
     def _open(self, version: int = 0) -> lance.LanceDataset:
         """A version, open for writing."""
