@@ -101,8 +101,8 @@ ShardOption = Annotated[
     typer.Option(
         "--shard-passages",
         metavar="N",
-        help="Passages finished together, which a build that goes on need not repeat; 0: 8192, or a thousandth of "
-        "SOURCE if more.",
+        help="Passages finished together, which a build that goes on need not repeat; 0: 1024 (8192 with "
+        "--embeddings), or a thousandth of SOURCE if more.",
         rich_help_panel=SCALE,
     ),
 ]

@@ -15,7 +15,7 @@ from retriever_svc.build.options import BuildOptions
 from retriever_svc.build.readers import open_lance, text_files
 from retriever_svc.knowledge import ENCODER_FILES, passage_encoder_directory
 
-JOURNAL_FORMAT = 1
+JOURNAL_FORMAT = 2  # also counts rules by which shards are bounded
 
 
 def fingerprint(

@@ -13,7 +13,8 @@ from retriever_svc.build.sources import MAX_TEXT_BYTES
 Engine = Literal["local", "ray"]
 ENGINES = ("local", "ray")
 MAX_SHARD_PASSAGES = 2**20  # one Lance fragment each
-MIN_AUTO_SHARD = 8192  # passages; some minutes of BERT-base on two cores
+MIN_AUTO_SHARD = 1024  # passages: half a minute of BERT-base on two cores, which a kill costs at most
+MIN_GIVEN_SHARD = 8192  # where vectors are given: nothing is embedded again, so fewer and larger files
 AUTO_SHARDS = 1000
 
 
@@ -26,7 +27,8 @@ class BuildOptions:
     allow_pickle: whether these may be pickles, which run code when they are read.
     skip_bad_rows: leave bad rows out and report them, instead of refusing the source.
     max_text_bytes: UTF-8 bytes that a text may have before it is split.
-    shard_passages: passages that are finished together; 0: 8,192, or a thousandth of the source where that is more.
+    shard_passages: passages that are finished together; 0: 1,024 (8,192 with given vectors), or a thousandth of the
+        source where that is more.
     engine, workers: where texts are embedded; 0 workers: as many as the Ray cluster has room for.
     notify: is told, in one line, what was skipped or found finished.
     """
@@ -60,7 +62,8 @@ class BuildOptions:
 
     def shard_size(self, passages: int) -> int:
         """Passages of one shard of a source with that many."""
-        return self.shard_passages or min(MAX_SHARD_PASSAGES, max(MIN_AUTO_SHARD, -(-passages // AUTO_SHARDS)))
+        least = MIN_GIVEN_SHARD if self.embeddings else MIN_AUTO_SHARD
+        return self.shard_passages or min(MAX_SHARD_PASSAGES, max(least, -(-passages // AUTO_SHARDS)))
 
 
 def _between(name: str, value: int, least: int, most: int) -> None:

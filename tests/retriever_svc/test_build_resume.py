@@ -47,9 +47,9 @@ build_knowledge_base(
 
 
 @contextmanager
-def building(source: Path, out: Path, model: Path, stop: int) -> Iterator[list[str]]:
+def building(source: Path, out: Path, model: Path, stop: int, shard: int = SHARD) -> Iterator[list[str]]:
     """A build that has embedded `stop` passages and stands still; killed when the block ends. Gives what it said."""
-    command = [sys.executable, "-c", BUILD, *map(str, (source, out, model, stop, SHARD))]
+    command = [sys.executable, "-c", BUILD, *map(str, (source, out, model, stop, shard))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ}) as process:
         assert process.stdout is not None
         said: list[str] = []
@@ -119,6 +119,31 @@ def test_a_killed_build_goes_on_after_its_last_finished_shard(
     assert (info.version, info.passages) == (1, N_PASSAGES)
     assert [path.name for path in tmp_path.iterdir()] == ["kb"]
     assert rows(out).equals(uninterrupted)
+
+
+def test_a_build_that_names_no_shards_repeats_little_after_a_kill(
+    model: Path, options: RetrievalOptions, tmp_path: Path
+) -> None:
+    source, out = write_jsonl(tmp_path / "passages.jsonl", tiny_passages(2500, seed=3)), tmp_path / "kb"
+    with building(source, out, model, 2200, shard=0):
+        pass
+    told = Told(shard_passages=0)
+    build_knowledge_base(source, out, model, progress=told.progress, options=options, build=told.build)
+    assert told.messages == ["going on with an earlier build: 2 of 3 shards are finished (2048 of 2500 passages)"]
+
+
+@pytest.mark.parametrize(
+    ("build", "passages", "size"),
+    [
+        ({}, 10, 1024),
+        ({}, 21_015_324, 21_016),
+        ({}, 2**31, 2**20),
+        ({"embeddings": (Path("vectors.npy"),)}, 1_000_000, 8192),
+        ({"shard_passages": 7}, 1_000_000, 7),
+    ],
+)
+def test_how_many_passages_are_finished_together(build: dict[str, Any], passages: int, size: int) -> None:
+    assert BuildOptions(**build).shard_size(passages) == size
 
 
 def test_another_source_or_option_starts_over(
