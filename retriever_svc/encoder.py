@@ -25,6 +25,7 @@ BATCH_TOKENS = {"cpu": 512, "cuda": 16_384}
 # So many tokens of padding cost as much as one pass more: MiniLM on two cores takes 2.0 to 2.4 ms for a pass and 0.12
 # (two threads) to 0.22 (one) for each token in it; a larger model takes more for both.
 PASS_TOKENS = {"cpu": 12, "cuda": 4096}
+BATCHES_AT_A_TIME = 2  # on a CPU with several threads, where the graph is held twice
 
 
 class TextEncoder:
@@ -79,8 +80,8 @@ class TextEncoder:
         config = load_encoder_config(directory / "encoder.json")
         tokenizer = _load_tokenizer(directory / "tokenizer.json", config.max_length)
         session = EncoderSession.load(directory, device, threads, precision)
-        half = thread_count(threads) // 2 if twice and session.device == "cpu" else 0
-        beside = EncoderSession.load(directory, device, half, precision) if half else None
+        share = thread_count(threads) // BATCHES_AT_A_TIME if twice and session.device == "cpu" else 0
+        beside = EncoderSession.load(directory, device, share, precision) if share else None
         encoder = cls(config, tokenizer, session, max_batch_tokens, precision, beside)
         warm_up = encoder.tokenize_queries(["warm-up"])
         width = max(encoder._forward(warm_up, each).shape[1] for each in {encoder._session, encoder._beside})

@@ -17,7 +17,7 @@ from ragserve.serving.logs import fields
 from ragserve.serving.memory import keep_memory_low
 from ragserve.serving.metrics import Metrics, StageClock, StageTiming
 from retriever_svc.editing import EditOptions, Editor
-from retriever_svc.encoder import TextEncoder
+from retriever_svc.encoder import BATCHES_AT_A_TIME, TextEncoder
 from retriever_svc.kinds import DEFAULT_OPTIONS, Lookup, LookupOptions
 from retriever_svc.knowledge import reading
 from retriever_svc.live.follower import Follower, FollowEvents, FollowOptions
@@ -33,7 +33,6 @@ from retriever_svc.types import Query, QueryHits
 
 log = logging.getLogger(__name__)
 DEFAULT_REFRESH_SECONDS = 2.0
-MOST_LANES = 2
 # Of padding in a batch, where there are several: what costs as much as one pass more (`encoder.PASS_TOKENS`), and some
 # for the encoder to choose from. It divides batches by tokens.
 PADDING_CHARACTERS = 120
@@ -143,6 +142,7 @@ class RetrieverEngine:
             self._loaded.editor.give_up()
             await asyncio.to_thread(self._loaded.follower.close)
             await asyncio.to_thread(self._loaded.editor.close)
+        self._parser.shutdown(wait=False, cancel_futures=True)
 
     async def retrieve(
         self,
@@ -256,7 +256,7 @@ class RetrieverEngine:
         take little less time with two threads than with one.
         """
         threads = thread_count(self._options.retrieval.threads)
-        return MOST_LANES if searcher.encoder.device == "cpu" and threads > 1 else 1
+        return BATCHES_AT_A_TIME if searcher.encoder.device == "cpu" and threads > 1 else 1
 
     def _passage_encoder(self) -> TextEncoder:
         """On one thread of its own, so that it does not take those of the queries."""

@@ -156,16 +156,16 @@ def _start(ray: Any, workers: int) -> None:
         _start_here(ray, workers)
 
 
-def _start_here(ray: Any, workers: int, attempts: int = 2) -> None:
+def _start_here(ray: Any, workers: int) -> None:
     """Start a Ray on this machine; once more if one of its processes does not come up in Ray's time."""
-    for left in reversed(range(attempts)):
+    for is_last in (False, True):
         try:
             ray.init(num_cpus=workers or None, include_dashboard=False, **_QUIET)
         except (TypeError, ValueError):
             raise
         except Exception as error:
             _kill_half_started(error)
-            if not left:
+            if is_last:
                 raise FailedPreconditionError(
                     f"Ray did not start on this machine: {error}. Its logs are in the newest folder of Ray's temporary "
                     "directory (/tmp/ray). Start one with `ray start --head` and set RAY_ADDRESS, "
