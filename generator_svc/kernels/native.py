@@ -25,7 +25,7 @@ ALIGNED = 8  # floats of one vector: widths of heads must be multiples of it
 GROUP = 128  # inputs that are quantized together
 BLOCK = 512  # tokens whose largest marginal is kept
 PANEL = 16  # outputs of a packed weight are padded to whole panels
-ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2}
+ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_new": 3, "gelu_pytorch_tanh": 3, "silu": 4, "swish": 4}
 ADDRESS, COUNT, FLAG, REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "choose_vnni": ([FLAG], FLAG),

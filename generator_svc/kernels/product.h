@@ -10,7 +10,7 @@
 #define CHUNK 4 /* panels that a thread takes at a time, where there are enough for all */
 #define LINE 64 /* bytes of a line of the cache: one panel's weights for four inputs */
 
-enum { NONE, RELU, GELU };
+enum { NONE, RELU, GELU, GELU_TANH, SILU };
 
 typedef struct {
     const uint8_t *q; /* [rows, width], width a multiple of BLOCK */
@@ -38,10 +38,20 @@ static inline __attribute__((always_inline)) void finish(const Product *p, int64
     const float *bias = p->bias;
     const __m256 scale = _mm256_loadu_ps(p->scale + first);
     __m256 y = bias ? _mm256_fmadd_ps(scale, total, _mm256_loadu_ps(bias + first)) : _mm256_mul_ps(scale, total);
-    if (p->activation == GELU)
-        y = gelu8(y);
-    else if (p->activation == RELU)
+    switch (p->activation) {
+    case RELU:
         y = _mm256_max_ps(y, _mm256_setzero_ps());
+        break;
+    case GELU:
+        y = gelu8(y);
+        break;
+    case GELU_TANH:
+        y = gelu_tanh8(y);
+        break;
+    case SILU:
+        y = gated8(y, y);
+        break;
+    }
     float *to = p->y + row * p->out + first;
     const float *more = p->residual ? p->residual + row * p->out + first : 0;
     if (first + 8 <= p->out) {

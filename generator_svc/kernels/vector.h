@@ -55,4 +55,17 @@ static inline __m256 gelu8(__m256 x) {
     return _mm256_fmadd_ps(half, erf, half);
 }
 
+/* x / (1 + exp(-z)). With z = x this is SiLU. */
+static inline __m256 gated8(__m256 x, __m256 z) {
+    const __m256 one = _mm256_set1_ps(1.0f);
+    return _mm256_div_ps(x, _mm256_add_ps(one, exp8(_mm256_sub_ps(_mm256_setzero_ps(), z))));
+}
+
+/* x * (1 + tanh(z / 2)) / 2 with z / 2 = sqrt(2 / pi) * (x + 0.044715 x^3): GELU as T5 1.1 has it. */
+static inline __m256 gelu_tanh8(__m256 x) {
+    const __m256 square = _mm256_mul_ps(x, x);
+    const __m256 slope = _mm256_fmadd_ps(square, _mm256_set1_ps(0.07135481627f), _mm256_set1_ps(1.59576912161f));
+    return gated8(x, _mm256_mul_ps(x, slope));
+}
+
 #endif

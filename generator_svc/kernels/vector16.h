@@ -1,4 +1,4 @@
-/* Vectors of 16 floats (AVX-512): `exp8` and `gelu8` with twice the width, the same operations, so the same bits.
+/* Vectors of 16 floats (AVX-512): the functions of vector.h with twice the width, the same operations, so the same bits.
  *
  * Included where the target has AVX-512.
  */
@@ -38,6 +38,17 @@ static inline __m512 gelu16(__m512 x) {
     const __m512 erf = _mm512_or_ps(_mm512_fnmadd_ps(p, decay, _mm512_set1_ps(1.0f)), sign);
     const __m512 half = _mm512_mul_ps(x, _mm512_set1_ps(0.5f));
     return _mm512_fmadd_ps(half, erf, half);
+}
+
+static inline __m512 gated16(__m512 x, __m512 z) {
+    const __m512 one = _mm512_set1_ps(1.0f);
+    return _mm512_div_ps(x, _mm512_add_ps(one, exp16(_mm512_sub_ps(_mm512_setzero_ps(), z))));
+}
+
+static inline __m512 gelu_tanh16(__m512 x) {
+    const __m512 square = _mm512_mul_ps(x, x);
+    const __m512 slope = _mm512_fmadd_ps(square, _mm512_set1_ps(0.07135481627f), _mm512_set1_ps(1.59576912161f));
+    return gated16(x, _mm512_mul_ps(x, slope));
 }
 
 #endif

@@ -76,10 +76,20 @@ static const GroupOf ONE_PANEL[] = {OF_ROWS(NAME, 1)}, FOUR_PANELS[] = {OF_ROWS(
 static inline void finish16(const Product *p, int64_t row, int64_t first, __m512 total) {
     const __m512 scale = _mm512_loadu_ps(p->scale + first);
     __m512 y = p->bias ? _mm512_fmadd_ps(scale, total, _mm512_loadu_ps(p->bias + first)) : _mm512_mul_ps(scale, total);
-    if (p->activation == GELU)
-        y = gelu16(y);
-    else if (p->activation == RELU)
+    switch (p->activation) {
+    case RELU:
         y = _mm512_max_ps(y, _mm512_setzero_ps());
+        break;
+    case GELU:
+        y = gelu16(y);
+        break;
+    case GELU_TANH:
+        y = gelu_tanh16(y);
+        break;
+    case SILU:
+        y = gated16(y, y);
+        break;
+    }
     if (p->residual)
         y = _mm512_add_ps(y, _mm512_loadu_ps(p->residual + row * p->out + first));
     _mm512_storeu_ps(p->y + row * p->out + first, y);

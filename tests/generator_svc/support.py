@@ -51,12 +51,13 @@ VARIANTS = {
     "bart-untied": {"tie_word_embeddings": False},
     "bart-scaled-relu": {"scale_embedding": True, "activation_function": "relu"},
     "bart-silu": {"activation_function": "silu"},
+    "bart-tanh": {"activation_function": "tanh"},  # has no kernel
     "t5": {},
     "t5-not-scaled": {"tie_word_embeddings": False},
     "t5-own-head": {},
     "t5-gated": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
     "t5-gated-silu": {"feed_forward_proj": "gated-silu"},
-    "t5-gated-relu": {"feed_forward_proj": "gated-relu", "d_kv": 16},  # all of it has kernels
+    "t5-gated-16": {"feed_forward_proj": "gated-gelu", "d_kv": 16},  # all of it has kernels, as in flan-t5
 }
 
 

@@ -26,7 +26,7 @@ def instructions(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.mark.usefixtures("instructions")
 @pytest.mark.parametrize(("out", "width"), [(64, 32), (50, 44), (17, 9), (7, 3), (256, 1024)])
-@pytest.mark.parametrize("activation", ["none", "relu", "gelu"])
+@pytest.mark.parametrize("activation", native.ACTIVATIONS)
 def test_the_int8_kernel_computes_what_torch_computes(out: int, width: int, activation: str) -> None:
     torch.manual_seed(out)
     weight, scale = quantize_weight(torch.randn(out, width))
@@ -48,6 +48,18 @@ def test_int8_is_near_float32(activation: str) -> None:
 
 
 @pytest.mark.usefixtures("instructions")
+@pytest.mark.parametrize("activation", native.ACTIVATIONS)
+def test_activations_equal_float64_near_and_far_from_zero(activation: str) -> None:
+    """The weight is zero and the inputs are the bias, so what is activated is known to the last bit."""
+    inputs = torch.cat([torch.linspace(-12, 12, 1501), torch.tensor([-1e30, -200.0, -89.0, 0.0, 89.0, 200.0, 1e30])])
+    product = native.Int8Product(
+        torch.zeros(len(inputs), 8, dtype=torch.int8), torch.ones(len(inputs)), inputs, activation
+    )
+    exact = ACTIVATIONS[activation](inputs.double())
+    torch.testing.assert_close(product(torch.ones(1, 8))[0].double(), exact, atol=3e-7, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("instructions")
 def test_nothing_saturates_at_the_extremes() -> None:
     weight = torch.full((16, 4096), -63, dtype=torch.int8)
     weight[::2] = 63
@@ -59,8 +71,8 @@ def test_nothing_saturates_at_the_extremes() -> None:
 
 
 @pytest.mark.parametrize(("out", "width"), [(16, 8), (50, 44), (530, 300), (1024, 128)])
-@pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 13, 23])
-def test_both_sets_of_instructions_give_the_same_bits(out: int, width: int, rows: int) -> None:
+@pytest.mark.parametrize(("rows", "activation"), [*zip((1, 2, 5, 6, 7, 13, 23), native.ACTIVATIONS, strict=True)])
+def test_both_sets_of_instructions_give_the_same_bits(out: int, width: int, rows: int, activation: str) -> None:
     """Whichever of them the weights were laid out for."""
     if not native.library().choose_vnni(True):
         pytest.skip("no AVX-512 VNNI here")
@@ -71,7 +83,7 @@ def test_both_sets_of_instructions_give_the_same_bits(out: int, width: int, rows
     try:
         for packed_for in (True, False):
             native.library().choose_vnni(packed_for)
-            product = native.Int8Product(weight, scale, bias, "gelu")
+            product = native.Int8Product(weight, scale, bias, activation)
             layouts.append(product.beside)
             for run_with in (True, False):
                 native.library().choose_vnni(run_with)
