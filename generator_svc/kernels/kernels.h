@@ -5,9 +5,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* A weight as `pack_int8` leaves it, and what is done with the sums; bias may be null. */
+/* A weight as `pack_int8` leaves it, and what is done with the sums; bias may be null. `fine`: of 8 bits, and inputs in
+ * groups of 32 (see linear_int8.c). */
 typedef struct {
-    int64_t in, out, beside, activation;
+    int64_t in, out, beside, fine, activation;
     const int8_t *weight;
     const float *scale, *sums, *bias;
 } Linear;
@@ -49,7 +50,7 @@ typedef struct {
 /* Whether kernels use vectors of 512 bits: where products use VNNI. */
 int vnni_chosen(void);
 
-size_t linear_room(int64_t rows, int64_t in);
+size_t linear_room(int64_t rows, int64_t in, int64_t fine);
 void linear_team(const Linear *l, const float *x, int64_t rows, const float *residual, float *y, void *room, int threads);
 
 /* Floats of each thread's own part of `scores`. */

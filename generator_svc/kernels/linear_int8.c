@@ -3,6 +3,8 @@
  * A group of 128 values of a row x is minimum + step * q with q in 0..127; a row w is scale * q with q in -63..63. So
  * four products fit into 16 bits (4 * 127 * 63 < 32768) and nothing saturates on processors without VNNI. Sums within
  * a group are exact integers, and groups are added in order: a row's result does not depend on the rows beside it.
+ *
+ * In a fine product groups have 32 values, and w has q in -127..127: two products fit into 16 bits (2 * 127 * 127).
  */
 #if defined(__x86_64__)
 
@@ -29,21 +31,23 @@ int64_t packed_bytes(int64_t out, int64_t in) {
     return (out + PANEL - 1) / PANEL * PANEL * ((in + BLOCK - 1) / BLOCK * BLOCK);
 }
 
-int64_t group_count(int64_t in) { return (in + GROUP - 1) / GROUP; }
+static int64_t group_size(int64_t fine) { return fine ? FINE_GROUP : GROUP; }
 
-/* weight [out, in] in -63..63 -> packed, and sums [groups, padded outputs] of each row's groups. How many panels stand
+int64_t group_count(int64_t in, int64_t fine) { return (in + group_size(fine) - 1) / group_size(fine); }
+
+/* weight [out, in] -> packed, and sums [groups, padded outputs] of each row's groups. How many panels stand
  * beside each other: what is best for the instructions that are chosen now, the others read it too. */
-int64_t pack_int8(const int8_t *weight, int64_t out, int64_t in, int8_t *packed, float *sums) {
-    const int64_t panels = (out + PANEL - 1) / PANEL;
+int64_t pack_int8(const int8_t *weight, int64_t out, int64_t in, int64_t fine, int8_t *packed, float *sums) {
+    const int64_t panels = (out + PANEL - 1) / PANEL, size = group_size(fine);
     const Product p = {.weight = packed, .width = (in + BLOCK - 1) / BLOCK * BLOCK, .padded = panels * PANEL, .beside = with_vnni ? CHUNK : 1};
     memset(packed, 0, (size_t)packed_bytes(out, in));
 #pragma omp parallel for
     for (int64_t o = 0; o < panels * PANEL; o++) {
         int64_t along;
         int8_t *own = packed + (weights_at(&p, o / PANEL, 0, &along) - packed) + o % PANEL * 4;
-        for (int64_t g = 0; g < group_count(in); g++) {
+        for (int64_t g = 0; g < group_count(in, fine); g++) {
             int32_t sum = 0;
-            for (int64_t i = g * GROUP; o < out && i < in && i < (g + 1) * GROUP; i++) {
+            for (int64_t i = g * size; o < out && i < in && i < (g + 1) * size; i++) {
                 own[i / 4 * along + i % 4] = weight[o * in + i];
                 sum += weight[o * in + i];
             }
@@ -85,11 +89,23 @@ static void quantize(const float *x, int64_t in, uint8_t *q, float *step, float 
     }
 }
 
+/* sums += a * v + b * w, of which four products each fit into 16 bits */
+static inline __m256i add_four(__m256i sums, __m256i a, __m256i v, __m256i b, __m256i w) {
+    const __m256i products = _mm256_add_epi16(_mm256_maddubs_epi16(a, v), _mm256_maddubs_epi16(b, w));
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(products, _mm256_set1_epi16(1)));
+}
+
+/* the same, of which two do */
+static inline __m256i add_two(__m256i sums, __m256i a, __m256i v, __m256i b, __m256i w) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    sums = _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(a, v), ones));
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(b, w), ones));
+}
+
 /* Integer sums of some rows over `blocks` blocks of one panel. Kept apart, so that all of them stay in registers. */
-#define ROW_SUMS(ROWS)                                                                                                \
-    static __attribute__((noinline)) void sums_of_##ROWS(const uint8_t *x, int64_t width, const int8_t *w,            \
+#define ROW_SUMS(ROWS, ADD)                                                                                           \
+    static __attribute__((noinline)) void ADD##_##ROWS(const uint8_t *x, int64_t width, const int8_t *w,              \
                                                          int64_t along, int64_t blocks, __m256i *to) {                \
-        const __m256i ones = _mm256_set1_epi16(1);                                                                    \
         __m256i sums[ROWS][2];                                                                                        \
         for (int r = 0; r < ROWS; r++)                                                                                \
             sums[r][0] = sums[r][1] = _mm256_setzero_si256();                                                         \
@@ -101,10 +117,8 @@ static void quantize(const float *x, int64_t in, uint8_t *q, float *step, float 
                 int32_t four[2];                                                                                      \
                 memcpy(four, x + r * width + k * BLOCK, sizeof four);                                                 \
                 const __m256i a = _mm256_set1_epi32(four[0]), b = _mm256_set1_epi32(four[1]);                         \
-                const __m256i left = _mm256_add_epi16(_mm256_maddubs_epi16(a, w00), _mm256_maddubs_epi16(b, w10));    \
-                const __m256i right = _mm256_add_epi16(_mm256_maddubs_epi16(a, w01), _mm256_maddubs_epi16(b, w11));   \
-                sums[r][0] = _mm256_add_epi32(sums[r][0], _mm256_madd_epi16(left, ones));                             \
-                sums[r][1] = _mm256_add_epi32(sums[r][1], _mm256_madd_epi16(right, ones));                            \
+                sums[r][0] = ADD(sums[r][0], a, w00, b, w10);                                                         \
+                sums[r][1] = ADD(sums[r][1], a, w01, b, w11);                                                         \
             }                                                                                                         \
         }                                                                                                             \
         for (int r = 0; r < ROWS; r++) {                                                                              \
@@ -113,13 +127,12 @@ static void quantize(const float *x, int64_t in, uint8_t *q, float *step, float 
         }                                                                                                             \
     }
 
-ROW_SUMS(1)
-ROW_SUMS(2)
-ROW_SUMS(3)
-ROW_SUMS(4)
+#define ROWS_BY(ADD) ROW_SUMS(1, ADD) ROW_SUMS(2, ADD) ROW_SUMS(3, ADD) ROW_SUMS(4, ADD)
+ROWS_BY(add_four)
+ROWS_BY(add_two)
 
 typedef void (*RowSums)(const uint8_t *, int64_t, const int8_t *, int64_t, int64_t, __m256i *);
-static const RowSums SUMS[] = {0, sums_of_1, sums_of_2, sums_of_3, sums_of_4};
+static const RowSums SUMS[2][5] = {{0, add_four_1, add_four_2, add_four_3, add_four_4}, {0, add_two_1, add_two_2, add_two_3, add_two_4}};
 
 /* One panel of outputs for up to four rows. */
 static void tile(const Product *p, int64_t panel, int64_t row, const int rows) {
@@ -128,10 +141,10 @@ static void tile(const Product *p, int64_t panel, int64_t row, const int rows) {
     __m256 totals[4][2];
     for (int r = 0; r < rows; r++)
         totals[r][0] = totals[r][1] = _mm256_setzero_ps();
-    for (int64_t g = 0, k = 0; g < p->groups; g++, k += GROUP) {
+    for (int64_t g = 0, k = 0; g < p->groups; g++, k += p->group) {
         __m256i sums[4][2];
-        const int64_t size = p->width - k < GROUP ? p->width - k : GROUP;
-        SUMS[rows](p->q + row * p->width + k, p->width, w + k / 4 * along, along, size / BLOCK, &sums[0][0]);
+        const int64_t size = p->width - k < p->group ? p->width - k : p->group;
+        SUMS[p->fine][rows](p->q + row * p->width + k, p->width, w + k / 4 * along, along, size / BLOCK, &sums[0][0]);
         const float *of_weights = p->sums + g * p->padded + panel * PANEL;
         for (int r = 0; r < rows; r++) {
             const __m256 step = _mm256_set1_ps(p->step[(row + r) * p->groups + g]);
@@ -160,9 +173,9 @@ static void panel_rows(const Product *p, int64_t panel) {
 }
 
 /* Bytes of the room that a product of these rows needs: a counter, the rows' integers, then step and minimum of each group. */
-size_t linear_room(int64_t rows, int64_t in) {
+size_t linear_room(int64_t rows, int64_t in, int64_t fine) {
     const int64_t width = (in + BLOCK - 1) / BLOCK * BLOCK;
-    return LINE + (size_t)(rows * width + 63) / 64 * 64 + (size_t)(rows * group_count(in)) * 2 * sizeof(float);
+    return LINE + (size_t)(rows * width + 63) / 64 * 64 + (size_t)(rows * group_count(in, fine)) * 2 * sizeof(float);
 }
 
 /* Panels in chunks, to whichever thread is free: each takes its next chunk before it computes one, and so knows it. The
@@ -184,12 +197,12 @@ static void share_panels(const Product *p, int64_t chunk, int64_t *taken) {
 
 void linear_team(const Linear *l, const float *x, int64_t rows, const float *residual, float *y, void *room, int threads) {
     const int64_t in = l->in, width = (in + BLOCK - 1) / BLOCK * BLOCK, panels = (l->out + PANEL - 1) / PANEL;
-    const int64_t groups = group_count(in), chunk = panels >= 2 * CHUNK * threads ? CHUNK : 1;
+    const int64_t group = group_size(l->fine), groups = group_count(in, l->fine), chunk = panels >= 2 * CHUNK * threads ? CHUNK : 1;
     int64_t *taken = room;
     uint8_t *q = (uint8_t *)room + LINE;
     float *step = (float *)(q + (rows * width + 63) / 64 * 64), *minimum = step + rows * groups;
-    const Product p = {q, step, minimum, l->weight, l->scale, l->bias, l->sums, residual,
-                       y, rows, width,   groups,    l->out,   panels * PANEL, l->beside, (int)l->activation};
+    const Product p = {q,     step,  minimum, l->weight, l->scale,       l->bias,   l->sums,        residual, y,
+                       rows,  width, group,   groups,    l->out,         panels * PANEL, l->beside, (int)l->fine, (int)l->activation};
     const int8_t *mine = l->weight + omp_get_thread_num() * chunk * PANEL * width;
     for (int64_t i = 0; i < FIRST && omp_get_thread_num() * chunk < panels; i += LINE)
         _mm_prefetch(mine + i, _MM_HINT_T1);
@@ -198,7 +211,7 @@ void linear_team(const Linear *l, const float *x, int64_t rows, const float *res
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < rows; row++) {
         for (int64_t g = 0; g < groups; g++) {
-            const int64_t first = g * GROUP, size = in - first < GROUP ? in - first : GROUP;
+            const int64_t first = g * group, size = in - first < group ? in - first : group;
             quantize(x + row * in + first, size, q + row * width + first, step + row * groups + g, minimum + row * groups + g);
         }
         memset(q + row * width + in, 0, (size_t)(width - in));
@@ -207,10 +220,10 @@ void linear_team(const Linear *l, const float *x, int64_t rows, const float *res
 }
 
 /* x [rows, in] contiguous; residual null or [rows, out]; bias null or padded to panels. 0, or -1 without memory. */
-int linear_int8(const float *x, int64_t rows, int64_t in, int64_t out, int64_t beside, const int8_t *weight, const float *scale,
-                const float *sums, const float *bias, const float *residual, float *y, int activation, int threads) {
-    const Linear l = {in, out, beside, activation, weight, scale, sums, bias};
-    void *room = aligned_alloc(64, (linear_room(rows, in) + 63) / 64 * 64);
+int linear_int8(const float *x, int64_t rows, int64_t in, int64_t out, int64_t beside, int64_t fine, const int8_t *weight,
+                const float *scale, const float *sums, const float *bias, const float *residual, float *y, int activation, int threads) {
+    const Linear l = {in, out, beside, fine, activation, weight, scale, sums, bias};
+    void *room = aligned_alloc(64, (linear_room(rows, in, fine) + 63) / 64 * 64);
     if (!room)
         return -1;
 #pragma omp parallel num_threads(threads)

@@ -22,17 +22,17 @@ Addresses = npt.NDArray[np.int64]
 
 MODULE = f"{__package__}._native"
 ALIGNED = 8  # floats of one vector: widths of heads must be multiples of it
-GROUP = 128  # inputs that are quantized together
+GROUP, FINE_GROUP = 128, 32  # inputs that are quantized together
 BLOCK = 512  # tokens whose largest marginal is kept
 PANEL = 16  # outputs of a packed weight are padded to whole panels
 ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_new": 3, "gelu_pytorch_tanh": 3, "silu": 4, "swish": 4}
 ADDRESS, COUNT, FLAG, REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "choose_vnni": ([FLAG], FLAG),
-    "group_count": ([COUNT], COUNT),
+    "group_count": ([COUNT, COUNT], COUNT),
     "packed_bytes": ([COUNT, COUNT], COUNT),
-    "pack_int8": ([ADDRESS, COUNT, COUNT, ADDRESS, ADDRESS], COUNT),
-    "linear_int8": ([ADDRESS, COUNT, COUNT, COUNT, COUNT, *[ADDRESS] * 6, FLAG, FLAG], FLAG),
+    "pack_int8": ([ADDRESS, COUNT, COUNT, COUNT, ADDRESS, ADDRESS], COUNT),
+    "linear_int8": ([ADDRESS, *[COUNT] * 5, *[ADDRESS] * 6, FLAG, FLAG], FLAG),
     "cross_attention": ([*[ADDRESS] * 5, COUNT, COUNT, COUNT, REAL, FLAG, FLAG], FLAG),
     "document_attention": ([*[ADDRESS] * 4, COUNT, COUNT, COUNT, COUNT, REAL, FLAG], FLAG),
     "path_attention": ([*[ADDRESS] * 6, COUNT, COUNT, COUNT, COUNT, REAL, FLAG], FLAG),
@@ -61,17 +61,29 @@ def library() -> Any:
 
 
 class Int8Product:
-    """`activation(x @ (weight * scale).T + bias) + residual`, weight int8 [out, in] of -63..63, scale [out]."""
+    """`activation(x @ (weight * scale).T + bias) + residual`, weight int8 [out, in] of -63..63, scale [out].
 
-    def __init__(self, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, activation: str) -> None:
+    A `fine` one has weights of -127..127 and quantizes 32 inputs together instead of 128.
+    """
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        scale: torch.Tensor,
+        bias: torch.Tensor | None,
+        activation: str,
+        *,
+        fine: bool = False,
+    ) -> None:
         self._library = library()
+        self.fine = int(fine)
         self.outputs, self.inputs = weight.shape
         self.activation = ACTIVATIONS[activation]
         weight = weight.contiguous()
         packed = torch.empty(self._library.packed_bytes(self.outputs, self.inputs), dtype=torch.int8)
         scale = self._padded(scale)
-        sums = torch.empty(self._library.group_count(self.inputs), len(scale))
-        given, to = (weight.data_ptr(), self.outputs, self.inputs), (packed.data_ptr(), sums.data_ptr())
+        sums = torch.empty(self._library.group_count(self.inputs, self.fine), len(scale))
+        given, to = (weight.data_ptr(), self.outputs, self.inputs, self.fine), (packed.data_ptr(), sums.data_ptr())
         self.beside: int = self._library.pack_int8(*given, *to)  # how weights are laid out
         self._kept = (packed, scale, sums, None if bias is None else self._padded(bias))
         self.fixed = [None if tensor is None else tensor.data_ptr() for tensor in self._kept]  # addresses
@@ -91,6 +103,7 @@ class Int8Product:
                 self.inputs,
                 self.outputs,
                 self.beside,
+                self.fine,
                 *self.fixed,
                 None if more is None else more.data_ptr(),
                 y.data_ptr(),

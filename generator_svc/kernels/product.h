@@ -7,6 +7,7 @@
 #define PANEL 16 /* outputs that are computed together */
 #define BLOCK 8  /* inputs that are multiplied together */
 #define GROUP 128 /* inputs of a row that share step and minimum; a multiple of BLOCK */
+#define FINE_GROUP 32 /* in a fine product */
 #define CHUNK 4 /* panels that a thread takes at a time, where there are enough for all */
 #define LINE 64 /* bytes of a line of the cache: one panel's weights for four inputs */
 
@@ -20,8 +21,8 @@ typedef struct {
     const float *sums;         /* [groups, padded outputs]: of the weights' q */
     const float *residual;
     float *y;
-    int64_t rows, width, groups, out, padded, beside;
-    int activation;
+    int64_t rows, width, group, groups, out, padded, beside;
+    int fine, activation;
 } Product;
 
 /* Where the weights of a panel stand for inputs 4 * step and the following; those for the next four are `along` behind

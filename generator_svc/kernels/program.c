@@ -106,8 +106,8 @@ static void op_team(const Op *op, const Run *run, float *values, void *room, flo
 int run_program(const Op *ops, int64_t count, const Run *run) {
     size_t room_bytes = 0;
     for (int64_t i = 0; i < count; i++)
-        if (ops[i].kind == LINEAR && linear_room(run->rows, ops[i].linear.in) > room_bytes)
-            room_bytes = linear_room(run->rows, ops[i].linear.in);
+        if (ops[i].kind == LINEAR && linear_room(run->rows, ops[i].linear.in, ops[i].linear.fine) > room_bytes)
+            room_bytes = linear_room(run->rows, ops[i].linear.in, ops[i].linear.fine);
     const Documents *d = &run->documents;
     const int64_t longest = d->longest > run->paths.longest ? d->longest : run->paths.longest;
     room_bytes = (room_bytes + 63) / 64 * 64;

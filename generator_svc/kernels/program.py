@@ -24,7 +24,7 @@ INT, ADDRESS = ctypes.c_int64, ctypes.c_void_p
 
 class _Linear(ctypes.Structure):
     _fields_ = (
-        *[(name, INT) for name in ("inputs", "outputs", "beside", "activation")],
+        *[(name, INT) for name in ("inputs", "outputs", "beside", "fine", "activation")],
         *[(name, ADDRESS) for name in ("weight", "scale", "sums", "bias")],
     )
 
@@ -182,7 +182,8 @@ class _Recorder:
 
 def _note_linear(product: native.Int8Product, x: Value, residual: Value | None = None) -> Value:
     weight, scale, sums, bias = product.fixed
-    linear = _Linear(product.inputs, product.outputs, product.beside, product.activation, weight, scale, sums, bias)
+    how = (product.inputs, product.outputs, product.beside, product.fine, product.activation)
+    linear = _Linear(*how, weight, scale, sums, bias)
     return x.tape.note(LINEAR, x, residual, product.outputs, product, linear=linear)
 
 

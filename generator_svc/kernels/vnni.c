@@ -30,10 +30,10 @@ typedef struct {
  * memory, in every turn of the loop, unless the empty instruction behind it asks for them in registers. */
 #define GROUP_OF(R, P)                                                                                                \
     static __attribute__((noinline)) void group_of_##R##_##P(const Product *p, const Tile *t, int64_t g, __m512 *totals) { \
-        const int64_t width = p->width, left = width - g * GROUP, row = t->row, first = t->first;                     \
+        const int64_t width = p->width, group = p->group, left = width - g * group, row = t->row, first = t->first;  \
         const int64_t apart = t->apart, along = t->along, share = t->ahead ? t->share : 0;                            \
-        const uint8_t *q = p->q + row * width + g * GROUP, *end = q + (left < GROUP ? left : GROUP);                  \
-        const int8_t *w = t->weights + g * (GROUP / 4) * along, *ahead = t->ahead;                                    \
+        const uint8_t *q = p->q + row * width + g * group, *end = q + (left < group ? left : group);                  \
+        const int8_t *w = t->weights + g * (group / 4) * along, *ahead = t->ahead;                                    \
         const __mmask16 seen = g ? 0xffff : 0;                                                                        \
         __m512i sums[R][P];                                                                                           \
         EACH(r, R) EACH(n, P) sums[r][n] = _mm512_setzero_si512();                                                    \
@@ -100,7 +100,7 @@ static inline void finish16(const Product *p, int64_t row, int64_t first, __m512
  * unless its rows are so few that it reads as fast as it can anyway; of several, which have theirs after the first one,
  * each asks for a part of the next chunk. */
 static const int8_t *ahead_of(const Product *p, const Tile *tile, const int8_t *next, int64_t t, int64_t tiles, int64_t g) {
-    const int64_t steps = GROUP / 4;
+    const int64_t steps = p->group / 4;
     if (tiles > 1)
         return next && t * tile->share < CHUNK * LINE ? next + (t * p->width / 4 + g * steps) * tile->share : 0;
     if (p->rows < LEAST_AHEAD || p->beside != CHUNK)

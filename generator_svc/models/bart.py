@@ -221,4 +221,5 @@ class _Loader:
         bias = None
         if "final_logits_bias" in self._weights:
             bias = self._take("final_logits_bias", 1, size).reshape(size).contiguous()
-        return make_linear(self._words(self._numerics.activations, *names), bias, numerics=self._numerics)
+        words = self._words(self._numerics.activations, *names)
+        return make_linear(words, bias, numerics=self._numerics, fine=True)

@@ -17,7 +17,8 @@ from generator_svc.kernels import native
 from generator_svc.models.numerics import FLOAT32, Numerics
 from ragserve.errors import FailedPreconditionError
 
-WEIGHT_LEVELS, ACTIVATION_LEVELS = 63, 127  # four products fit into 16 bits: see kernels/linear_int8.c
+ACTIVATION_LEVELS = 127
+WEIGHT_LEVELS, FINE_WEIGHT_LEVELS = 63, 127  # four products fit into 16 bits, or two: see kernels/linear_int8.c
 QUANTIZED_ROWS = 2048  # of a weight at a time
 PACKING_ROWS = 32  # hint for the packed layout; layouts for 5, 20 and 80 rows measure the same
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -92,14 +93,14 @@ class Int8Linear:
     """On CPU: weights of 7 bits with a scale for each output, inputs of 7 bits with step and minimum for each group.
 
     A group is 128 inputs of one row. Integer sums are exact, so a row's result does not depend on the rows beside it,
-    nor on who computes it.
+    nor on who computes it. A `fine` one has weights of 8 bits, and groups of 32 inputs.
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: str) -> None:
-        quantized, scale = quantize_weight(weight)
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: str, *, fine: bool = False) -> None:
+        quantized, scale = quantize_weight(weight, FINE_WEIGHT_LEVELS if fine else WEIGHT_LEVELS)
         fused = activation if activation in native.ACTIVATIONS else "none"
         product = Int8Torch if native.library() is None else native.Int8Product
-        self._product = product(quantized, scale, bias, fused)
+        self._product = product(quantized, scale, bias, fused, fine=fine)
         self._activation = None if fused == activation else ACTIVATIONS[activation]
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
@@ -113,8 +114,17 @@ class Int8Linear:
 class Int8Torch:
     """What `native.Int8Product` computes, in operators of torch: for processors that the kernel is not for."""
 
-    def __init__(self, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, activation: str) -> None:
-        self._weights = [part.T.contiguous() for part in torch.split(weight, native.GROUP, dim=1)]
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        scale: torch.Tensor,
+        bias: torch.Tensor | None,
+        activation: str,
+        *,
+        fine: bool = False,
+    ) -> None:
+        self._group = native.FINE_GROUP if fine else native.GROUP
+        self._weights = [part.T.contiguous() for part in torch.split(weight, self._group, dim=1)]
         self._sums = [part.sum(0, dtype=torch.float32) for part in self._weights]
         self._scale = scale
         self._bias = bias
@@ -123,7 +133,7 @@ class Int8Torch:
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """See `Linear`."""
         total = torch.zeros(x.shape[0], len(self._scale))
-        for part, weight, sums in zip(torch.split(x, native.GROUP, dim=1), self._weights, self._sums, strict=True):
+        for part, weight, sums in zip(torch.split(x, self._group, dim=1), self._weights, self._sums, strict=True):
             minimum, maximum = part.amin(1, keepdim=True), part.amax(1, keepdim=True)
             step = (maximum - minimum) / ACTIVATION_LEVELS
             levels = ((part - minimum) * (1 / step)).nan_to_num().round().clamp(0, ACTIVATION_LEVELS).to(torch.int8)
@@ -133,10 +143,10 @@ class Int8Torch:
         return y if residual is None else y + residual
 
 
-def quantize_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A weight [out, in] as int8 of -63..63 and the scale of each output; some rows at a time, to need no copy."""
+def quantize_weight(weight: torch.Tensor, levels: int = WEIGHT_LEVELS) -> tuple[torch.Tensor, torch.Tensor]:
+    """A weight [out, in] as int8 of -levels..levels, and each output's scale; some rows at a time, to need no copy."""
     quantized = torch.empty(weight.shape, dtype=torch.int8)
-    scale = (torch.maximum(weight.amax(1), -weight.amin(1)) / WEIGHT_LEVELS).clamp(min=torch.finfo(torch.float32).tiny)
+    scale = (torch.maximum(weight.amax(1), -weight.amin(1)) / levels).clamp(min=torch.finfo(torch.float32).tiny)
     for start in range(0, weight.shape[0], QUANTIZED_ROWS):
         rows = slice(start, start + QUANTIZED_ROWS)
         quantized[rows] = (weight[rows] / scale[rows, None]).round_().to(torch.int8)
@@ -144,11 +154,16 @@ def quantize_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def make_linear(
-    weight: torch.Tensor, bias: torch.Tensor | None = None, activation: str = "none", numerics: Numerics = FLOAT32
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    activation: str = "none",
+    numerics: Numerics = FLOAT32,
+    *,
+    fine: bool = False,
 ) -> Linear:
-    """The best kernel for a weight [out, in] on its device."""
+    """The best kernel for a weight [out, in] on its device; `fine` where int8 needs more care than elsewhere."""
     if numerics.quantized:
-        return Int8Linear(weight, bias, activation)
+        return Int8Linear(weight, bias, activation, fine=fine)
     packed = weight.device.type == "cpu" and weight.dtype == torch.float32
     packed = packed and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return (PackedLinear if packed else PlainLinear)(weight, bias, activation)

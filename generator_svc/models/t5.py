@@ -208,7 +208,7 @@ class _Loader:
         names = ("lm_head.weight", *TIED)
         size = (self._config.vocab_size, self._width)
         weight = self._weights.take_first(names, size, self._device, self._numerics.activations)
-        return make_linear(weight, numerics=self._numerics)
+        return make_linear(weight, numerics=self._numerics, fine=True)
 
     def norm(self, name: str) -> Norm:
         """One RMS norm."""

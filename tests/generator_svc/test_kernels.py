@@ -9,10 +9,19 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from generator_svc.kernels import native
-from generator_svc.models.linear import ACTIVATIONS, Int8Linear, Int8Torch, PlainLinear, quantize_weight
+from generator_svc.models.linear import (
+    ACTIVATIONS,
+    FINE_WEIGHT_LEVELS,
+    WEIGHT_LEVELS,
+    Int8Linear,
+    Int8Torch,
+    PlainLinear,
+    quantize_weight,
+)
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the kernels need a C compiler and AVX2")
 HEADS, DIM = 3, 16
+LEVELS = {False: WEIGHT_LEVELS, True: FINE_WEIGHT_LEVELS}  # of weights
 
 
 @pytest.fixture(params=[False, True], ids=["avx2", "vnni"])
@@ -27,14 +36,15 @@ def instructions(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.mark.usefixtures("instructions")
 @pytest.mark.parametrize(("out", "width"), [(64, 32), (50, 44), (17, 9), (7, 3), (256, 1024)])
 @pytest.mark.parametrize("activation", native.ACTIVATIONS)
-def test_the_int8_kernel_computes_what_torch_computes(out: int, width: int, activation: str) -> None:
+@pytest.mark.parametrize("fine", [False, True])
+def test_the_int8_kernel_computes_what_torch_computes(out: int, width: int, activation: str, fine: bool) -> None:
     torch.manual_seed(out)
-    weight, scale = quantize_weight(torch.randn(out, width))
+    weight, scale = quantize_weight(torch.randn(out, width), LEVELS[fine])
     for rows in range(1, 10):
         x, bias, residual = torch.randn(rows, width), torch.randn(out), torch.randn(rows, out)
         for own_bias, more in ((None, None), (bias, None), (bias, residual)):
-            ours = native.Int8Product(weight, scale, own_bias, activation)(x, more)
-            theirs = Int8Torch(weight, scale, own_bias, activation)(x, more)
+            ours = native.Int8Product(weight, scale, own_bias, activation, fine=fine)(x, more)
+            theirs = Int8Torch(weight, scale, own_bias, activation, fine=fine)(x, more)
             torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-5)
 
 
@@ -45,6 +55,8 @@ def test_int8_is_near_float32(activation: str) -> None:
     exact = PlainLinear(weight, bias, activation)(x, residual)
     error = (Int8Linear(weight, bias, activation)(x, residual) - exact).norm() / exact.norm()
     assert 0 < error < 0.05
+    fine = (Int8Linear(weight, bias, activation, fine=True)(x, residual) - exact).norm() / exact.norm()
+    assert 0 < fine < 0.7 * error
 
 
 @pytest.mark.usefixtures("instructions")
@@ -60,30 +72,35 @@ def test_activations_equal_float64_near_and_far_from_zero(activation: str) -> No
 
 
 @pytest.mark.usefixtures("instructions")
-def test_nothing_saturates_at_the_extremes() -> None:
-    weight = torch.full((16, 4096), -63, dtype=torch.int8)
-    weight[::2] = 63
+@pytest.mark.parametrize("fine", [False, True])
+def test_nothing_saturates_at_the_extremes(fine: bool) -> None:
+    levels = LEVELS[fine]
+    weight = torch.full((16, 4096), -levels, dtype=torch.int8)
+    weight[::2] = levels
     x = torch.ones(3, 4096)
-    x[:, 0] = 0  # so that every other input is the highest level
-    y = native.Int8Product(weight, torch.ones(16), None, "none")(x)
-    expected = 63.0 * 4095 * torch.tensor([1.0, -1.0]).repeat(8)
+    x[:, :: native.FINE_GROUP] = 0  # so that every other input is the highest level
+    y = native.Int8Product(weight, torch.ones(16), None, "none", fine=fine)(x)
+    expected = levels * (4096.0 - 4096 / native.FINE_GROUP) * torch.tensor([1.0, -1.0]).repeat(8)
     torch.testing.assert_close(y, expected.expand(3, -1), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(("out", "width"), [(16, 8), (50, 44), (530, 300), (1024, 128)])
 @pytest.mark.parametrize(("rows", "activation"), [*zip((1, 2, 5, 6, 7, 13, 23), native.ACTIVATIONS, strict=True)])
-def test_both_sets_of_instructions_give_the_same_bits(out: int, width: int, rows: int, activation: str) -> None:
+@pytest.mark.parametrize("fine", [False, True])
+def test_both_sets_of_instructions_give_the_same_bits(
+    out: int, width: int, rows: int, activation: str, fine: bool
+) -> None:
     """Whichever of them the weights were laid out for."""
     if not native.library().choose_vnni(True):
         pytest.skip("no AVX-512 VNNI here")
     torch.manual_seed(rows)
-    weight, scale = quantize_weight(torch.randn(out, width))
+    weight, scale = quantize_weight(torch.randn(out, width), LEVELS[fine])
     x, residual, bias = torch.randn(rows, width), torch.randn(rows, out), torch.randn(out)
     results, layouts = [], []
     try:
         for packed_for in (True, False):
             native.library().choose_vnni(packed_for)
-            product = native.Int8Product(weight, scale, bias, activation)
+            product = native.Int8Product(weight, scale, bias, activation, fine=fine)
             layouts.append(product.beside)
             for run_with in (True, False):
                 native.library().choose_vnni(run_with)
@@ -96,9 +113,10 @@ def test_both_sets_of_instructions_give_the_same_bits(out: int, width: int, rows
 
 @pytest.mark.usefixtures("instructions")
 @pytest.mark.parametrize("rows", [2, 3, 5, 6, 50])
-def test_a_row_does_not_depend_on_those_beside_it(rows: int) -> None:
+@pytest.mark.parametrize("fine", [False, True])
+def test_a_row_does_not_depend_on_those_beside_it(rows: int, fine: bool) -> None:
     torch.manual_seed(rows)
-    product = Int8Linear(torch.randn(80, 64), torch.randn(80), "gelu")
+    product = Int8Linear(torch.randn(80, 64), torch.randn(80), "gelu", fine=fine)
     x = torch.randn(rows, 64) * torch.logspace(-2, 2, rows)[:, None]
     together = product(x)
     for row in range(rows):
