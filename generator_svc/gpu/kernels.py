@@ -77,7 +77,9 @@ class Kernels(Protocol):
     def own(
         self, qkv: torch.Tensor, slots: torch.Tensor, paths: Paths, bias: torch.Tensor | None, shape: Shape
     ) -> torch.Tensor:
-        """Keep each row's keys and values in its own slot and attend to its path.
+        """Keep each row's keys and values in its own slot, then attend to its path.
+
+        A path may go through slots that other rows fill in the same pass, as those of guessed tokens do.
 
         qkv [n_rows, 3 * inner], slots [n_slots, 2 * inner], bias [longest, n_heads] by distance -> [n_rows, inner].
         """
@@ -107,10 +109,13 @@ class TorchKernels:
     ) -> torch.Tensor:
         """See `Kernels`."""
         inner, result = shape.inner, qkv.new_zeros(qkv.shape[0], shape.inner)
-        for row, length in enumerate(paths.lengths.tolist()):
+        lengths = paths.lengths.tolist()
+        for row, length in enumerate(lengths):
+            if length:
+                slots[paths.table[row, length - 1]] = qkv[row, inner:]
+        for row, length in enumerate(lengths):
             if length:
                 path = paths.table[row, :length]
-                slots[path[-1]] = qkv[row, inner:]
                 keys, values = slots[path].view(length, 2, shape.n_heads, shape.head_dim).permute(1, 2, 0, 3)
                 query = qkv[row, :inner].view(shape.n_heads, 1, shape.head_dim)
                 mask = None if bias is None else bias[:length].flip(0).T[:, None].to(query.dtype)

@@ -19,13 +19,24 @@ LEAST_DIM = 16  # of a product of matrices
 
 
 @triton.jit
-def _keep(qkv: tl.tensor, slots: tl.tensor, at: tl.tensor, inside: tl.tensor, inner: tl.tensor) -> tl.tensor:
-    """Put a row's key and value into its slot; both, in float32."""
-    key = tl.load(qkv + inner + at, mask=inside, other=0.0)
-    value = tl.load(qkv + 2 * inner + at, mask=inside, other=0.0)
-    tl.store(slots + at, key, mask=inside)
-    tl.store(slots + inner + at, value, mask=inside)
-    return key.to(tl.float32), value.to(tl.float32)
+def _keep_kernel(
+    qkv: tl.tensor,
+    slots: tl.tensor,
+    table: tl.tensor,
+    lengths: tl.tensor,
+    longest: tl.tensor,
+    width: tl.constexpr,
+    padded_width: tl.constexpr,
+) -> None:
+    """One row: puts its keys and values, of all heads, into its slot."""
+    row = tl.program_id(0).to(tl.int64)
+    length = tl.load(lengths + row)
+    if length > 0:
+        own = tl.load(table + row * longest + (length - 1))
+        at = tl.arange(0, padded_width)
+        inside = at < width
+        kept = tl.load(qkv + row * (width // 2 * 3) + width // 2 + at, mask=inside)
+        tl.store(slots + own * width + at, kept, mask=inside)
 
 
 @triton.jit
@@ -44,7 +55,7 @@ def _own_kernel(
     block: tl.constexpr,
     biased: tl.constexpr,
 ) -> None:
-    """One row and head: keeps its key and value in its slot, then goes over the past of its path."""
+    """One row and head goes over its path, whose slots all have their keys and values: see `_keep_kernel`."""
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     length = tl.load(lengths + row).to(tl.int32)
@@ -54,8 +65,8 @@ def _own_kernel(
     at = head * dim + dims
     if length > 0:
         query = tl.load(qkv + row * 3 * inner + at, mask=inside, other=0.0).to(tl.float32) * scale
-        own = tl.load(table + row * longest + (length - 1))
-        key, attended = _keep(qkv + row * 3 * inner, slots + own * 2 * inner, at, inside, inner)
+        key = tl.load(qkv + row * 3 * inner + inner + at, mask=inside, other=0.0).to(tl.float32)
+        attended = tl.load(qkv + row * 3 * inner + 2 * inner + at, mask=inside, other=0.0).to(tl.float32)
         best = tl.sum(query * key, 0)
         if biased:
             best += tl.load(bias + head).to(tl.float32)
@@ -137,8 +148,17 @@ def _documents_kernel(
 def own_attention(
     qkv: torch.Tensor, slots: torch.Tensor, paths: Paths, bias: torch.Tensor | None, shape: Shape
 ) -> torch.Tensor:
-    """See `Kernels.own`."""
+    """See `Kernels.own`.
+
+    Two launches: a guessed token's path goes through the slots of other rows of the pass, and programs of one launch do
+    not wait for each other.
+    """
     out = torch.empty(qkv.shape[0], shape.inner, dtype=qkv.dtype, device=qkv.device)
+    width = 2 * shape.inner
+    longest = paths.table.shape[1]
+    _keep_kernel[(qkv.shape[0],)](
+        *(qkv, slots, paths.table, paths.lengths, longest), width=width, padded_width=power_of_two(width)
+    )
     _own_kernel[(qkv.shape[0], shape.n_heads)](
         qkv,
         slots,
@@ -146,7 +166,7 @@ def own_attention(
         paths.lengths,
         slots if bias is None else bias,
         out,
-        paths.table.shape[1],
+        longest,
         shape.scale,
         heads=shape.n_heads,
         dim=shape.head_dim,

@@ -48,6 +48,17 @@ def path_case(shape: Shape, device: torch.device, *, biased: bool) -> PathCase:
     return PathCase(qkv, slots, Paths(padded.to(device), torch.tensor(PATHS, device=device)), bias)
 
 
+def chain_case(shape: Shape, device: torch.device) -> PathCase:
+    """Guessed tokens: each row's path goes on from another row's own slot, in no order of the rows."""
+    rng = torch.Generator().manual_seed(shape.head_dim)
+    dtype, n_rows, before = shape.numerics.activations, 24, 20
+    qkv = torch.randn(n_rows, 3 * shape.inner, generator=rng).to(device, dtype)
+    slots = torch.randn(before + n_rows, 2 * shape.inner, generator=rng).to(device, dtype)
+    lengths = before + 1 + torch.randperm(n_rows, generator=rng)
+    table = torch.arange(before + n_rows).expand(n_rows, -1).contiguous()  # slot i is that of the row of i + 1 tokens
+    return PathCase(qkv, slots, Paths(table.to(device), lengths.to(device)), None)
+
+
 @dataclass(frozen=True)
 class DocumentCase:
     """Tiles of documents of different lengths; two read the same one, and one has no rows."""

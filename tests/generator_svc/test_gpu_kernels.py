@@ -16,6 +16,7 @@ from tests.generator_svc.gpu_cases import (
     PATHS,
     TILE_COUNTS,
     VOCABS,
+    chain_case,
     check_selection,
     document_case,
     path_case,
@@ -40,6 +41,20 @@ def test_paths_equal_the_cached_attention(biased: bool) -> None:
     expected = present.attend(0, case.qkv[:n_rows])
     ours = TorchKernels().own(case.qkv, case.slots, case.paths, case.bias, shape)
     torch.testing.assert_close(ours[:n_rows], expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(case.slots, cache.layers[0])
+
+
+def test_paths_go_through_slots_that_the_pass_fills() -> None:
+    shape = shape_of(4, 16, torch.float32)
+    case = chain_case(shape, CPU)
+    cache = KVCache(shape, CPU)
+    cache.layers = [case.slots.clone()]
+    lengths = case.paths.lengths.tolist()
+    present = CachedAttention(cache, shape, [case.paths.table[0, :length].numpy() for length in lengths])
+    present.start(None)
+    expected = present.attend(0, case.qkv)
+    ours = TorchKernels().own(case.qkv, case.slots, case.paths, None, shape)
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(case.slots, cache.layers[0])
 
 

@@ -27,7 +27,7 @@ from generator_svc.gpu.cuda import TritonKernels
 pytestmark = pytest.mark.long
 HOPPER = GPUTarget("cuda", 90, 32)
 SHARED_MEMORY = 232_448  # bytes that a block may have there
-KERNELS = {"_own_kernel", "_documents_kernel", "_norms_kernel", "_blocks_kernel", "_merge_kernel"}
+KERNELS = {"_keep_kernel", "_own_kernel", "_documents_kernel", "_norms_kernel", "_blocks_kernel", "_merge_kernel"}
 
 
 class Driver:

@@ -11,6 +11,7 @@ from generator_svc.gpu.kernels import Selected, TorchKernels
 from tests.generator_svc.gpu_cases import (
     PATHS,
     VOCABS,
+    chain_case,
     check_selection,
     document_case,
     path_case,
@@ -44,6 +45,18 @@ def test_paths_equal_the_twin(kernels, heads: int, dim: int, dtype: torch.dtype,
     assert torch.equal(slots, case.slots)
     torch.testing.assert_close(ours, expected, atol=ERRORS[dtype], rtol=ERRORS[dtype])
     assert not ours[PATHS.index(0)].any()
+
+
+@pytest.mark.parametrize("dtype", ERRORS)
+@pytest.mark.parametrize(("heads", "dim"), [(16, 64), (3, 8)])
+def test_paths_go_through_slots_that_the_pass_fills(kernels, heads: int, dim: int, dtype: torch.dtype) -> None:
+    shape = shape_of(heads, dim, dtype)
+    case = chain_case(shape, DEVICE)
+    slots = case.slots.clone()
+    ours = kernels.own(case.qkv, slots, case.paths, None, shape)
+    expected = TorchKernels().own(case.qkv, case.slots, case.paths, None, shape)
+    assert torch.equal(slots, case.slots)
+    torch.testing.assert_close(ours, expected, atol=ERRORS[dtype], rtol=ERRORS[dtype])
 
 
 @pytest.mark.parametrize("dtype", ERRORS)
