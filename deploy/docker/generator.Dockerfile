@@ -16,11 +16,18 @@ RUN python -m venv /opt/ragserve/venv && \
     /opt/ragserve/venv/bin/pip install --no-cache-dir '.[generator]'
 
 FROM python:3.12-slim-bookworm
+# cpu or gpu: on a GPU Triton builds what launches its kernels when they are first used, with a C compiler.
+ARG DEVICE=cpu
+# hadolint ignore=DL3008
+RUN if [ "${DEVICE}" = gpu ]; then \
+      apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; fi
 RUN useradd --system --uid 10001 --no-create-home ragserve
 COPY --from=build /opt/ragserve/venv /opt/ragserve/venv
 COPY demo/model/ragserve.json /opt/ragserve/model/ragserve.json
 COPY demo/model/generator /opt/ragserve/model/generator
-ENV RAGSERVE_GENERATOR_MODEL=/opt/ragserve/model \
+# The user has no home, and the root file system may be read-only.
+ENV TRITON_CACHE_DIR=/tmp/triton \
+    RAGSERVE_GENERATOR_MODEL=/opt/ragserve/model \
     RAGSERVE_GENERATOR_SERVER__HOST=0.0.0.0 \
     RAGSERVE_GENERATOR_SERVER__METRICS_HOST=0.0.0.0
 EXPOSE 50062 9462

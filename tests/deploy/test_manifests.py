@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,20 @@ def test_images(name: str) -> None:
         for part in source.split():
             assert (DEPLOY.parent / part).exists(), f"{path.name} copies {part}, which is not there"
     subprocess.run(["hadolint", str(path)], check=True, env={"PATH": str(Path(sys.executable).parent)})
+
+
+def test_the_generators_image_can_compile_kernels_on_a_gpu(resources: list[dict[str, Any]]) -> None:
+    """Triton needs a C compiler in the process that uses the kernels, and a folder to keep them in."""
+    image = (DEPLOY / "docker" / "generator.Dockerfile").read_text().rsplit("\nFROM ", 1)[1]
+    assert re.search(r'"\$\{DEVICE\}" = gpu.*\n.* install .*\bgcc libc6-dev\b', image)
+    (folder,) = re.findall(r"TRITON_CACHE_DIR=(\S+)", image)
+    mounts = [mount["mountPath"] for mount in container(resources, "generator")["volumeMounts"]]
+    assert any(folder.startswith(f"{mount}/") for mount in mounts)
+
+
+def test_the_retrievers_gpu_packages_bring_the_libraries_that_they_load() -> None:
+    extras = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert any(re.fullmatch(r"onnxruntime-gpu\[cuda,cudnn\]==\S+", package) for package in extras["gpu"])
 
 
 def test_the_overlay_mounts_one_claim_where_the_retrievers_look_for_it() -> None:
