@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 native: Any = faiss  # a CPU build's stub does not know the GPU's classes
 
 MOST_CANDIDATES = 2048  # FAISS's GPU kernels select no more, neither candidates nor cells (GpuIndex.h, k and nprobe)
+TABLE_BYTES = 49_152  # most that FAISS's kernels hold of a query's tables of products (GpuIndexIVFPQ.cu)
 BLOCK_ROWS = 262_144  # rows decoded at a time on their way to a GPU
 
 
@@ -39,6 +40,7 @@ class GpuIndex:
         else:
             options = native.GpuMultipleClonerOptions()
             options.shard = spec.gpus == "shard"
+            options.useFloat16 = needs_half_tables(Kind.of(index).core)
             self._index = native.index_cpu_to_gpu_multiple_py(self._resources, index, options, gpus)
         _require_on_gpu(self._index)
         self.n_gpus = len(gpus)
@@ -70,6 +72,11 @@ class GpuIndex:
             self._parts.append(part)
             (whole.add_shard if shard else whole.addIndex)(part)
         return whole
+
+
+def needs_half_tables(core: Any) -> bool:
+    """Whether the tables of products of an IVF-PQ index fit a GPU only in float16: PQ96's do, and PQ48's in float32."""
+    return isinstance(core, faiss.IndexIVFPQ) and 4 * core.pq.M * core.pq.ksub > TABLE_BYTES
 
 
 def place(index: Any, spec: IndexSpec) -> GpuIndex | None:

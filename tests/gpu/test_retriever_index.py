@@ -19,6 +19,7 @@ KINDS = {
     "IVF": IndexSpec("IVF64,Flat", "nprobe=16"),
     "IVF float16": IndexSpec("IVF64,Flat", "nprobe=16", precision="float16"),
     "IVF-PQ": IndexSpec("IVF64,PQ16", "nprobe=16"),
+    "IVF-PQ, tables in float16": IndexSpec("IVF64,PQ64", "nprobe=16"),
     "OPQ IVF-PQ": IndexSpec("OPQ16,IVF64,PQ16", "nprobe=16"),
 }
 

@@ -13,6 +13,7 @@ import pytest
 
 from ragserve.errors import FailedPreconditionError
 from retriever_svc.index import FaissIndex, IndexSpec, SearchOptions, gpu
+from retriever_svc.index.parameters import Kind
 from tests.retriever_svc.index.sources import ArraySource, clustered
 
 SOURCE = ArraySource(clustered(3000, 16))
@@ -111,6 +112,14 @@ def test_without_a_gpu_it_falls_back_only_where_that_is_allowed(
         FaissIndex.build(SOURCE, spec())
     assert FaissIndex.build(SOURCE, spec(gpu_fallback=True)).device == "cpu"
     assert "no GPU is visible" in caplog.records[-1].fields["reason"]
+
+
+def test_long_codes_have_tables_in_float16() -> None:
+    for factory, half in (("IVF4,PQ48", False), ("IVF4,PQ64", True), ("IVF4,PQ96", True), ("Flat", False)):
+        core = Kind.of(faiss.index_factory(192, factory, faiss.METRIC_INNER_PRODUCT)).core
+        assert gpu.needs_half_tables(core) == half
+    opq = faiss.index_factory(192, "OPQ96,IVF4,PQ96", faiss.METRIC_INNER_PRODUCT)
+    assert gpu.needs_half_tables(Kind.of(opq).core)
 
 
 @pytest.mark.usefixtures("card")
