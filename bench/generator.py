@@ -11,6 +11,8 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
+
 from bench import CACHE, options, report
 from bench.heads import HEADS, TARGET_NATS
 from bench.peers import HuggingFace
@@ -138,7 +140,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     nats = round(entropy_of(model), 2)
     print(f"entropy of the marginal: {nats} nats")
     about = {"head": chosen.head, "marginal_entropy_nats": nats, **vars(workload), **about}
-    about = {"shape": chosen.shape, "device": chosen.device, **about}
+    on = torch.cuda.get_device_name() if chosen.device == "cuda" else about["cpu"]
+    about = {"shape": chosen.shape, "device": chosen.device, "device_name": on, **about}
     placed: dict[str, Any] = {"threads": chosen.threads, "device": chosen.device}
     with ExitStack() as stack:
         systems = [Ragserve(model, workload, options.logs(), **placed, precision=name) for name in chosen.precisions]
