@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,6 @@ from generator_svc.slots import INITIAL_SLOTS, SlotArray
 from generator_svc.trie import Trie
 
 LOGITS_ROWS = 256  # rows whose logits exist at once while scoring
-TREE_ROWS = 2048  # rows of one pass over trees, unless a single tree has more
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,18 @@ class Runner:
         logits = self._model.logits(self._model.decode(rows, attention))
         return self._by_session(logits, sessions, orders)
 
-    def prime(self, documents: Sequence[DocumentState], trees: Sequence[PrefixTree]) -> None:
-        """Feed prefixes teacher-forced and keep their keys and values in the cache."""
-        for chunk in _chunks(trees):
-            rows = self._tree_rows([documents[tree.document] for tree in chunk], [tree.trie for tree in chunk])
-            tries, slots = [tree.trie for tree in chunk], [tree.slots for tree in chunk]
-            self._model.decode(rows, TreeAttention(self.cache, self._model.shape, tries, slots))
+    def prime(self, documents: Sequence[DocumentState], trees: Sequence[PrefixTree], max_rows: int) -> int:
+        """Feed prefixes teacher-forced and keep their keys and values in the cache: as many trees as fit one pass.
+
+        Returns:
+            How many trees these were: the first one, whatever its size, and those after it within `max_rows` nodes.
+        """
+        sizes = itertools.accumulate(tree.trie.size for tree in trees)
+        count = max(1, sum(size <= max_rows for size in sizes))
+        tries, slots = [tree.trie for tree in trees[:count]], [tree.slots for tree in trees[:count]]
+        rows = self._tree_rows([documents[tree.document] for tree in trees[:count]], tries)
+        self._model.decode(rows, TreeAttention(self.cache, self._model.shape, tries, slots))
+        return count
 
     def score(
         self, documents: Sequence[DocumentState], trie: Trie, wanted: npt.NDArray[np.int64]
@@ -122,16 +128,3 @@ class Runner:
                 inverse = np.argsort(np.array(order)).tolist()
                 results.append(part[torch.tensor(inverse, device=part.device)][None])
         return results
-
-
-def _chunks(trees: Sequence[PrefixTree]) -> list[list[PrefixTree]]:
-    """Trees in groups of at most `TREE_ROWS` rows."""
-    chunks: list[list[PrefixTree]] = []
-    rows = TREE_ROWS
-    for tree in trees:
-        if rows + tree.trie.size > TREE_ROWS:
-            chunks.append([])
-            rows = 0
-        chunks[-1].append(tree)
-        rows += tree.trie.size
-    return chunks

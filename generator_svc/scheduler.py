@@ -16,7 +16,7 @@ import numpy as np
 from generator_svc.documents import DocumentEntry, DocumentPool
 from generator_svc.sessions import Hypothesis, PrefixTree, Session, Start, Work
 from generator_svc.slots import PathNode, SlotArray, SlotPool
-from generator_svc.trie import Trie, build_trie
+from generator_svc.trie import Trie, build_trie, in_groups
 from generator_svc.turns import YOUNG_STEPS, StepTurns, documents_to_encode
 from ragserve.errors import (
     DeadlineExceededError,
@@ -322,26 +322,30 @@ class Scheduler:
         ]
 
     def _start_shared(self, session: Session) -> None:
-        """Token mode: one tree of prefixes, fed once for each document."""
-        n_docs = len(session.contexts)
-        trie = _prefix_trie(session.starts)
-        nodes = self.slots.allocate(n_docs * trie.size).reshape(n_docs, trie.size)
-        if trie.size:
-            session.prefix_trees = [PrefixTree(document, trie, nodes[document]) for document in range(n_docs)]
-        session.hypotheses = self._begun(session.starts, trie, nodes)
+        """Token mode: prefixes are fed once for each document."""
+        begun = self._start_with(session, range(len(session.contexts)), range(len(session.starts)))
+        session.hypotheses = [begun[i] for i in range(len(session.starts))]
 
     def _start_separate(self, session: Session) -> None:
-        """Sequence mode: a tree of prefixes for each document; hypotheses keep the order they were given in."""
+        """Sequence mode: prefixes are those of one document; hypotheses keep the order they were given in."""
         begun: dict[int, Hypothesis] = {}
         for document in sorted({start.document for start in session.starts}):
-            indices = [i for i, start in enumerate(session.starts) if start.document == document]
-            starts = [session.starts[i] for i in indices]
-            trie = _prefix_trie(starts)
-            nodes = self.slots.allocate(trie.size)
-            if trie.size:
-                session.prefix_trees.append(PrefixTree(document, trie, nodes))
-            begun.update(zip(indices, self._begun(starts, trie, nodes[None, :]), strict=True))
+            own = [i for i, start in enumerate(session.starts) if start.document == document]
+            begun |= self._start_with(session, [document], own)
         session.hypotheses = [begun[i] for i in range(len(session.starts))]
+
+    def _start_with(self, session: Session, documents: Sequence[int], chosen: Sequence[int]) -> dict[int, Hypothesis]:
+        """The chosen starts with a row for each of the documents, their prefixes in trees of bounded size."""
+        begun: dict[int, Hypothesis] = {}
+        for group in in_groups([session.starts[i].tokens[:-1] for i in chosen]):
+            starts = [session.starts[chosen[i]] for i in group]
+            trie = build_trie([start.tokens[:-1] for start in starts])
+            nodes = self.slots.allocate(len(documents) * trie.size).reshape(len(documents), trie.size)
+            if trie.size:
+                trees = [PrefixTree(document, trie, row) for document, row in zip(documents, nodes, strict=True)]
+                session.prefix_trees += trees
+            begun.update(zip([chosen[i] for i in group], self._begun(starts, trie, nodes), strict=True))
+        return begun
 
     def _begun(self, starts: Sequence[Start], trie: Trie, nodes: SlotArray) -> list[Hypothesis]:
         """A hypothesis for each start; the trie of their prefixes is in the slots `nodes` [n_rows, n_nodes]."""
@@ -363,11 +367,6 @@ class Scheduler:
 def _extended(token: int, document: int, past: SlotArray, before: PathNode | None, own: SlotArray) -> Hypothesis:
     """A hypothesis whose path goes on from the slots `past` [n_rows, length], which end with `before`."""
     return Hypothesis(token, document, np.concatenate([past, own[:, None]], axis=1), PathNode(own, before))
-
-
-def _prefix_trie(starts: Sequence[Start]) -> Trie:
-    """The tree of everything but the last token of each start; a start of one token has an empty path."""
-    return build_trie([start.tokens[:-1] for start in starts])
 
 
 def _full(message: str) -> ResourceExhaustedError:

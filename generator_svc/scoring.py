@@ -14,11 +14,9 @@ import numpy.typing as npt
 
 from generator_svc.commands import Floats, TargetScore
 from generator_svc.models.base import DocumentState
-from generator_svc.runner import TREE_ROWS, Runner
-from generator_svc.trie import Trie, build_trie, count_nodes
+from generator_svc.runner import Runner
+from generator_svc.trie import MAX_NODES, Trie, build_trie, in_groups
 from ragserve.errors import InternalError
-
-MAX_NODES = 1024  # of one tree: its attention is quadratic in this
 
 
 @dataclass(frozen=True)
@@ -63,12 +61,13 @@ class ScoreJob:
         return tuple(TargetScore(ids, result) for ids, result in zip(self.targets, self.results, strict=True))
 
 
-def plan_scores(targets: Sequence[tuple[int, ...]], n_docs: int, start_token: int) -> ScoreJob:
-    """Split the work: a new tree when the present one is full, then as many documents as fit a pass."""
+def plan_scores(targets: Sequence[tuple[int, ...]], n_docs: int, start_token: int, max_rows: int) -> ScoreJob:
+    """Split the work: a new tree when the present one is full, then as many documents as fit a pass of `max_rows`."""
     chunks = []
-    for group in _groups(targets, start_token):
+    inputs = [_inputs(target, start_token) for target in targets]
+    for group in in_groups(inputs, min(MAX_NODES, max_rows)):
         trie, wanted, columns = _tree([targets[i] for i in group], start_token)
-        together = max(1, TREE_ROWS // trie.size)
+        together = max(1, max_rows // trie.size)
         for first in range(0, n_docs, together):
             documents = range(first, min(first + together, n_docs))
             chunks.append(Chunk(tuple(group), documents, trie, wanted, columns))
@@ -79,23 +78,6 @@ def plan_scores(targets: Sequence[tuple[int, ...]], n_docs: int, start_token: in
 def _inputs(target: Sequence[int], start_token: int) -> tuple[int, ...]:
     """The decoder's input: the start token, then all but the last token of the target."""
     return (start_token, *target[:-1])
-
-
-def _groups(targets: Sequence[tuple[int, ...]], start_token: int) -> list[list[int]]:
-    """Target indices in order, grouped so that each tree stays below `MAX_NODES` where it can."""
-    groups: list[list[int]] = []
-    nodes = MAX_NODES
-    for i, target in enumerate(targets):
-        if nodes + len(target) > MAX_NODES:
-            together = count_nodes([_inputs(targets[j], start_token) for j in [*groups[-1], i]]) if groups else 0
-            if not groups or together > MAX_NODES:
-                groups.append([])
-                together = len(target)
-            nodes = together
-        else:
-            nodes += len(target)
-        groups[-1].append(i)
-    return groups
 
 
 def _tree(

@@ -140,7 +140,9 @@ class DecodeSession:
         check_score(command, self._limits)
         targets = await asyncio.to_thread(self._targets, command)
         asked = self._request()
-        asked.request.job = plan_scores(targets, len(session.contexts), self._loaded.tokens.decoder_start)
+        start, max_rows = self._loaded.tokens.decoder_start, self._worker.scheduler.capacity.prefill_tokens
+        plan = asyncio.to_thread(plan_scores, targets, len(session.contexts), start, max_rows)
+        asked.request.job = await plan
         return await self._ask(session, asked, lambda now: self._demand(session, Work.SCORE, now))
 
     async def render(self, command: RenderCommand) -> Reply[tuple[RenderedSequence, ...]]:

@@ -133,12 +133,14 @@ class Worker:
             _end(session, error)
         if not self._make_room(plan.n_slots):
             return  # what is left is planned again
+        fed = [session for session in plan.start if session.prefix_trees][:1]  # one pass of prefixes a turn
         for session in plan.start:
-            self._guard([session], lambda session=session: self._start(session))  # type: ignore[misc]
+            if session in fed or not session.prefix_trees:
+                self._guard([session], lambda session=session: self._start(session))  # type: ignore[misc]
         self._guard(plan.prefill, lambda: self._encode(plan))
         for session in plan.widen:
             self._guard([session], lambda session=session: self._answer_step(session))  # type: ignore[misc]
-        ready = [session for session in plan.step if session.work is Work.STEP]  # all whose start did not fail
+        ready = [session for session in plan.step if session.work is Work.STEP]  # all that have started
         self._guard(ready, lambda: self._step(ready))
         if plan.score is not None:
             scored = plan.score
@@ -176,9 +178,11 @@ class Worker:
     def _start(self, session: Session) -> None:
         started = time.monotonic()
         if session.prefix_trees:
-            self._runner.prime(_states(session), session.prefix_trees)
-            session.prefix_trees = []
+            room = self.scheduler.capacity.prefill_tokens
+            del session.prefix_trees[: self._runner.prime(_states(session), session.prefix_trees, room)]
         session.state.request.spent("prefill", time.monotonic() - started)
+        if session.prefix_trees:
+            return  # it goes on after others had their steps
         with self.lock:
             self.scheduler.started(session)
         if not session.starts:

@@ -115,7 +115,9 @@ class Chain:
         self.scheduler.encoded(self.session.documents)
         self.scheduler.started(self.session)
         if self.session.prefix_trees:
-            runner.prime(self.documents, self.session.prefix_trees)
+            trees = list(self.session.prefix_trees)
+            while trees:
+                del trees[: runner.prime(self.documents, trees, 64)]
 
     @property
     def hypotheses(self) -> list[Hypothesis]:
