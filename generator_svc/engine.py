@@ -26,6 +26,7 @@ from ragserve.errors import DeadlineExceededError, UnavailableError
 from ragserve.serving.memory import keep_memory_low, keep_temporaries
 from ragserve.serving.metrics import Metrics
 
+BESIDE_ARRAYS = 4096  # bytes of an answer: names, lengths, timings
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -118,6 +119,7 @@ class GeneratorEngine:
             max_question_characters=options.max_question_characters,
             max_document_characters=options.max_document_characters,
             max_drafts=options.draft_tokens,
+            max_answer_bytes=options.max_message_bytes - BESIDE_ARRAYS,
         )
 
     def info(self) -> GeneratorInfo:

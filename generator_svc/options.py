@@ -32,3 +32,4 @@ class EngineOptions:
     max_targets: int = 512
     max_question_characters: int = 10_000
     max_document_characters: int = 100_000
+    max_message_bytes: int = 64 * 2**20

@@ -111,7 +111,8 @@ class DecodeSession:
     async def advance(self, command: AdvanceCommand) -> Reply[StepOutput]:
         """Extend hypotheses by one token and run one step."""
         session = self._opened()
-        check_advance(command, [hypothesis.length for hypothesis in session.hypotheses], self._limits)
+        lengths = [hypothesis.length for hypothesis in session.hypotheses]
+        check_advance(command, lengths, session.docs_of_each, self._limits)
         choices = [(hypothesis.parent, hypothesis.token) for hypothesis in command.hypotheses]
         controls = tuple(hypothesis.control for hypothesis in command.hypotheses)
         drafted = self._drafted(session, command)
@@ -129,7 +130,7 @@ class DecodeSession:
     async def widen(self, command: WidenCommand) -> Reply[StepOutput]:
         """More candidates of the present step, without running the model."""
         session = self._opened()
-        check_widen(command, len(session.hypotheses))
+        check_widen(command, session.state.controls, session.docs_of_each, self._limits)
         asked = self._request(command.candidates)
         asked.request.hypotheses = command.hypotheses
         return await self._ask(session, asked, lambda now: self._demand(session, Work.WIDEN, now))

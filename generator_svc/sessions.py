@@ -81,6 +81,11 @@ class Session:
         return sum(map(len, self.contexts))
 
     @property
+    def docs_of_each(self) -> int:
+        """Documents that a hypothesis has a row for."""
+        return len(self.contexts) if self.shared else 1
+
+    @property
     def is_encoded(self) -> bool:
         """Whether all documents are."""
         return all(document.encoded for document in self.documents)

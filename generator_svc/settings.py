@@ -73,4 +73,5 @@ class GeneratorSettings(BaseSettings):
 
     def engine_options(self) -> EngineOptions:
         """What the engine needs to know."""
-        return EngineOptions(**self.model_dump(exclude={"server", "model"}))
+        given = self.model_dump(exclude={"server", "model"})
+        return EngineOptions(**given, max_message_bytes=self.server.max_message_bytes)

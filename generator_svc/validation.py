@@ -32,6 +32,7 @@ class Limits:
     max_question_characters: int
     max_document_characters: int
     max_drafts: int  # beyond it nothing is guessed; asking for more is no error
+    max_answer_bytes: int  # of the arrays of a step's answer
 
 
 def check_open(command: OpenCommand, limits: Limits) -> None:
@@ -51,12 +52,19 @@ def check_open(command: OpenCommand, limits: Limits) -> None:
     _check_documents(command, limits)
     _check_prefixes(command, limits)
     _check_control("open.control", command.control, limits)
-    if not command.encode_only:
-        _check_candidates("open.candidates", command.candidates)
+    if command.encode_only:
+        return
+    shared, n_docs = command.mode == "token", len(command.documents)
+    controls = [prefix.control for prefix in command.prefixes] or [command.control] * (1 if shared else n_docs)
+    _check_candidates("open.candidates", command.candidates)
+    _check_answer("open.candidates", command.candidates, controls, n_docs if shared else 1, limits)
 
 
-def check_advance(command: AdvanceCommand, lengths: Sequence[int], limits: Limits) -> None:
-    """Raises InvalidInputError; `lengths` are the tokens of the present hypotheses, start token included."""
+def check_advance(command: AdvanceCommand, lengths: Sequence[int], n_docs: int, limits: Limits) -> None:
+    """Raises InvalidInputError; `lengths` are the tokens of the present hypotheses, start token included.
+
+    `n_docs` is the number of documents that a hypothesis has a row for.
+    """
     name = "advance.hypotheses"
     if not command.hypotheses:
         raise InvalidInputError(name, "at least one hypothesis is needed")
@@ -70,15 +78,23 @@ def check_advance(command: AdvanceCommand, lengths: Sequence[int], limits: Limit
             )
         _check_control(f"{name}[{i}].control", hypothesis.control, limits)
     _check_candidates("advance.candidates", command.candidates)
+    controls = [hypothesis.control for hypothesis in command.hypotheses]
+    _check_answer("advance.candidates", command.candidates, controls, n_docs, limits)
 
 
-def check_widen(command: WidenCommand, n_hypotheses: int) -> None:
-    """Raises InvalidInputError for a Widen of hypotheses that are not there."""
+def check_widen(command: WidenCommand, controls: Sequence[StepControl], n_docs: int, limits: Limits) -> None:
+    """Raises InvalidInputError; `controls` are those of the present hypotheses, `n_docs` as for an Advance."""
     if not command.hypotheses:
         raise InvalidInputError("widen.hypotheses", "at least one hypothesis is needed")
+    seen = set[int]()
     for i, index in enumerate(command.hypotheses):
-        _check_index(f"widen.hypotheses[{i}]", index, n_hypotheses, "hypotheses in this step")
+        _check_index(f"widen.hypotheses[{i}]", index, len(controls), "hypotheses in this step")
+        if index in seen:
+            raise InvalidInputError(f"widen.hypotheses[{i}]", f"index {index} is named twice")
+        seen.add(index)
     _check_candidates("widen.candidates", command.candidates)
+    wanted = [controls[index] for index in command.hypotheses]
+    _check_answer("widen.hypotheses", command.candidates, wanted, n_docs, limits)
 
 
 def check_score(command: ScoreCommand, limits: Limits) -> None:
@@ -146,6 +162,7 @@ def _check_prefixes(command: OpenCommand, limits: Limits) -> None:
 
 def _check_control(name: str, control: StepControl, limits: Limits) -> None:
     for kind, tokens in (("banned", control.banned), ("requested", control.requested)):
+        _at_most(f"{name}.{kind}", len(tokens), limits.vocab_size, "tokens", "the vocabulary")
         for i, token in enumerate(tokens):
             _check_token(f"{name}.{kind}[{i}]", token, limits)
 
@@ -163,6 +180,18 @@ def _check_index(name: str, index: int, count: int, what: str) -> None:
 def _check_candidates(name: str, candidates: int) -> None:
     if candidates < 1:
         raise InvalidInputError(name, "at least one candidate is needed")
+
+
+def _check_answer(name: str, candidates: int, controls: Sequence[StepControl], n_docs: int, limits: Limits) -> None:
+    """Before it is computed: an answer that is too large to be sent takes memory and time all the same."""
+    shown = sum(min(candidates, limits.vocab_size) + len(control.requested) for control in controls)
+    size = 4 * (shown * (n_docs + 1) + len(controls) * (n_docs + 1))
+    if size > limits.max_answer_bytes:
+        raise InvalidInputError(
+            name,
+            f"the answer would have {size} bytes, over the limit of {limits.max_answer_bytes} "
+            "(server.max_message_bytes): ask for fewer hypotheses or candidates at a time",
+        )
 
 
 def _at_most(name: str, size: int, limit: int, unit: str, setting: str) -> None:

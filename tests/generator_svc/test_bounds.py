@@ -1,0 +1,137 @@
+"""No command may hold up the others for long or take memory that nobody counts, however much it asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from generator_svc.commands import (
+    AdvanceCommand,
+    NextHypothesis,
+    OpenCommand,
+    Prefix,
+    ScoreCommand,
+    StepControl,
+    StepOutput,
+    TargetScore,
+    WidenCommand,
+)
+from generator_svc.engine import BESIDE_ARRAYS, GeneratorEngine
+from generator_svc.models.bart import Bart
+from generator_svc.models.base import Rows, SelfAttention
+from generator_svc.options import EngineOptions
+from generator_svc.trie import MAX_NODES
+from ragserve.errors import InvalidInputError
+from ragserve.serving.metrics import Metrics
+from tests.generator_svc.support import random_tokens
+from tests.generator_svc.test_engine import PASSAGES, QUESTION, opening
+
+VOCAB = 400
+RNG = random.Random(5)
+PREFIXES = tuple(Prefix(tuple(random_tokens(30, RNG))) for _ in range(12))
+TARGETS = tuple(tuple(random_tokens(20, RNG)) for _ in range(40))
+
+
+@asynccontextmanager
+async def running(model: Path, **options: int) -> AsyncIterator[GeneratorEngine]:
+    engine = GeneratorEngine(model, EngineOptions(device="cpu", **options), Metrics())
+    await engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.stop()
+
+
+async def long_work(engine: GeneratorEngine) -> tuple[StepOutput, tuple[TargetScore, ...]]:
+    """A step after long prefixes, and scores of many targets."""
+    async with engine.connect() as session:
+        step = (await session.open(opening(6, prefixes=PREFIXES))).output.step
+        assert step is not None
+        return step, (await session.score(ScoreCommand(TARGETS))).output
+
+
+async def test_passes_over_prefixes_and_targets_are_of_bounded_size(
+    bart_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[int] = []
+    decode = Bart.decode
+
+    def counted(self: Bart, rows: Rows, attention: SelfAttention) -> torch.Tensor:
+        passes.append(len(rows.tokens))
+        return decode(self, rows, attention)
+
+    async with running(bart_dir, prefill_tokens=100_000) as engine:
+        expected_step, expected_scores = await long_work(engine)
+    monkeypatch.setattr(Bart, "decode", counted)
+    async with running(bart_dir, prefill_tokens=64) as engine:
+        step, scores = await long_work(engine)
+    assert max(passes) <= MAX_NODES  # a tree is not divided
+    assert sum(passes) > 30 * MAX_NODES
+    np.testing.assert_allclose(step.log_probs, expected_step.log_probs, atol=1e-4)
+    for own, other in zip(scores, expected_scores, strict=True):
+        np.testing.assert_allclose(own.log_probs, other.log_probs, atol=1e-4)
+
+
+async def test_others_step_between_the_passes(bart_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a session with long prefixes still has to be fed, seen whenever another one has had its step."""
+    async with running(bart_dir, prefill_tokens=64) as engine, engine.connect() as other, engine.connect() as long:
+        await other.open(opening(1))
+        steps = 0
+        assert engine._worker is not None
+        runner = engine._worker._runner
+        prime, fed = runner.prime, list[int]()
+
+        def counted(*args: object) -> int:
+            fed.append(steps)
+            return prime(*args)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(runner, "prime", counted)
+
+        async def stepping() -> None:
+            nonlocal steps
+            while True:
+                await other.advance(AdvanceCommand((NextHypothesis(0, 7),), 3))
+                steps += 1
+
+        task = asyncio.create_task(stepping())
+        await long.open(opening(6, prefixes=PREFIXES))
+        task.cancel()
+        assert len(fed) >= 12
+        assert fed[-1] - fed[0] >= len(fed) // 2
+
+
+@pytest.mark.parametrize(
+    ("command", "field"),
+    [
+        (opening(4, control=StepControl(banned=(1,) * (VOCAB + 1))), "open.control.banned"),
+        (opening(4, control=StepControl(requested=(1,) * (VOCAB + 1))), "open.control.requested"),
+        (opening(6, candidates=VOCAB, prefixes=(Prefix((7,)), Prefix((8,)))), "open.candidates"),
+        (AdvanceCommand((NextHypothesis(0, 7), NextHypothesis(0, 8)), VOCAB), "advance.candidates"),
+        (
+            AdvanceCommand((NextHypothesis(0, 7, StepControl(requested=tuple(range(VOCAB)))),) * 2, 3),
+            "advance.candidates",
+        ),
+        (WidenCommand((0, 0), 3), "widen.hypotheses[1]"),
+        (WidenCommand((0, 1), 10**6), "widen.hypotheses"),
+    ],
+)
+async def test_answers_that_cannot_be_sent_are_not_computed(
+    bart_dir: Path, command: OpenCommand | AdvanceCommand | WidenCommand, field: str
+) -> None:
+    """A dense answer for one hypothesis and six documents has 11,228 bytes."""
+    async with running(bart_dir, max_message_bytes=12_000 + BESIDE_ARRAYS) as engine, engine.connect() as session:
+        if not isinstance(command, OpenCommand):
+            starts = (Prefix((7,)), Prefix((8,)))
+            await session.open(OpenCommand(QUESTION, tuple(PASSAGES[:6]), "token", 3, prefixes=starts))
+        with pytest.raises(InvalidInputError) as caught:
+            await session.handle(command)
+        assert caught.value.field == field
+        if not isinstance(command, OpenCommand):
+            assert (await session.widen(WidenCommand((1,), VOCAB))).output.log_probs.shape == (1, 6, VOCAB)
