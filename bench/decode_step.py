@@ -35,6 +35,7 @@ from bench import report
 from bench.beams import CANDIDATES, best_continuations
 from bench.ctranslate2_peer import PRECISIONS, CTranslate2, Precision
 from bench.workload import SHAPES, Workload, model_directory
+from generator_svc.budget import Capacity
 from generator_svc.candidates import StepScores, score_step, select
 from generator_svc.commands import StepControl, StepOutput
 from generator_svc.device import pass_size
@@ -43,7 +44,7 @@ from generator_svc.models.bart import Bart
 from generator_svc.models.base import EncodePass, Rows, SelfAttention, Seq2SeqModel
 from generator_svc.models.numerics import NUMERICS
 from generator_svc.runner import Runner, StepRows
-from generator_svc.scheduler import Capacity, Scheduler
+from generator_svc.scheduler import Scheduler
 from generator_svc.sessions import Session, Start
 from generator_svc.weights import TensorFile, WeightMap
 

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from bench.beams import CANDIDATES, best_continuations
 from bench.workload import Workload
+from generator_svc.budget import Capacity
 from generator_svc.commands import StepControl
 from generator_svc.gpu.stepper import StaticStepper
 from generator_svc.models.bart import Bart
@@ -20,7 +21,7 @@ from generator_svc.models.numerics import NUMERICS
 from generator_svc.models.precision import Precision
 from generator_svc.placement import build_runner
 from generator_svc.runner import StepRows
-from generator_svc.scheduler import Capacity, Scheduler
+from generator_svc.scheduler import Scheduler
 from generator_svc.sessions import Session, Start
 from generator_svc.steps import PlainStepper, Stepper, StepTask
 from generator_svc.weights import TensorFile, WeightMap

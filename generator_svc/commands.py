@@ -48,7 +48,7 @@ class Prefix:
 
 @dataclass(frozen=True)
 class OpenCommand:
-    """Start a session; `max_context_tokens` 0 means the checkpoint's."""
+    """Start a session; `max_context_tokens` 0 means the checkpoint's, the other two at 0 that they are not known."""
 
     question: str
     documents: tuple[Document, ...]
@@ -59,6 +59,8 @@ class OpenCommand:
     prefixes: tuple[Prefix, ...] = ()
     control: StepControl = StepControl()
     encode_only: bool = False
+    max_hypotheses: int = 0
+    max_new_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,8 @@ def _open(request: generator_pb2.OpenRequest) -> OpenCommand:
         prefixes=tuple(Prefix(tuple(p.token_ids), p.document, _control(p.control)) for p in request.prefixes),
         control=_control(request.control),
         encode_only=request.encode_only,
+        max_hypotheses=request.max_hypotheses,
+        max_new_tokens=request.max_new_tokens,
     )
 
 

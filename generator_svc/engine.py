@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from generator_svc.budget import Capacity
 from generator_svc.commands import Mode
 from generator_svc.device import choose_device, pass_size, use_threads
 from generator_svc.loading import LoadedGenerator, SpecialTokens, load_generator
@@ -18,7 +19,7 @@ from generator_svc.metrics import GeneratorMetrics
 from generator_svc.models.precision import Precision
 from generator_svc.options import EngineOptions
 from generator_svc.placement import build_runner
-from generator_svc.scheduler import Capacity, Scheduler
+from generator_svc.scheduler import Scheduler
 from generator_svc.session import DecodeSession
 from generator_svc.validation import Limits
 from generator_svc.worker import Worker

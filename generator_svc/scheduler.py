@@ -13,36 +13,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from generator_svc.budget import Budget, Capacity
 from generator_svc.documents import DocumentEntry, DocumentPool
 from generator_svc.sessions import Hypothesis, PrefixTree, Session, Start, Work
 from generator_svc.slots import PathNode, SlotArray, SlotPool
 from generator_svc.trie import Trie, build_trie, in_groups
-from generator_svc.turns import YOUNG_STEPS, StepTurns, documents_to_encode
+from generator_svc.turns import StepTurns, documents_to_encode
 from ragserve.errors import (
     DeadlineExceededError,
     FailedPreconditionError,
-    InvalidInputError,
     RagserveError,
-    ResourceExhaustedError,
 )
-
-RETRY_AFTER_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """What all sessions together may take, and how much one pass may hold."""
-
-    max_sessions: int = 64
-    max_rows: int = 2048
-    cache_bytes: int = 4 * 2**30  # a document that several sessions share counts for each of them
-    encoder_cache_bytes: int = 0  # of documents that no session holds
-    document_token_bytes: int = 1  # cross-attention keys and values of one context token
-    slot_bytes: int = 1  # self-attention keys and values of one decoder token of one row
-    step_rows: int = 2048  # of one step pass
-    prefill_tokens: int = 1024  # encoded between two step passes
-    young_steps: int = YOUNG_STEPS  # that a session may have had and still share passes with the young alone
-    idle_seconds: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -71,10 +52,10 @@ class Scheduler:
     def __init__(self, capacity: Capacity) -> None:
         self.capacity = capacity
         self._sessions: dict[Session, None] = {}  # in order of arrival
-        self._document_bytes = 0
         self._n_rows = 0
         self._scoring: list[Session] = []
         self.slots = SlotPool()
+        self.budget = Budget(capacity, self._sessions, self.slots)
         self._turns = StepTurns(capacity.step_rows, capacity.young_steps)
         self.documents = DocumentPool(capacity.encoder_cache_bytes, capacity.document_token_bytes)
 
@@ -90,8 +71,8 @@ class Scheduler:
 
     @property
     def used_bytes(self) -> int:
-        """Bytes of cache in use or promised."""
-        return self._document_bytes + self.slots.used * self.capacity.slot_bytes
+        """Bytes of cache in use."""
+        return self.budget.used_bytes
 
     @property
     def asked(self) -> bool:
@@ -103,7 +84,7 @@ class Scheduler:
         return tuple(self._sessions)
 
     def admit(self, session: Session, now: float) -> int:
-        """Take a new session, with room for its documents and first step.
+        """Take a new session, with room for its documents, its first step and what it has said it will have.
 
         Returns:
             How many of its documents need not be encoded for it.
@@ -112,19 +93,14 @@ class Scheduler:
             InvalidInputError: it would not fit if it were alone.
             ResourceExhaustedError: a limit is reached; nothing was taken.
         """
-        if len(self._sessions) >= self.capacity.max_sessions:
-            raise _full(f"max_sessions ({self.capacity.max_sessions}) decode sessions are open")
-        rows = sum(len(session.contexts) if session.shared else 1 for _ in session.starts)
-        document_bytes = session.context_tokens * self.capacity.document_token_bytes
-        longest = max((len(start.tokens) for start in session.starts), default=0)
-        field = "open.prefixes" if longest > 1 and document_bytes <= self.capacity.cache_bytes else "open.documents"
-        self._check_room(field, rows, document_bytes + rows * longest * self.capacity.slot_bytes)
-        self._document_bytes += document_bytes
+        self.budget.admit(session, now)
         self._sessions[session] = None
+        used = self.slots.used
         if session.shared:
             self._start_shared(session)
         else:
             self._start_separate(session)
+        session.n_slots = self.slots.used - used
         self._n_rows += session.n_rows
         session.work, session.active = Work.ENCODE, now
         held = [self.documents.hold(token_ids) for token_ids in session.contexts]
@@ -148,10 +124,10 @@ class Scheduler:
         self._check_ready(session)
         parents = [session.hypotheses[parent] for parent, _ in choices]
         rows = sum(parent.slots.shape[0] for parent in parents)
-        if drafted and not self._has_room(rows * (1 + len(drafted)), session):
+        if drafted and not self.budget.fits(session, rows * (1 + len(drafted))):
             drafted = ()
-        self._check_room("advance.hypotheses", rows, rows * self.capacity.slot_bytes, session)
-        old = session.hypotheses
+        self.budget.check_step(session, rows)
+        old, used = session.hypotheses, self.slots.used
         self._n_rows -= session.n_rows
         session.hypotheses = self._children(parents, [token for _, token in choices])
         for token in drafted:
@@ -159,6 +135,7 @@ class Scheduler:
         self._n_rows += session.n_rows
         for hypothesis in old:
             self.slots.release(hypothesis.path)
+        session.n_slots += self.slots.used - used
         session.work, session.active = Work.STEP, now
         self._turns.join(session)
         return len(drafted)
@@ -247,47 +224,12 @@ class Scheduler:
         if session.work is not Work.NOTHING:
             raise FailedPreconditionError("the session still works on its previous request")
 
-    def _check_room(self, field: str, rows: int, more_bytes: int, session: Session | None = None) -> None:
-        """Whether a session may have so many rows and so many bytes more; `session` is None for a new one."""
-        max_rows, cache_bytes = self.capacity.max_rows, self.capacity.cache_bytes
-        if rows > max_rows:
-            raise InvalidInputError(
-                field, f"{rows} rows (hypotheses times their documents) are over the limit of {max_rows} (max_rows)"
-            )
-        others = self._n_rows - (0 if session is None else session.n_rows)
-        if others + rows > max_rows:
-            raise _full(f"{others} rows in use by others and {rows} asked, max_rows is {max_rows}")
-        if self.used_bytes + more_bytes <= cache_bytes:
-            return
-        own_bytes = more_bytes if session is None else more_bytes + self._bytes_of(session)
-        if own_bytes > cache_bytes:
-            raise InvalidInputError(
-                field, f"{own_bytes} bytes of keys and values are over the limit of {cache_bytes} (cache_bytes)"
-            )
-        raise _full(
-            f"{self.used_bytes} bytes of cache in use and {more_bytes} more asked, cache_bytes is {cache_bytes}"
-        )
-
-    def _has_room(self, rows: int, session: Session) -> bool:
-        """Whether a session may have so many rows, each with a slot more."""
-        try:
-            self._check_room("", rows, rows * self.capacity.slot_bytes, session)
-        except RagserveError:
-            return False
-        return True
-
-    def _bytes_of(self, session: Session) -> int:
-        """Bytes of cache that a session holds."""
-        held = {int(slot) for hypothesis in session.hypotheses for slot in hypothesis.slots.reshape(-1)}
-        documents = session.context_tokens * self.capacity.document_token_bytes
-        return documents + len(held) * self.capacity.slot_bytes
-
     def _reap(self, now: float) -> list[tuple[Session, RagserveError | None]]:
         ended = [(session, error) for session in self._sessions for gone, error in [self._end(session, now)] if gone]
         for session, _ in ended:
             session.closed = True
             del self._sessions[session]
-            self._document_bytes -= session.context_tokens * self.capacity.document_token_bytes
+            self.budget.leave(session)
             self._release(session)
         return ended
 
@@ -300,7 +242,7 @@ class Scheduler:
         self._n_rows -= session.n_rows
         for hypothesis in session.hypotheses:
             self.slots.release(hypothesis.path)
-        session.hypotheses = []
+        session.hypotheses, session.n_slots = [], 0
 
     def _end(self, session: Session, now: float) -> tuple[bool, RagserveError | None]:
         """Whether the session is over, and why."""
@@ -367,7 +309,3 @@ class Scheduler:
 def _extended(token: int, document: int, past: SlotArray, before: PathNode | None, own: SlotArray) -> Hypothesis:
     """A hypothesis whose path goes on from the slots `past` [n_rows, length], which end with `before`."""
     return Hypothesis(token, document, np.concatenate([past, own[:, None]], axis=1), PathNode(own, before))
-
-
-def _full(message: str) -> ResourceExhaustedError:
-    return ResourceExhaustedError(message, retry_after_seconds=RETRY_AFTER_SECONDS)

@@ -249,6 +249,8 @@ class DecodeSession:
             shared=shared,
             starts=starts,
             deadline=self._deadline,
+            most_hypotheses=command.max_hypotheses if starts else 0,
+            most_tokens=command.max_new_tokens + 1 if starts and command.max_new_tokens else 0,
             state=state,
         )
 

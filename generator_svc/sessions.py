@@ -65,6 +65,8 @@ class Session:
     shared: bool  # token mode: every hypothesis has a row for each document
     starts: tuple[Start, ...]  # none: encode only
     deadline: float | None = None  # monotonic seconds
+    most_hypotheses: int = 0  # that a step of it will have, as its client says; 0: it does not say
+    most_tokens: int = 0  # of the longest of them, start token included
     state: Any = None
     documents: list[DocumentEntry] = field(default_factory=list)  # from its admission to its end
     hypotheses: list[Hypothesis] = field(default_factory=list)
@@ -72,6 +74,9 @@ class Session:
     work: Work = Work.NOTHING
     active: float = 0.0  # monotonic seconds of the last sign of life
     closed: bool = False
+    kept_rows: int = 0  # its own, whether it uses them or not: see `Budget`
+    kept_slots: int = 0
+    n_slots: int = 0  # in use
     rows_run: int = 0  # in step passes; what `turns` shares them by
     steps_run: int = 0  # how many passes these were: few while it is young
 

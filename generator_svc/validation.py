@@ -52,6 +52,9 @@ def check_open(command: OpenCommand, limits: Limits) -> None:
     _check_documents(command, limits)
     _check_prefixes(command, limits)
     _check_control("open.control", command.control, limits)
+    _at_most("open.max_hypotheses", command.max_hypotheses, limits.max_hypotheses, "hypotheses", "max_hypotheses")
+    most = limits.max_target_tokens - 1
+    _at_most("open.max_new_tokens", command.max_new_tokens, most, "tokens", "max_target_tokens less the start token")
     if command.encode_only:
         return
     shared, n_docs = command.mode == "token", len(command.documents)

@@ -15,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from generator_svc.budget import RETRY_AFTER_SECONDS
 from generator_svc.commands import StepControl
 from generator_svc.drafting import Drafter
 from generator_svc.metrics import GeneratorMetrics
 from generator_svc.models.base import DocumentState
 from generator_svc.runner import Runner, StepRows
-from generator_svc.scheduler import RETRY_AFTER_SECONDS, Plan, Scheduler
+from generator_svc.scheduler import Plan, Scheduler
 from generator_svc.scoring import ScoreJob
 from generator_svc.sessions import Session, Work
 from generator_svc.steps import Step, Stepper, StepTask

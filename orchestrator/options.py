@@ -46,6 +46,11 @@ class Resolved:
     repetition_penalty: float
     sampling: SamplingRules | None
 
+    def hypotheses(self, n_docs: int) -> int:
+        """How many a step has at most: in sequence mode each document is searched alone."""
+        width = self.num_beams if self.sampling is None else self.num_return_sequences
+        return width * (n_docs if self.mode is Mode.SEQUENCE else 1)
+
     def decoder(self, info: GeneratorInfo, sampling_candidates: int) -> Decoder:
         """A fresh decoder for one group of hypotheses."""
         limits = Limits(info.eos_token_ids, self.max_length)

@@ -49,12 +49,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SessionSpec:
-    """What a decode session is opened with."""
+    """What a decode session is opened with; how many hypotheses it will have, and new tokens, is 0 without a search."""
 
     question: str
     evidence: Evidence
     mode: Mode
     context: ContextOptions
+    max_hypotheses: int = 0
+    max_new_tokens: int = 0
 
 
 class Retriever(Protocol):
@@ -156,7 +158,9 @@ class Pipeline:
             if streaming:
                 yield evidence
             run = _Run(ask, info, options, evidence, stages, streaming)
+            hypotheses = options.hypotheses(len(evidence.passages))
             spec = _spec(ask.sources, evidence, options.mode, ask.context)
+            spec = replace(spec, max_hypotheses=hypotheses, max_new_tokens=options.max_length - 1)
             async with (
                 self._generator.session(spec, deadline, stages) as session,
                 aclosing(self._decode(run, session)) as events,

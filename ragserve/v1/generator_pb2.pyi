@@ -177,6 +177,8 @@ class OpenRequest(_message.Message):
     PREFIXES_FIELD_NUMBER: _builtins.int
     CONTROL_FIELD_NUMBER: _builtins.int
     ENCODE_ONLY_FIELD_NUMBER: _builtins.int
+    MAX_HYPOTHESES_FIELD_NUMBER: _builtins.int
+    MAX_NEW_TOKENS_FIELD_NUMBER: _builtins.int
     question: _builtins.str
     """The question, put after each passage."""
     mode: _common_pb2.Mode.ValueType
@@ -189,6 +191,14 @@ class OpenRequest(_message.Message):
     """What to drop from a longer context."""
     encode_only: _builtins.bool
     """Encode only and run no step: the session will be used for Score and Render."""
+    max_hypotheses: _builtins.int
+    """Most hypotheses that a step of this session will have. Room for their rows is kept from the start, so that the
+    session is refused now or not at all. 0: not said; later steps may be refused.
+    """
+    max_new_tokens: _builtins.int
+    """Most tokens that a hypothesis will have after the decoder start token. Room for them is kept likewise, counting what
+    all hypotheses have in common once: all but the last 16.
+    """
     @_builtins.property
     def documents(self) -> _containers.RepeatedCompositeFieldContainer[Global___Document]:
         """The retrieved documents, at least one."""
@@ -215,10 +225,12 @@ class OpenRequest(_message.Message):
         prefixes: _abc.Iterable[Global___Prefix] | None = ...,
         control: Global___StepControl | None = ...,
         encode_only: _builtins.bool = ...,
+        max_hypotheses: _builtins.int = ...,
+        max_new_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["control", b"control"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "control", b"control", "documents", b"documents", "encode_only", b"encode_only", "max_context_tokens", b"max_context_tokens", "mode", b"mode", "prefixes", b"prefixes", "question", b"question", "truncation", b"truncation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "control", b"control", "documents", b"documents", "encode_only", b"encode_only", "max_context_tokens", b"max_context_tokens", "max_hypotheses", b"max_hypotheses", "max_new_tokens", b"max_new_tokens", "mode", b"mode", "prefixes", b"prefixes", "question", b"question", "truncation", b"truncation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from generator_svc.budget import Capacity
 from generator_svc.commands import StepControl, StepOutput
 from generator_svc.models.base import DocumentState
 from generator_svc.runner import Runner, StepRows
-from generator_svc.scheduler import Capacity, Scheduler
+from generator_svc.scheduler import Scheduler
 from generator_svc.sessions import Session, Start
 from generator_svc.steps import Step, Stepper, StepTask
 from tests.generator_svc.support import VOCAB, random_tokens

@@ -11,12 +11,13 @@ import torch
 from transformers import AutoConfig, BartConfig, BartForConditionalGeneration, PreTrainedModel, T5Config
 from transformers import T5ForConditionalGeneration as T5Model
 
+from generator_svc.budget import Capacity
 from generator_svc.loading import FAMILIES
 from generator_svc.models.base import DocumentState, Seq2SeqModel
 from generator_svc.models.numerics import NUMERICS
 from generator_svc.models.precision import Precision
 from generator_svc.runner import Runner, StepRows
-from generator_svc.scheduler import Capacity, Scheduler
+from generator_svc.scheduler import Scheduler
 from generator_svc.sessions import Hypothesis, Session, Start
 from generator_svc.weights import TensorFile, WeightMap
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ from generator_svc.models.bart import Bart
 from generator_svc.models.base import Rows, SelfAttention
 from generator_svc.options import EngineOptions
 from generator_svc.trie import MAX_NODES
-from ragserve.errors import InvalidInputError
+from ragserve.errors import InvalidInputError, ResourceExhaustedError
 from ragserve.serving.metrics import Metrics
 from tests.generator_svc.support import random_tokens
 from tests.generator_svc.test_engine import PASSAGES, QUESTION, opening
@@ -105,6 +105,20 @@ async def test_others_step_between_the_passes(bart_dir: Path, monkeypatch: pytes
         task.cancel()
         assert len(fed) >= 12
         assert fed[-1] - fed[0] >= len(fed) // 2
+
+
+async def test_whoever_is_let_in_finds_room_to_the_end(bart_dir: Path) -> None:
+    """Searches with four beams over three documents: five fit, and none of them is refused later."""
+    async with running(bart_dir, max_rows=64) as engine, AsyncExitStack() as stack:
+        sessions = [await stack.enter_async_context(engine.connect()) for _ in range(6)]
+        command = opening(3, max_hypotheses=4, max_new_tokens=8)
+        for session in sessions[:5]:
+            await session.open(command)
+        with pytest.raises(ResourceExhaustedError, match="others have 60 rows, 12 are asked"):
+            await sessions[5].open(command)
+        for step in range(8):
+            beams = tuple(NextHypothesis(i if step else 0, 7 + i) for i in range(4))
+            await asyncio.gather(*(session.advance(AdvanceCommand(beams, 3)) for session in sessions[:5]))
 
 
 @pytest.mark.parametrize(

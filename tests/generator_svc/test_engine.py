@@ -180,6 +180,8 @@ async def test_timings_name_the_stages_and_add_up(engine: GeneratorEngine) -> No
         (opening(prefixes=(Prefix((1,) * 600),)), "open.prefixes[0].token_ids"),
         (opening(3, "sequence", prefixes=(Prefix((1,), 3),)), "open.prefixes[0].document"),
         (opening(prefixes=(Prefix(()),) * 17), "open.prefixes"),
+        (opening(max_hypotheses=17), "open.max_hypotheses"),
+        (opening(max_new_tokens=10**4), "open.max_new_tokens"),
         (AdvanceCommand((), 3), "advance.hypotheses"),
         (AdvanceCommand((NextHypothesis(0, 1), NextHypothesis(1, 1)), 3), "advance.hypotheses[1].parent"),
         (AdvanceCommand((NextHypothesis(0, 400),), 3), "advance.hypotheses[0].token"),

@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from generator_svc.scheduler import Capacity, Scheduler
+from generator_svc.budget import Capacity
+from generator_svc.scheduler import Scheduler
 from generator_svc.sessions import Session, Start, Work
 from generator_svc.slots import INITIAL_SLOTS
 from generator_svc.turns import PATIENCE
@@ -133,6 +134,81 @@ def test_a_step_that_does_not_fit_leaves_the_session_as_it_was() -> None:
     scheduler.plan(0.0)
     scheduler.advance(one, [(0, 1), (0, 2)], 0.0)
     assert one.n_rows == 4
+
+
+def announced(*context_tokens: int, hypotheses: int, tokens: int = 0, shared: bool = True) -> Session:
+    one = session(*context_tokens, shared=shared, starts=1 if shared else len(context_tokens))
+    one.most_hypotheses, one.most_tokens = hypotheses, tokens
+    return one
+
+
+def test_rows_and_slots_that_a_session_announces_are_its_own() -> None:
+    scheduler = Scheduler(Capacity(max_rows=10, cache_bytes=16 + 2 * (3 * 5) + 8 + 4))
+    one, other, small = announced(8, 8, hypotheses=3, tokens=5), announced(8, hypotheses=5), session(8)
+    open_ready(scheduler, one)
+    with pytest.raises(ResourceExhaustedError, match="others have 6 rows, 5 are asked, max_rows is 10"):
+        scheduler.admit(other, 0.0)
+    open_ready(scheduler, small, 10.0)
+    for step in range(4):  # of five tokens one is there
+        with pytest.raises(ResourceExhaustedError, match="cache_bytes"):
+            scheduler.advance(small, [(0, 1)] * 4, 0.0)
+        scheduler.advance(one, [(parent if step else 0, 1) for parent in range(3)], 0.0)
+        run(scheduler, scheduler.plan(0.0), 0.0)
+    assert (one.n_rows, one.n_slots) == (6, 2 * (1 + 3 * 4))
+    with pytest.raises(ResourceExhaustedError, match="max_rows"):
+        scheduler.advance(one, [(0, 1)] * 5, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("shared", "slots"),
+    [(True, 2 * (3 * 16 + 24)), (False, 3 * 16 + 2 * 24)],
+)
+def test_what_hypotheses_have_in_common_is_counted_once(shared: bool, slots: int) -> None:
+    scheduler = Scheduler(Capacity())
+    one = announced(8, 8, hypotheses=3, tokens=40, shared=shared)
+    scheduler.admit(one, 0.0)
+    assert one.kept_slots == slots
+
+
+def test_what_is_announced_and_never_fits() -> None:
+    scheduler = Scheduler(Capacity(max_rows=10, cache_bytes=50))
+    with pytest.raises(InvalidInputError, match="12 rows") as caught:
+        scheduler.admit(announced(8, 8, hypotheses=6), 0.0)
+    assert caught.value.field == "open.max_hypotheses"
+    one = announced(8, 8, hypotheses=2, tokens=1000)  # an answer may end long before
+    scheduler.admit(one, 0.0)
+    assert one.kept_slots == 50 - 16
+
+
+def test_a_large_session_is_not_kept_out_by_small_ones() -> None:
+    scheduler = Scheduler(Capacity(max_rows=10, document_token_bytes=0))
+    small = [session(1, 1) for _ in range(4)]
+    for one in small:
+        open_ready(scheduler, one)
+    with pytest.raises(ResourceExhaustedError, match="max_rows"):
+        scheduler.admit(session(*(1,) * 8), 0.0)
+    with pytest.raises(ResourceExhaustedError, match="a larger session waits"):
+        scheduler.admit(session(1, 1), 0.5)
+    for one in small[:3]:
+        scheduler.close(one)
+    scheduler.plan(0.6)
+    with pytest.raises(ResourceExhaustedError, match="a larger session waits"):
+        scheduler.admit(session(1, 1), 0.7)
+    large = session(*(1,) * 8)
+    open_ready(scheduler, large, 1.0)
+    scheduler.close(large)
+    scheduler.plan(1.1)
+    open_ready(scheduler, session(1, 1), 1.2)  # what was kept was for that one only
+
+
+def test_room_is_not_kept_for_a_session_that_does_not_come_back() -> None:
+    scheduler = Scheduler(Capacity(max_rows=10, document_token_bytes=0))
+    open_ready(scheduler, session(1, 1, 1))
+    with pytest.raises(ResourceExhaustedError, match="max_rows"):
+        scheduler.admit(session(*(1,) * 8), 0.0)
+    with pytest.raises(ResourceExhaustedError, match="a larger session waits"):
+        scheduler.admit(session(1, 1), 1.9)
+    open_ready(scheduler, session(1, 1), 2.0)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from generator_svc.scheduler import Capacity, Scheduler
+from generator_svc.budget import Capacity
+from generator_svc.scheduler import Scheduler
 from generator_svc.sessions import Session, Start, Work
 from ragserve.errors import ResourceExhaustedError
 from tests.generator_svc.toy import open_ready, run, session

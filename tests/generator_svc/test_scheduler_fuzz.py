@@ -5,31 +5,34 @@ from __future__ import annotations
 import os
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 import pytest
 
 from generator_svc import slots
+from generator_svc.budget import Capacity
 from generator_svc.documents import DocumentEntry
-from generator_svc.scheduler import Capacity, Plan
+from generator_svc.scheduler import Plan
 from generator_svc.sessions import Session, Work
 from generator_svc.turns import PATIENCE
 from ragserve.errors import DeadlineExceededError, InvalidInputError, RagserveError, ResourceExhaustedError
-from tests.generator_svc.toy import Cells, Client, Server, alone
+from tests.generator_svc.rooms import Rooms, Wanted
+from tests.generator_svc.toy import Cells, Client, alone
 
 REFUSALS = {"open: full", "step: full", "open: never fits", "step: never fits"}
 EVENTS = REFUSALS | {"grow", "step", "widen", "score", "finished", "cancelled", "failed", "idle", "late", "evicted"}
+EVENTS |= {"as announced", "kept for a larger one"}
 EVENTS |= {"waits its turn", "young apart", "guessed", "not guessed"}
 EVENTS |= {"shared", "kept", "pushed out", "cancelled for another", "not encoded"}
 
 
-class World(Server):
+class World(Rooms):
     """A scheduler with little room, and clients that come, ask, fall silent and go at any time."""
 
     def __init__(self, seed: int, events: Counter[str]) -> None:
-        self.rng, self.events = random.Random(seed), events
+        self.rng = random.Random(seed)
         self.capacity = Capacity(
             max_sessions=self.rng.randint(2, 12),
             max_rows=self.rng.choice((6, 12, 25, 60, 1000)),
@@ -42,7 +45,7 @@ class World(Server):
             young_steps=self.rng.choice((1, 2, 4)),
             idle_seconds=self.rng.choice((8.0, 20.0, 60.0)),
         )
-        super().__init__(self.capacity)
+        super().__init__(self.capacity, events)
         self.states: set[DocumentEntry] = set()  # that are in memory
         self.young_apart = False  # the last step pass
         self.distrusted: set[DocumentEntry] = set()
@@ -238,12 +241,18 @@ class World(Server):
         client.silent = self.rng.random() < 0.02
         session = client.session
         client.plans_left = 1 + sum(len(one.contexts) for one in (*waiting, session))
-        rows = client.rows(len(session.starts))
         longest = max((len(start.tokens) for start in session.starts), default=0)
-        needed = self.bytes_of([session]) + rows * longest * self.capacity.slot_bytes
+        if session.starts and self.rng.random() < 0.4:  # says what it will need
+            session.most_hypotheses, session.most_tokens = self.rng.choice((2, 4, 8)), longest + self.rng.randint(1, 20)
+        rows = client.rows(max(len(session.starts), session.most_hypotheses))
+        documents = self.bytes_of([session])
+        alone = documents + client.rows(len(session.starts)) * longest * self.capacity.slot_bytes
+        size = max(
+            alone, min(documents + self.expected(client) * self.capacity.slot_bytes, self.whole_slots(documents))
+        )
         found: list[int] = []
         admit = lambda: found.append(self.scheduler.admit(session, self.now))  # noqa: E731
-        refused = self.attempt("open", admit, client, rows, needed)
+        refused = self.attempt("open", admit, client, Wanted(rows, alone, size))
         if refused is None:
             for other in waiting:
                 self.clients[other].plans_left += len(session.contexts)
@@ -281,14 +290,14 @@ class World(Server):
 
     def advance(self, client: Client, choices: list[tuple[int, int]]) -> None:
         session, before, rows = client.session, list(client.session.hypotheses), client.rows(len(choices))
-        needed = rows * self.capacity.slot_bytes
+        wanted = self.wanted_by(session, rows)
         drafted = [self.rng.randint(3, 5) for _ in range(self.rng.choice((0, 0, 1, 3)))] if len(choices) == 1 else []
-        room = self.has_room(session, rows * (1 + len(drafted)))
+        drafts_fit = self.fits(session, self.wanted_by(session, rows * (1 + len(drafted))))
         taken: list[int] = []
         advance = lambda: taken.append(self.scheduler.advance(session, choices, self.now, drafted))  # noqa: E731
-        refused = self.attempt("step", advance, client, rows, needed)
+        refused = self.attempt("step", advance, client, wanted)
         if refused is None:
-            assert taken == [len(drafted) if room else 0]
+            assert taken == [len(drafted) if drafts_fit else 0]
             client.advanced(drafted[: taken[0]])
             self.events["guessed"] += taken[0]
             self.events["not guessed"] += len(drafted) - taken[0]
@@ -298,50 +307,12 @@ class World(Server):
             if refused is InvalidInputError or not client.patience:
                 self.close(client, "cancelled")
 
-    def attempt(self, name: str, run: Callable[[], None], client: Client, rows: int, needed: int) -> type | None:
-        """Run what may be refused: it is, exactly when there is no room, and then takes nothing."""
-        present, most = client.session in self.clients, self.capacity
-        others = sum(session.n_rows for session in self.clients if session is not client.session)
-        full = rows <= most.max_rows < others + rows or (not present and len(self.clients) >= most.max_sessions)
-        fits = not full and rows <= most.max_rows and self.scheduler.used_bytes + needed <= most.cache_bytes
-        own = self.bytes_of([client.session]) if present else 0
-        fits_alone = rows <= most.max_rows and own + needed <= most.cache_bytes
-        before = self.taken
-        try:
-            run()
-        except (InvalidInputError, ResourceExhaustedError) as error:
-            refused = type(error)
-        else:
-            assert fits
-            return None
-        assert not fits
-        assert self.taken == before
-        assert refused is (ResourceExhaustedError if full or fits_alone else InvalidInputError)
-        self.events[f"{name}: {'full' if refused is ResourceExhaustedError else 'never fits'}"] += 1
-        return refused
-
-    def has_room(self, session: Session, rows: int) -> bool:
-        """Whether a session may have so many rows, each with a slot more."""
-        others = self.scheduler.n_rows - session.n_rows
-        needed = self.scheduler.used_bytes + rows * self.capacity.slot_bytes
-        return others + rows <= self.capacity.max_rows and needed <= self.capacity.cache_bytes
-
-    @property
-    def taken(self) -> tuple[object, ...]:
-        return self.scheduler.sessions(), self.scheduler.used_bytes, self.scheduler.slots.used
-
     def close(self, client: Client, why: str) -> None:
         if client.session.work is Work.ENCODE:
             others = {document for one in self.clients if one is not client.session for document in one.documents}
             self.events["cancelled for another"] += bool(set(client.session.documents) & others - self.states)
         self.events[why] += not client.session.closed
         self.scheduler.close(client.session)
-
-    def bytes_of(self, sessions: Sequence[Session]) -> int:
-        """Each session's documents, and each slot once however many paths share it."""
-        held = {slot for one in sessions for hypothesis in one.hypotheses for slot in hypothesis.slots.flat}
-        documents = sum(len(context) for session in sessions for context in session.contexts)
-        return documents * self.capacity.document_token_bytes + len(held) * self.capacity.slot_bytes
 
     def check_slots(self) -> None:
         """Every used slot is on a path, and on several only as the same beginning on the same document."""

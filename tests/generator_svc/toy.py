@@ -14,8 +14,9 @@ from itertools import count
 import numpy as np
 import numpy.typing as npt
 
+from generator_svc.budget import Capacity
 from generator_svc.documents import DocumentEntry, TokenIds
-from generator_svc.scheduler import Capacity, Plan, Scheduler
+from generator_svc.scheduler import Plan, Scheduler
 from generator_svc.sessions import Hypothesis, Session, Start, Work
 
 Cells = npt.NDArray[np.int64]

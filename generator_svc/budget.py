@@ -1,0 +1,173 @@
+"""What all sessions together may take, and whether one more fits, or more of one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from generator_svc.sessions import Session
+from generator_svc.slots import SlotPool
+from generator_svc.turns import YOUNG_STEPS
+from ragserve.errors import InvalidInputError, RagserveError, ResourceExhaustedError
+
+RETRY_AFTER_SECONDS = 1.0
+# How long room is kept for the largest session that found none: until its client has tried again.
+CLAIM_SECONDS = 2 * RETRY_AFTER_SECONDS
+# Hypotheses of one search seldom differ in older tokens: the slots of these are counted once.
+APART_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What all sessions together may take, and how much one pass may hold."""
+
+    max_sessions: int = 64
+    max_rows: int = 2048
+    cache_bytes: int = 4 * 2**30  # a document that several sessions share counts for each of them
+    encoder_cache_bytes: int = 0  # of documents that no session holds
+    document_token_bytes: int = 1  # cross-attention keys and values of one context token
+    slot_bytes: int = 1  # self-attention keys and values of one decoder token of one row
+    step_rows: int = 2048  # of one step pass
+    prefill_tokens: int = 1024  # encoded between two step passes, or fed of prefixes, or of targets to be scored
+    young_steps: int = YOUNG_STEPS  # that a session may have had and still share passes with the young alone
+    idle_seconds: float = 60.0
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Room for a session that found none, kept from smaller ones until a moment (monotonic seconds)."""
+
+    rows: int
+    size: int  # bytes
+    until: float
+
+    def outranks(self, rows: int, size: int) -> bool:
+        """Whether a session that wants so much is smaller."""
+        return rows <= self.rows and size <= self.size and (rows, size) != (self.rows, self.size)
+
+
+class Budget:
+    """Rows and bytes of the sessions that it is shown.
+
+    A session says at its beginning how many hypotheses it will have and how long they get. Room for these is its own
+    from then on, so that it does not find the generator full in the middle of an answer.
+    """
+
+    def __init__(self, capacity: Capacity, sessions: Mapping[Session, None], slots: SlotPool) -> None:
+        self.capacity = capacity
+        self._sessions = sessions
+        self._slots = slots
+        self._document_bytes = 0
+        self.claim: Claim | None = None
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of documents and of slots in use."""
+        return self._document_bytes + self._slots.used * self.capacity.slot_bytes
+
+    def admit(self, session: Session, now: float) -> None:
+        """Give a new session its room.
+
+        Raises:
+            InvalidInputError: it would not fit if it were alone.
+            ResourceExhaustedError: a limit is reached, or what is left is kept for a larger session.
+        """
+        if len(self._sessions) >= self.capacity.max_sessions:
+            raise _full(f"max_sessions ({self.capacity.max_sessions}) decode sessions are open")
+        documents = session.context_tokens * self.capacity.document_token_bytes
+        rows, begun = self._check_alone(session, documents)
+        free = max(0, self.capacity.cache_bytes - documents) // max(1, self.capacity.slot_bytes)
+        slots = min(_expected_slots(session), free)
+        size = documents + max(begun, slots) * self.capacity.slot_bytes
+        claim = self.claim if self.claim is not None and now < self.claim.until else None
+        try:
+            self._check(rows, size, None)
+        except ResourceExhaustedError:
+            if claim is None or not claim.outranks(rows, size):
+                self.claim = Claim(rows, size, now + CLAIM_SECONDS)
+            raise
+        if claim is not None and claim.outranks(rows, size):
+            self._check(rows + claim.rows, size + claim.size, None, "a larger session waits for the room that is left")
+        elif claim is not None and (rows, size) == (claim.rows, claim.size):
+            self.claim = None
+        session.kept_rows, session.kept_slots = rows, slots
+        self._document_bytes += documents
+
+    def leave(self, session: Session) -> None:
+        """A session that was admitted is over."""
+        self._document_bytes -= session.context_tokens * self.capacity.document_token_bytes
+
+    def check_step(self, session: Session, rows: int) -> None:
+        """Whether a session may have so many rows, each with a slot more. Raises as `admit`, for advance.hypotheses."""
+        if rows <= session.kept_rows and session.n_slots + rows <= session.kept_slots:
+            return
+        own, slot_bytes = self._size(session), self.capacity.slot_bytes
+        if rows > self.capacity.max_rows:
+            raise _too_many_rows("advance.hypotheses", rows, self.capacity.max_rows)
+        needed = own - max(0, session.kept_slots - session.n_slots) * slot_bytes + rows * slot_bytes
+        if needed > self.capacity.cache_bytes:
+            raise _too_large("advance.hypotheses", needed, self.capacity.cache_bytes)
+        self._check(max(rows, session.kept_rows), max(needed, own), session)
+
+    def fits(self, session: Session, rows: int) -> bool:
+        """Whether `check_step` raises nothing."""
+        try:
+            self.check_step(session, rows)
+        except RagserveError:
+            return False
+        return True
+
+    def _check_alone(self, session: Session, documents: int) -> tuple[int, int]:
+        """The rows that a new session will have, and the slots that it begins with. Raises InvalidInputError."""
+        begun = len(session.starts) * session.docs_of_each
+        longest = max((len(start.tokens) for start in session.starts), default=0)
+        rows = max(len(session.starts), session.most_hypotheses) * session.docs_of_each
+        size, most = documents + begun * longest * self.capacity.slot_bytes, self.capacity
+        if rows > most.max_rows:
+            raise _too_many_rows("open.documents" if rows == begun else "open.max_hypotheses", rows, most.max_rows)
+        if size > most.cache_bytes:
+            field = "open.prefixes" if longest > 1 and documents <= most.cache_bytes else "open.documents"
+            raise _too_large(field, size, most.cache_bytes)
+        return rows, begun * longest
+
+    def _check(self, rows: int, size: int, session: Session | None, why: str = "") -> None:
+        """Whether the others leave room for a session of so many rows and bytes."""
+        others = [one for one in self._sessions if one is not session]
+        used_rows = sum(max(one.n_rows, one.kept_rows) for one in others)
+        if used_rows + rows > self.capacity.max_rows:
+            raise _full(why or f"others have {used_rows} rows, {rows} are asked, max_rows is {self.capacity.max_rows}")
+        used = sum(map(self._size, others))
+        if used + size > self.capacity.cache_bytes:
+            most = self.capacity.cache_bytes
+            raise _full(why or f"others have {used} bytes of cache, {size} are asked, cache_bytes is {most}")
+
+    def _size(self, session: Session) -> int:
+        """Bytes of a session: what it holds, or what is kept for it where that is more."""
+        documents = session.context_tokens * self.capacity.document_token_bytes
+        return documents + max(session.n_slots, session.kept_slots) * self.capacity.slot_bytes
+
+
+def _expected_slots(session: Session) -> int:
+    """Slots of as many and as long hypotheses as a session has said it will have; 0 where it has not."""
+    if not session.most_tokens:
+        return 0
+    hypotheses = max(len(session.starts), session.most_hypotheses)
+    longest = max((len(start.tokens) for start in session.starts), default=0)
+    tokens = max(longest, session.most_tokens)
+    apart = min(tokens, APART_TOKENS)
+    stems = 1 if session.shared else len(session.contexts)
+    return (hypotheses * apart + min(stems, hypotheses) * (tokens - apart)) * session.docs_of_each
+
+
+def _too_many_rows(field: str, rows: int, most: int) -> InvalidInputError:
+    return InvalidInputError(
+        field, f"{rows} rows (hypotheses times their documents) are over the limit of {most} (max_rows)"
+    )
+
+
+def _too_large(field: str, size: int, most: int) -> InvalidInputError:
+    return InvalidInputError(field, f"{size} bytes of keys and values are over the limit of {most} (cache_bytes)")
+
+
+def _full(message: str) -> ResourceExhaustedError:
+    return ResourceExhaustedError(message, retry_after_seconds=RETRY_AFTER_SECONDS)
