@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -90,6 +91,7 @@ async def test_others_step_between_the_passes(bart_dir: Path, monkeypatch: pytes
 
         def counted(*args: object) -> int:
             fed.append(steps)
+            time.sleep(0.02)  # as a real model; meanwhile the other one asks for its step
             return prime(*args)  # type: ignore[arg-type]
 
         monkeypatch.setattr(runner, "prime", counted)
