@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+
+import numpy as np
 
 from orchestrator.requests import ContextOptions, GeneratorInfo, QuestionForm, Sources
 from orchestrator.settings import OrchestratorSettings
 from ragserve.errors import InvalidInputError
 from ragserve.filters import SearchOptions
+
+# Priors are float32: one farther below the largest than this is -inf once they are normalized.
+LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 def check_sources(sources: Sources, settings: OrchestratorSettings) -> None:
@@ -30,6 +36,18 @@ def check_sources(sources: Sources, settings: OrchestratorSettings) -> None:
     for index, document in enumerate(sources.documents):
         if not math.isfinite(document.log_prior):
             raise InvalidInputError(f"documents[{index}].log_prior", "must be a finite number")
+    _check_spread([document.log_prior for document in sources.documents])
+
+
+def _check_spread(log_priors: Sequence[float]) -> None:
+    """Finite log-priors that stay finite when they are normalized."""
+    largest = max(log_priors)
+    for index, log_prior in enumerate(log_priors):
+        if largest - log_prior > LARGEST_FLOAT32:
+            raise InvalidInputError(
+                f"documents[{index}].log_prior",
+                f"{log_prior:g} is too far below the largest, {largest:g}: float32 does not reach that far",
+            )
 
 
 def check_text(field: str, text: str, longest: int) -> None:

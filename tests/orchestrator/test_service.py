@@ -99,6 +99,31 @@ async def test_own_documents() -> None:
         assert answer.knowledge_version == 0
 
 
+@pytest.mark.parametrize("options", [None, THOROUGH], ids=["token", "sequence"])
+async def test_priors_as_far_apart_as_float32_reaches(options) -> None:
+    async with world(TOY) as running:
+        answer = await running.stub.Generate(asked(options, documents=with_priors(-1.7e38, 1.7e38)))
+        assert [one.prior for one in answer.passages] == [1, 0]
+        alone = await running.stub.Generate(asked(options, documents=with_priors(0.0)))
+        assert answer.hypotheses[0].token_ids == alone.hypotheses[0].token_ids
+
+
+async def test_priors_farther_apart_than_float32_reaches_are_refused() -> None:
+    documents = with_priors(3e38, 1.0, -3e38)
+    async with world(TOY) as running:
+        for call in (
+            running.stub.Generate(asked(documents=documents)),
+            running.stub.Score(pb.RagServiceScoreRequest(question="Who?", answer="t5", documents=documents)),
+        ):
+            error = await error_of(call)
+            assert (type(error).__name__, error.field) == ("InvalidInputError", "documents[2].log_prior")
+            assert "-3e+38 is too far below the largest, 3e+38" in error.message
+
+
+def with_priors(*log_priors: float) -> list[generator_pb2.Document]:
+    return [generator_pb2.Document(title=f"d{i}", text="x", log_prior=one) for i, one in enumerate(log_priors)]
+
+
 async def test_retrieve_alone() -> None:
     async with world(TOY) as running:
         found = await running.stub.Retrieve(pb.RagServiceRetrieveRequest(question="Who?", n_docs=2))
