@@ -37,6 +37,7 @@ from orchestrator.search.decoder import Decoder
 from orchestrator.search.inference import Inference, Rendered
 from orchestrator.search.loop import Search, Widening
 from orchestrator.search.ranker import rank_fast, rank_thorough
+from orchestrator.search.room import Room
 from orchestrator.search.rows import RowBuilder
 from orchestrator.settings import OrchestratorSettings
 from orchestrator.stages import MARGINALIZE, Stages
@@ -208,7 +209,8 @@ class Pipeline:
             vocab_size=run.info.vocab_size,
             on_logits=sequence and run.options.num_beams == 1,
         )
-        widening = Widening(settings.candidates, settings.widen_factor, run.info.vocab_size, self._count_widening)
+        room = Room(settings.server.max_message_bytes, builder.log_prior.size)
+        widening = Widening(settings.candidates, settings.widen_factor, run.info.vocab_size, room, self._count_widening)
         return Search(session, groups, builder, widening, lambda: run.stages.measure(MARGINALIZE))
 
     def _count_widening(self, reason: str, rows: int) -> None:

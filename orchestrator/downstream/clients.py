@@ -19,6 +19,7 @@ from orchestrator.downstream.prefixes import Prefixes
 from orchestrator.pipeline import SessionSpec
 from orchestrator.requests import Evidence, GeneratorInfo, Mode, Sources
 from orchestrator.search.inference import Control, Extension, Rendered, Step, TargetScore
+from orchestrator.search.room import Room
 from orchestrator.settings import OrchestratorSettings
 from orchestrator.stages import GENERATOR, RETRIEVE, Stages
 from ragserve.errors import InvalidInputError, RagserveError, UnavailableError
@@ -107,6 +108,7 @@ class GeneratorClient:
         )
         self._stub = generator_pb2_grpc.GeneratorServiceStub(self._channel)
         self._settings = settings
+        self.max_message_bytes = settings.server.max_message_bytes
         self._info: GeneratorInfo | None = None
         self._info_until = 0.0
         self._closing: set[asyncio.Task[None]] = set()
@@ -176,6 +178,7 @@ class GeneratorSession:
         self._ahead: Ahead | None = None
         self._n_docs = spec.evidence.n_docs
         self._step_docs = self._n_docs if spec.mode is Mode.TOKEN else 1
+        self._room = Room(client.max_message_bytes, self._step_docs)
 
     async def __aenter__(self) -> GeneratorSession:
         return self
@@ -205,7 +208,9 @@ class GeneratorSession:
             self._ahead = followed
             self._client.accepted.inc()
             return followed.row()
-        max_drafts = MAX_DRAFTS if self._spec.mode is Mode.TOKEN and may_draft(extensions) else 0
+        max_drafts = 0
+        if self._spec.mode is Mode.TOKEN and may_draft(extensions):
+            max_drafts = min(MAX_DRAFTS, self._room.rows(candidates) - 1)
 
         async def attempt() -> generator_pb2.StepResult:
             if self._call is None:

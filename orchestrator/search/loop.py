@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from orchestrator.search.decoder import Decoder, Move, Uncertain
 from orchestrator.search.filters import FilterChain
 from orchestrator.search.inference import Control, Extension, Inference, Step
+from orchestrator.search.room import Room
 from orchestrator.search.rows import Ranked, Row, RowBuilder
 
 # A step with more than this is worked on in a thread: the event loop must not wait for it.
@@ -24,15 +25,24 @@ class Widening:
     candidates: int
     factor: int
     vocab_size: int
+    room: Room
     counted: Callable[[str, int], None]
 
-    def first(self, groups: Sequence[Decoder]) -> int:
-        """M of an ordinary step."""
-        return min(max(self.candidates, *(group.candidates for group in groups)), self.vocab_size)
+    def first(self, groups: Sequence[Decoder], controls: Sequence[Control]) -> int:
+        """M of an ordinary step, whose rows have these controls and come in one message."""
+        wanted = min(max(self.candidates, *(group.candidates for group in groups)), self.vocab_size)
+        return min(wanted, self.room.candidates(len(controls), _most_requested(controls)))
 
-    def next(self, candidates: int) -> int:
-        """M after `candidates` were not enough."""
-        return min(candidates * self.factor, self.vocab_size)
+    def next(self, candidates: int, controls: Sequence[Control]) -> int:
+        """M after `candidates` were not enough. Raises ResourceExhaustedError where not even one row has room."""
+        wanted = min(candidates * self.factor, self.vocab_size)
+        wider = min(wanted, self.room.candidates(1, _most_requested(controls)))
+        return wider if wider > candidates else self.room.refuse(wanted)
+
+    def parts(self, rows: Sequence[int], candidates: int, controls: Sequence[Control]) -> list[Sequence[int]]:
+        """The rows of each Widen: as many as one message has room for."""
+        most = self.room.rows(candidates, _most_requested(controls))
+        return [rows[at : at + most] for at in range(0, len(rows), most)]
 
 
 @dataclass
@@ -57,8 +67,9 @@ class Search:
 
     async def run(self) -> AsyncGenerator[None, None]:
         """Runs to the end, and yields after every step; the decoders hold the results."""
-        filters, candidates = self.builder.filters, self.widening.first(self.groups)
+        filters = self.builder.filters
         start = filters.control(())
+        candidates = self.widening.first(self.groups, [start] * len(self.groups))
         step = await self.inference.open(start, candidates)
         live = [_Live(group, [start], [], row) for row, group in enumerate(self.groups)]
         while True:
@@ -67,37 +78,52 @@ class Search:
             live, extensions = _continue(live, moves, filters)
             if not live:
                 return
+            candidates = self.widening.first(self.groups, [one.control for one in extensions])
             step = await self.inference.advance(extensions, candidates)
 
     async def _decide(self, live: Sequence[_Live], step: Step, candidates: int) -> list[Sequence[Move]]:
         """The moves of each group, widening the rows that leave one of them uncertain."""
         shown: dict[int, int] = {row: row for one in live for row in range(one.first, one.first + len(one.controls))}
+        controls = [control for one in live for control in one.controls]
         decided: dict[int, Sequence[Move]] = {}
-        while True:
-            unsure = await self._measured(live, step, shown, decided)
-            if not unsure:
-                return [decided[one.first] for one in live]
-            rows = [row for _, group_rows in unsure for row in group_rows]
+        unsure = await self._measured(live, step, shown, decided)
+        while unsure:
             for reason, group_rows in unsure:
                 self.widening.counted(reason, len(group_rows))
-            candidates = self.widening.next(candidates)
-            step = await self.inference.widen(rows, candidates)
-            shown = {row: position for position, row in enumerate(rows)}
+            candidates = self.widening.next(candidates, controls)
+            parts = self.widening.parts([row for _, group_rows in unsure for row in group_rows], candidates, controls)
+            for number, part in enumerate(parts, 1):
+                step = await self.inference.widen(part, candidates)
+                shown = {row: position for position, row in enumerate(part)}
+                unsure = await self._measured(live, step, shown, decided, whole=number == len(parts))
+        return [decided[one.first] for one in live]
 
     async def _measured(
-        self, live: Sequence[_Live], step: Step, shown: dict[int, int], decided: dict[int, Sequence[Move]]
+        self,
+        live: Sequence[_Live],
+        step: Step,
+        shown: dict[int, int],
+        decided: dict[int, Sequence[Move]],
+        *,
+        whole: bool = True,
     ) -> list[tuple[str, tuple[int, ...]]]:
         with self.measure():
             if step.log_probs.size <= INLINE_LOG_PROBS and len(step.log_probs) <= INLINE_ROWS:
-                return self._attempt(live, step, shown, decided)
-            return await asyncio.to_thread(self._attempt, live, step, shown, decided)
+                return self._attempt(live, step, shown, decided, whole)
+            return await asyncio.to_thread(self._attempt, live, step, shown, decided, whole)
 
     def _attempt(
-        self, live: Sequence[_Live], step: Step, shown: dict[int, int], decided: dict[int, Sequence[Move]]
+        self,
+        live: Sequence[_Live],
+        step: Step,
+        shown: dict[int, int],
+        decided: dict[int, Sequence[Move]],
+        whole: bool,
     ) -> list[tuple[str, tuple[int, ...]]]:
         """Decide what can be; of the other groups the reasons and the rows of the session to widen.
 
-        `shown` maps rows of the session to rows of `step`, which after a Widen has only some of them.
+        `shown` maps rows of the session to rows of `step`, which after a Widen has only some of them. Nothing is
+        decided before the step is `whole`: until then another part follows.
         """
         unsure: list[tuple[str, tuple[int, ...]]] = []
         ranked = self.builder.ranked(step)
@@ -105,6 +131,8 @@ class Search:
             if one.first in decided:
                 continue
             one.rows = self._rows(one, step, ranked, shown)
+            if not whole:
+                continue
             choice = one.group.decide(one.rows)
             if isinstance(choice, Uncertain):
                 unsure.append((choice.reason, tuple(one.first + row for row in choice.rows)))
@@ -120,6 +148,11 @@ class Search:
             else one.rows[i]
             for i, (hypothesis, control) in enumerate(zip(one.group.live, one.controls, strict=True))
         ]
+
+
+def _most_requested(controls: Sequence[Control]) -> int:
+    """Requested tokens of the row that has the most."""
+    return max(len(control.requested) for control in controls)
 
 
 def _continue(

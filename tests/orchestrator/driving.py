@@ -14,7 +14,9 @@ from orchestrator.search.beam import EarlyStopping
 from orchestrator.search.decoder import Decoder, Finished
 from orchestrator.search.inference import Inference
 from orchestrator.search.loop import Search, Widening
+from orchestrator.search.room import Room
 from orchestrator.search.rows import RowBuilder
+from ragserve.serving.channel import MAX_MESSAGE_BYTES
 
 START, EOS = 0, 1
 
@@ -75,6 +77,7 @@ async def search(
     log_prior: np.ndarray,
     candidates: int = 4,
     factor: int = 4,
+    max_bytes: int = MAX_MESSAGE_BYTES,
 ) -> Run:
     """`candidates` is the least M; the vocabulary size makes the search dense."""
     token_mode = options.mode is Mode.TOKEN
@@ -86,7 +89,10 @@ async def search(
         info.vocab_size,
         on_logits=not token_mode and options.num_beams == 1,
     )
-    widening = Widening(candidates, factor, info.vocab_size, lambda reason, rows: run.widenings.append((reason, rows)))
+    room = Room(max_bytes, builder.log_prior.size)
+    widening = Widening(
+        candidates, factor, info.vocab_size, room, lambda reason, rows: run.widenings.append((reason, rows))
+    )
     async for _ in Search(session, groups, builder, widening, nullcontext).run():
         run.settled.append(groups[0].settled())
     return run

@@ -13,7 +13,9 @@ from orchestrator.marginal import log_normalize
 from orchestrator.options import Resolved
 from orchestrator.requests import Mode
 from orchestrator.search.beam import EarlyStopping
+from orchestrator.search.room import ENVELOPE_BYTES
 from orchestrator.search.sampling import SamplingRules
+from ragserve.serving.channel import MAX_MESSAGE_BYTES
 from tests.orchestrator.driving import EOS, Run, generator_info, resolved, search
 from tests.orchestrator.toy import PrunedSession, Toy
 
@@ -49,11 +51,20 @@ searches = st.one_of(
 toys = st.builds(Toy, shape=st.sampled_from(SHAPES), vocab=st.sampled_from([23, 60, 200]), seed=st.integers(0, 10**6))
 
 
-def run_once(toy: Toy, options: Resolved, n_docs: int, candidates: int, forced: dict[str, int]) -> tuple[Run, int]:
+def run_once(
+    toy: Toy,
+    options: Resolved,
+    n_docs: int,
+    candidates: int,
+    forced: dict[str, int],
+    max_bytes: int = MAX_MESSAGE_BYTES,
+) -> tuple[Run, int]:
     prior = log_normalize(np.random.default_rng(toy.seed).normal(size=n_docs) * 2)
     session = PrunedSession(toy, prior, sequence_mode=options.mode is Mode.SEQUENCE)
     info = generator_info(toy.vocab, **forced)
-    return asyncio.run(search(session, options, info, prior, candidates)), len(session.widened)
+    run = asyncio.run(search(session, options, info, prior, candidates, max_bytes=max_bytes))
+    assert session.largest <= max_bytes - ENVELOPE_BYTES
+    return run, len(session.widened)
 
 
 @settings(max_examples=200, deadline=None)
@@ -75,6 +86,25 @@ def test_same_choices_and_log_probs(toy, how, what, n_docs, candidates, forced) 
         assert ours.score == theirs.score
         np.testing.assert_allclose(ours.hypothesis.log_probs(n_docs), theirs.hypothesis.log_probs(n_docs), atol=1e-5)
     assert sparse.settled == dense.settled
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    toy=toys,
+    how=searches,
+    what=filters,
+    n_docs=st.integers(1, 4),
+    mode=st.sampled_from(list(Mode)),
+    max_bytes=st.sampled_from([9_000, 13_000, 18_000]),  # one to a few dense rows
+)
+def test_small_messages_change_nothing(toy, how, what, n_docs, mode, max_bytes) -> None:
+    assume(mode is Mode.TOKEN or "sampling" not in how)
+    options = resolved(max_length=7, mode=mode, **how, **what)
+    parted, _ = run_once(toy, options, n_docs, 4, {}, max_bytes)
+    whole, _ = run_once(toy, options, n_docs, 4, {})
+    for ours, theirs in zip(parted.groups, whole.groups, strict=True):
+        assert [one.hypothesis.tokens for one in ours.results()] == [one.hypothesis.tokens for one in theirs.results()]
+        assert [one.score for one in ours.results()] == [one.score for one in theirs.results()]
 
 
 @settings(max_examples=60, deadline=None)

@@ -46,6 +46,7 @@ class PrunedSession:
     hypotheses: list[Hypothesis] = field(default_factory=list)
     widened: list[tuple[tuple[int, ...], int]] = field(default_factory=list)
     shipped: int = 0
+    largest: int = 0  # bytes of a step on the wire, without framing
 
     async def open(self, control: Control, candidates: int) -> Step:
         documents = range(len(self.log_prior)) if self.sequence_mode else [0]
@@ -94,6 +95,8 @@ class PrunedSession:
         self.shipped += sum(one[1].size for one in shown)
         ids, log_probs, requested, mass = zip(*shown, strict=True)
         norms = np.stack([self.normalizers(self.hypotheses[row]) for row in rows])
+        arrays = (*ids, *log_probs, *requested, np.array(mass), norms)
+        self.largest = max(self.largest, 4 * sum(one.size for one in arrays))
         return Step(np.stack(ids), np.stack(log_probs), tuple(requested), np.array(mass, np.float32), norms)
 
     def _row(self, one: Hypothesis, candidates: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:

@@ -17,6 +17,7 @@ from orchestrator.search.inference import Control, Step
 from orchestrator.servicer import SERVICE_NAME, RagServicer
 from orchestrator.settings import OrchestratorSettings
 from ragserve.errors import InvalidInputError, NotFoundError, RagserveError
+from ragserve.serving.channel import MAX_MESSAGE_BYTES
 from ragserve.serving.metrics import Metrics
 from ragserve.serving.server import Server
 from ragserve.serving.settings import ServerSettings
@@ -45,6 +46,7 @@ class Faults:
     guesses: tuple[int, ...] = ()
     requests: int = 0
     killed: int = 0
+    widened: list[int] = field(default_factory=list)  # the rows of each Widen
     ended: list[str] = field(default_factory=list)
     slow_seconds: float = 0.0
     dying: asyncio.Task[None] | None = None
@@ -115,6 +117,8 @@ class ToyGenerator(generator_pb2_grpc.GeneratorServiceServicer):
                     self.faults.dying = asyncio.create_task(self.server.stop(None))
                     await asyncio.sleep(10)
                 await asyncio.sleep(self.faults.slow_seconds)
+                if request.HasField("widen"):
+                    self.faults.widened.append(len(request.widen.hypotheses))
                 if request.HasField("open"):
                     session = opened(self.toy, request.open)
                 yield await answered(session, request, self.faults.guesses)
@@ -206,26 +210,37 @@ class World:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
-@asynccontextmanager
-async def world(
-    toy: Toy, *, replicas: int = 1, faults: Faults | None = None, trained_mode: int = 0, **settings: Any
-) -> AsyncIterator[World]:
-    """Toy services and a real orchestrator in front of them, all on free ports of loopback."""
-    faults = faults or Faults()
-    generators, ports = [], []
-    for _ in range(replicas):
-        server, servicer = grpc.aio.server(), ToyGenerator(toy, faults, trained_mode)
-        servicer.server = server
+async def started(servicers: Sequence[ToyGenerator]) -> tuple[list[grpc.aio.Server], list[int]]:
+    """Each on a server of its own; the servers and their ports."""
+    servers, ports = [], []
+    for servicer in servicers:
+        server = servicer.server = grpc.aio.server()
         generator_pb2_grpc.add_GeneratorServiceServicer_to_server(servicer, server)
         ports.append(server.add_insecure_port("127.0.0.1:0"))
         await server.start()
-        generators.append(server)
+        servers.append(server)
+    return servers, ports
+
+
+@asynccontextmanager
+async def world(
+    toy: Toy,
+    *,
+    replicas: int = 1,
+    faults: Faults | None = None,
+    trained_mode: int = 0,
+    max_message_bytes: int = MAX_MESSAGE_BYTES,
+    **settings: Any,
+) -> AsyncIterator[World]:
+    """Toy services and a real orchestrator in front of them, all on free ports of loopback."""
+    faults = faults or Faults()
+    generators, ports = await started([ToyGenerator(toy, faults, trained_mode) for _ in range(replicas)])
     retriever = grpc.aio.server()
     retriever_pb2_grpc.add_RetrieverServiceServicer_to_server(ToyRetriever(), retriever)
     retriever_port = retriever.add_insecure_port("127.0.0.1:0")
     await retriever.start()
     chosen = OrchestratorSettings(
-        server=ServerSettings(port=0, metrics_port=0),
+        server=ServerSettings(port=0, metrics_port=0, max_message_bytes=max_message_bytes),
         retriever=f"127.0.0.1:{retriever_port}",
         generator="ipv4:" + ",".join(f"127.0.0.1:{port}" for port in ports),
         **{"candidates": 4, **settings},
