@@ -15,6 +15,7 @@ import grpc.aio
 from orchestrator.deadline import Deadline
 from orchestrator.downstream import convert
 from orchestrator.downstream.ahead import Ahead, may_draft
+from orchestrator.downstream.fields import for_caller
 from orchestrator.downstream.prefixes import Prefixes
 from orchestrator.pipeline import SessionSpec
 from orchestrator.requests import Evidence, GeneratorInfo, Mode, Sources
@@ -22,7 +23,7 @@ from orchestrator.search.inference import Control, Extension, Rendered, Step, Ta
 from orchestrator.search.room import Room
 from orchestrator.settings import OrchestratorSettings
 from orchestrator.stages import GENERATOR, RETRIEVE, Stages
-from ragserve.errors import InvalidInputError, RagserveError, UnavailableError
+from ragserve.errors import RagserveError, UnavailableError
 from ragserve.serving.channel import channel
 from ragserve.serving.convert import search_to_proto, timings_from_proto
 from ragserve.serving.metrics import Metrics
@@ -34,22 +35,6 @@ FIRST_BACKOFF_SECONDS = 0.1
 CLOSING_SECONDS = 5.0
 # More are never of use: the generator's own limit is below.
 MAX_DRAFTS = 64
-# Fields of the other services' requests, and what the caller knows them as, with all that is in them.
-CALLER_FIELDS = (
-    ("k", "n_docs"),
-    ("queries", "question"),
-    ("open.question", "question"),
-    ("open.documents", "documents"),
-    ("open.prefixes", "options.num_beams"),
-    ("advance.hypotheses", "options.num_beams"),
-    ("score.targets", "answer"),
-)
-# Fields that the caller's request has too, at another place.
-CALLER_PLACES = (
-    ("options.", "search."),
-    ("nprobe", "search.nprobe"),
-    ("ef_search", "search.ef_search"),
-)
 RETRIEVER_NAME = retriever_pb2.DESCRIPTOR.services_by_name["RetrieverService"].full_name
 GENERATOR_NAME = generator_pb2.DESCRIPTOR.services_by_name["GeneratorService"].full_name
 
@@ -326,7 +311,7 @@ async def _raising(call: Awaitable[T]) -> T:
     try:
         return await call
     except grpc.aio.AioRpcError as error:
-        raise _for_caller(error_from_rpc(error)) from error
+        raise for_caller(error_from_rpc(error)) from error
 
 
 async def _next_response(call: DecodeCall, request: generator_pb2.DecodeRequest) -> generator_pb2.DecodeResponse:
@@ -335,7 +320,7 @@ async def _next_response(call: DecodeCall, request: generator_pb2.DecodeRequest)
         await call.write(request)
         response: Any = await call.read()
     except grpc.aio.AioRpcError as error:
-        raise _for_caller(error_from_rpc(error)) from error
+        raise for_caller(error_from_rpc(error)) from error
     except asyncio.InvalidStateError as error:
         raise UnavailableError("the generator's session is over") from error
     except asyncio.CancelledError as error:
@@ -347,26 +332,6 @@ async def _next_response(call: DecodeCall, request: generator_pb2.DecodeRequest)
     if response is grpc.aio.EOF:
         raise UnavailableError("the generator ended the session")
     return response  # type: ignore[no-any-return]
-
-
-def _for_caller(error: RagserveError) -> RagserveError:
-    """With the caller's name of the field at fault."""
-    name = _callers_name(error.field)
-    if name is None:
-        return error
-    subject, *rest = error.message.split(" ", 1)
-    message = " ".join([_callers_name(subject) or subject, *rest])
-    if isinstance(error, InvalidInputError):
-        return InvalidInputError(name, message)
-    return type(error)(message, field=name, retry_after_seconds=error.retry_after_seconds)
-
-
-def _callers_name(field: str) -> str | None:
-    """What the caller knows a field as; None for what has the same name, or is in no request."""
-    for theirs, ours in CALLER_FIELDS:
-        if field == theirs or field.startswith((f"{theirs}.", f"{theirs}[")):
-            return ours
-    return next((ours + field.removeprefix(theirs) for theirs, ours in CALLER_PLACES if field.startswith(theirs)), None)
 
 
 async def _farewell(call: DecodeCall) -> None:
