@@ -18,7 +18,7 @@ class OrchestratorSettings(BaseSettings):
     server: ServerSettings = Field(ServerSettings(port=50051, metrics_port=9451), description="where it listens")
     retriever: str = Field("127.0.0.1:50061", min_length=1, description="gRPC target of the retriever replicas")
     generator: str = Field("127.0.0.1:50062", min_length=1, description="gRPC target of the generator replicas")
-    max_attempts: int = Field(3, ge=1, le=5, description="tries of a call to a replica that is gone")
+    max_attempts: int = Field(3, ge=1, le=5, description="tries of a call to replicas that are gone, or full")
     startup_wait_seconds: float = Field(30.0, ge=0, description="how long to wait for both at the start")
     info_max_age_seconds: float = Field(30.0, gt=0, description="when the generator's state is asked for again")
     default_timeout_seconds: float = Field(300.0, gt=0, description="deadline of a request that comes without one")

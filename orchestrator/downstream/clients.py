@@ -23,7 +23,7 @@ from orchestrator.search.inference import Control, Extension, Rendered, Step, Ta
 from orchestrator.search.room import Room
 from orchestrator.settings import OrchestratorSettings
 from orchestrator.stages import GENERATOR, RETRIEVE, Stages
-from ragserve.errors import RagserveError, UnavailableError
+from ragserve.errors import RagserveError, ResourceExhaustedError, UnavailableError
 from ragserve.serving.channel import channel
 from ragserve.serving.convert import search_to_proto, timings_from_proto
 from ragserve.serving.metrics import Metrics
@@ -99,6 +99,10 @@ class GeneratorClient:
         self._closing: set[asyncio.Task[None]] = set()
         self.failovers = metrics.counter(
             "ragserve_failovers_total", "Sessions of the generator opened again because their replica was gone."
+        )
+        self.passed_over = metrics.counter(
+            "ragserve_full_replicas_total",
+            "Times that a replica of the generator was full and another was asked to open the session.",
         )
         self.drafted = metrics.counter("ragserve_drafted_tokens_total", "Tokens that the generator guessed ahead.")
         self.accepted = metrics.counter(
@@ -261,8 +265,38 @@ class GeneratorSession:
         return await attempt()
 
     async def _start(self) -> generator_pb2.DecodeResponse:
-        """Open a stream at the present step."""
-        self._call, self._ahead = self._client.start_stream(self._deadline), None
+        """Open a stream at the present step, on another replica where one is full."""
+        try:
+            return await self._open_on(self._client.start_stream(self._deadline))
+        except ResourceExhaustedError as error:
+            # Without a time to come back it is the request that is too large, for every replica.
+            if error.retry_after_seconds is None:
+                raise
+            return await self._start_elsewhere(error)
+
+    async def _start_elsewhere(self, full: ResourceExhaustedError) -> generator_pb2.DecodeResponse:
+        """Raises the last replica's error when all that are asked are full.
+
+        The streams are all started at once: so the round robin leads each to another replica. Started one after the
+        other, with other sessions' streams between them, they would often come to the full one again.
+        """
+        calls = [self._client.start_stream(self._deadline) for _ in range(1, self._max_attempts)]
+        try:
+            for call in calls:
+                log.info("a generator replica is full, trying another: %s", full)
+                self._client.passed_over.inc()
+                try:
+                    return await self._open_on(call)
+                except ResourceExhaustedError as error:
+                    full = error
+            raise full
+        finally:
+            for call in calls:
+                if call is not self._call:
+                    call.cancel()
+
+    async def _open_on(self, call: DecodeCall) -> generator_pb2.DecodeResponse:
+        self._call, self._ahead = call, None
         return await self._exchange(convert.open_to_proto(self._spec, self._prefixes))
 
     async def _exchange(self, request: generator_pb2.DecodeRequest) -> generator_pb2.DecodeResponse:

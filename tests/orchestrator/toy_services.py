@@ -16,7 +16,7 @@ from orchestrator.pipeline import Pipeline
 from orchestrator.search.inference import Control, Step
 from orchestrator.servicer import SERVICE_NAME, RagServicer
 from orchestrator.settings import OrchestratorSettings
-from ragserve.errors import InvalidInputError, NotFoundError, RagserveError
+from ragserve.errors import InvalidInputError, NotFoundError, RagserveError, ResourceExhaustedError
 from ragserve.serving.channel import MAX_MESSAGE_BYTES
 from ragserve.serving.metrics import Metrics
 from ragserve.serving.server import Server
@@ -40,10 +40,14 @@ class Faults:
     """`kill_at`: the number of the request, over all generators, whose server dies instead of answering.
 
     `guesses`: tokens that the generator guesses to be the answer's.
+    `full`: the replicas that have no room for a session; `retry_after_seconds` is what they say of it.
     """
 
     kill_at: int = 0
     guesses: tuple[int, ...] = ()
+    full: frozenset[int] = frozenset()
+    retry_after_seconds: float | None = 0.5
+    opened: list[int] = field(default_factory=list)  # the replica of each Open
     requests: int = 0
     killed: int = 0
     widened: list[int] = field(default_factory=list)  # the rows of each Widen
@@ -89,7 +93,8 @@ class ToyRetriever(retriever_pb2_grpc.RetrieverServiceServicer):
 
 
 class ToyGenerator(generator_pb2_grpc.GeneratorServiceServicer):
-    def __init__(self, toy: Toy, faults: Faults, trained_mode: int) -> None:
+    def __init__(self, toy: Toy, faults: Faults, trained_mode: int, number: int) -> None:
+        self.number = number
         self.toy, self.faults, self.trained_mode = toy, faults, trained_mode
         self.server: grpc.aio.Server | None = None
 
@@ -120,6 +125,10 @@ class ToyGenerator(generator_pb2_grpc.GeneratorServiceServicer):
                 if request.HasField("widen"):
                     self.faults.widened.append(len(request.widen.hypotheses))
                 if request.HasField("open"):
+                    self.faults.opened.append(self.number)
+                    if self.number in self.faults.full:
+                        after = self.faults.retry_after_seconds
+                        await refuse(context, ResourceExhaustedError("no room", retry_after_seconds=after))
                     session = opened(self.toy, request.open)
                 yield await answered(session, request, self.faults.guesses)
             self.faults.ended.append("done")
@@ -234,7 +243,7 @@ async def world(
 ) -> AsyncIterator[World]:
     """Toy services and a real orchestrator in front of them, all on free ports of loopback."""
     faults = faults or Faults()
-    generators, ports = await started([ToyGenerator(toy, faults, trained_mode) for _ in range(replicas)])
+    generators, ports = await started([ToyGenerator(toy, faults, trained_mode, number) for number in range(replicas)])
     retriever = grpc.aio.server()
     retriever_pb2_grpc.add_RetrieverServiceServicer_to_server(ToyRetriever(), retriever)
     retriever_port = retriever.add_insecure_port("127.0.0.1:0")
