@@ -28,6 +28,7 @@ from generator_svc.engine import BESIDE_ARRAYS, GeneratorEngine
 from generator_svc.models.bart import Bart
 from generator_svc.models.base import Rows, SelfAttention
 from generator_svc.options import EngineOptions
+from generator_svc.sessions import Work
 from generator_svc.trie import MAX_NODES
 from ragserve.errors import InvalidInputError, ResourceExhaustedError
 from ragserve.serving.metrics import Metrics
@@ -81,32 +82,32 @@ async def test_passes_over_prefixes_and_targets_are_of_bounded_size(
 
 
 async def test_others_step_between_the_passes(bart_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a session with long prefixes still has to be fed, seen whenever another one has had its step."""
+    """During each pass over prefixes another session asks for a step, and has it before the next but one."""
     async with running(bart_dir, prefill_tokens=64) as engine, engine.connect() as other, engine.connect() as long:
         await other.open(opening(1))
-        steps = 0
         assert engine._worker is not None
-        runner = engine._worker._runner
-        prime, fed = runner.prime, list[int]()
+        assert other._session is not None
+        session, runner = other._session, engine._worker._runner
+        prime, steps = runner.prime, list[int]()
 
         def counted(*args: object) -> int:
-            fed.append(steps)
-            time.sleep(0.02)  # as a real model; meanwhile the other one asks for its step
+            until = time.monotonic() + 10
+            while session.work is not Work.STEP and time.monotonic() < until:
+                time.sleep(0.001)
+            steps.append(session.steps_run)
             return prime(*args)  # type: ignore[arg-type]
 
         monkeypatch.setattr(runner, "prime", counted)
 
         async def stepping() -> None:
-            nonlocal steps
             while True:
                 await other.advance(AdvanceCommand((NextHypothesis(0, 7),), 3))
-                steps += 1
 
         task = asyncio.create_task(stepping())
         await long.open(opening(6, prefixes=PREFIXES))
         task.cancel()
-        assert len(fed) >= 12
-        assert fed[-1] - fed[0] >= len(fed) // 2
+        assert len(steps) >= 12
+        assert all(before < after for before, after in zip(steps, steps[2:], strict=False))
 
 
 async def test_whoever_is_let_in_finds_room_to_the_end(bart_dir: Path) -> None:
