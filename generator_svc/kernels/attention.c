@@ -7,6 +7,7 @@
 #include "kernels.h"
 #include "vector.h"
 
+#include <float.h>
 #include <math.h>
 #include <omp.h>
 #include <stdlib.h>
@@ -19,13 +20,18 @@ static inline __m256 load8(const void *from, int64_t i, int half) {
     return _mm256_loadu_ps((const float *)from + i);
 }
 
-/* scores [n] -> exp(scores - their maximum), and 1 / the sum of these. scores has room for 8 more. */
+/* scores [n] -> exp(scores - their maximum), and 1 / the sum of these; NaN where a score is not finite, as it is with a
+ * key beyond the range of float16. scores has room for 8 more. */
 static float softmax(float *scores, int64_t n) {
     for (int64_t t = n; t % 8; t++)
-        scores[t] = -INFINITY;
-    __m256 high = _mm256_set1_ps(-INFINITY), total = _mm256_setzero_ps();
-    for (int64_t t = 0; t < n; t += 8)
-        high = _mm256_max_ps(high, _mm256_loadu_ps(scores + t));
+        scores[t] = -FLT_MAX;
+    const __m256 zero = _mm256_setzero_ps();
+    __m256 high = _mm256_set1_ps(-INFINITY), total = zero;
+    for (int64_t t = 0; t < n; t += 8) {
+        const __m256 some = _mm256_loadu_ps(scores + t);
+        high = _mm256_max_ps(high, some);
+        total = _mm256_fmadd_ps(zero, some, total); /* 0, or NaN: a maximum and exp8 lose that */
+    }
     const __m256 most = _mm256_set1_ps(max8(high));
     for (int64_t t = 0; t < n; t += 8) {
         const __m256 e = exp8(_mm256_sub_ps(_mm256_loadu_ps(scores + t), most));

@@ -12,6 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from generator_svc.kernels import native
 from generator_svc.models.base import DocumentState, Shape
+from generator_svc.models.numerics import Numerics
 
 SHORTEST = 16  # tokens: documents up to this length are attended to together
 
@@ -53,10 +54,22 @@ class Packed:
         per_layer: list[list[torch.Tensor]] = []
         for packed in kv:
             parts = torch.split(packed.view(packed.shape[0], 2, shape.n_heads, -1), list(self.lengths))
-            laid_out = [part.permute(1, 2, 0, 3) for part in parts]
-            # Converted as they are copied: half the time of one after the other.
-            per_layer.append([torch.empty(x.shape, dtype=shape.numerics.documents).copy_(x) for x in laid_out])
+            per_layer.append([_laid_out(part.permute(1, 2, 0, 3), shape.numerics) for part in parts])
         return [DocumentState(tuple(layer[i] for layer in per_layer)) for i in range(len(self.lengths))]
+
+
+def _laid_out(kv: torch.Tensor, numerics: Numerics) -> torch.Tensor:
+    """A copy of keys and values [2, n_heads, n_tokens, head_dim] in the type that documents have.
+
+    With a key beyond the range of float16 the kernels' result is NaN. Torch's attention would hide it, so it is given
+    NaN as the values of such keys.
+    """
+    # Converted as they are copied: half the time of one after the other.
+    copy = torch.empty(kv.shape, dtype=numerics.documents).copy_(kv)
+    ours = numerics.activations == torch.float32 and native.usable(kv.shape[3], copy)
+    if copy.dtype == torch.float16 and not ours:
+        copy[1].masked_fill_(copy[0].isinf(), torch.nan)
+    return copy
 
 
 @dataclass(frozen=True)

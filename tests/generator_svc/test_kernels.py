@@ -159,6 +159,22 @@ def test_cross_attention_equals_torch(half: bool) -> None:
         torch.testing.assert_close(result, theirs.transpose(0, 1).reshape(part.shape), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_cross_attention_does_not_hide_a_key_that_is_not_finite(value: float, half: bool) -> None:
+    for n, token in ((1, 0), (7, 3), (8, 7), (21, 20)):
+        documents = torch.randn(2, 2, HEADS, n, DIM).to(torch.float16 if half else torch.float32)
+        documents[1, 0, 1, token, 5] = value  # of the second document's second head
+        addresses = np.array([document.data_ptr() for document in documents], np.int64)
+        starts = np.array([0, 1, 5], np.int64)
+        y = native.cross_attention(
+            torch.randn(5, HEADS * DIM), addresses, np.full(2, n, np.int64), starts, DIM, 1.0, half=half
+        )
+        hidden = y.view(5, HEADS, DIM).isnan()
+        assert hidden[1:, 1].all()
+        assert hidden.sum() == 4 * DIM
+
+
 def within(qkv: torch.Tensor, lengths: list[int], dim: int, bias: torch.Tensor | None = None) -> torch.Tensor:
     starts = np.cumsum([0, *lengths], dtype=np.int64)
     return native.document_attention(qkv, starts, max(lengths), dim, dim**-0.5, bias)
@@ -232,6 +248,17 @@ def test_path_attention_equals_torch(biased: bool) -> None:
         theirs = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=0.3)
         torch.testing.assert_close(ours[row], theirs.reshape(-1), atol=1e-5, rtol=1e-5)
     assert torch.equal(cache, before)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_path_attention_does_not_hide_a_key_that_is_not_finite(value: float) -> None:
+    cache, qkv = torch.randn(8, 2 * HEADS * DIM), torch.randn(2, 3 * HEADS * DIM)
+    cache[5, DIM] = value  # of the second row's path, the second head
+    table = torch.tensor([[0, 1, 2], [4, 5, 6]])
+    y = native.path_attention(qkv, cache, table, torch.tensor([3, 3]), DIM, 0.3, None)
+    hidden = y.view(2, HEADS, DIM).isnan()
+    assert hidden[1, 1].all()
+    assert hidden.sum() == DIM
 
 
 def test_scores_far_apart_do_not_overflow() -> None:

@@ -66,6 +66,25 @@ def test_an_int8_session_alone_equals_itself_among_others(tmp_path: Path) -> Non
     torch.testing.assert_close(together, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_key_beyond_float16_is_not_answered_with(
+    sign: int, kernels: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One input of every key is, and with that of the queries so small that scores are as ever."""
+    reference = build("bart")
+    attention = reference.model.decoder.layers[1].encoder_attn
+    with torch.no_grad():
+        attention.q_proj.weight[5], attention.q_proj.bias[5] = 0, 1e-6
+        attention.k_proj.weight[5], attention.k_proj.bias[5] = 0, sign * 1e5
+    reference.save_pretrained(tmp_path)
+    start = reference.config.decoder_start_token_id
+    if not kernels:
+        monkeypatch.setattr(native, "library", lambda: None)
+    assert np.isfinite(chain_of(tmp_path, "float32", start).step()).all()
+    assert np.isnan(chain_of(tmp_path, "int8", start).step()).all()
+
+
 def test_keys_and_values_of_documents_take_half_in_int8(tmp_path: Path) -> None:
     build("bart").save_pretrained(tmp_path)
     exact, quantized = load(tmp_path), load(tmp_path, "int8")
