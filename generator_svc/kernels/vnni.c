@@ -110,7 +110,7 @@ static const int8_t *ahead_of(const Product *p, const Tile *tile, const int8_t *
 
 /* Rows `row` and the following, panels `first` and the following; tile t of `tiles`. */
 static void run_tile(const Product *p, int64_t first, int64_t row, int rows, int panels, const int8_t *next, int64_t t, int64_t tiles) {
-    const GroupOf add_group = (panels == CHUNK ? FOUR_PANELS : ONE_PANEL)[rows - 1];
+    const GroupOf add_group = panels == CHUNK ? FOUR_PANELS[rows - 1] : ONE_PANEL[rows - 1];
     Tile tile = {.first = first, .row = row, .apart = p->beside == 1 ? PANEL * p->width : LINE};
     tile.weights = weights_at(p, first, 0, &tile.along);
     tile.share = CHUNK * LINE / (tiles < CHUNK ? tiles < 2 ? 1 : 2 : CHUNK);
