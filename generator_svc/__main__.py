@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from generator_svc.settings import GeneratorSettings
 from ragserve.serving.cores import spin_briefly
+from ragserve.serving.memory import keep_few_products
 from ragserve.serving.metrics import Metrics
 from ragserve.serving.server import run, serve
 from ragserve.serving.settings import load_settings
@@ -14,6 +15,7 @@ async def main() -> int:
     """Put the service together and run it until it is told to stop."""
     settings = load_settings(GeneratorSettings)
     spin_briefly()
+    keep_few_products()
     # Only now: a wrong flag and --help need not wait for torch.
     from generator_svc.engine import GeneratorEngine  # noqa: PLC0415
     from generator_svc.servicer import SERVICE_NAME, GeneratorServicer  # noqa: PLC0415

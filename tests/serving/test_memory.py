@@ -1,11 +1,14 @@
-"""The allocator's settings, in a process of their own: they last as long as it does."""
+"""Settings of memory; the allocator's in a process of their own: they last as long as it does."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import pytest
+
+from ragserve.serving.memory import keep_few_products
 
 # Page faults of writing to 6 MB, freed and taken again, before and after what is under test.
 PROGRAM = """
@@ -34,3 +37,25 @@ def test_temporaries_stay_once_nothing_large_is_loaded_any_more() -> None:
 
     assert faults("keep_memory_low") > 1000
     assert faults("keep_temporaries") < 100
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ("256", "256")),
+        ({"LRU_CACHE_CAPACITY": "5"}, ("256", "5")),
+        ({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "5"}, ("5", "256")),
+        ({"DNNL_PRIMITIVE_CACHE_CAPACITY": "5"}, (None, "256")),
+    ],
+)
+def test_few_products_are_kept_unless_told_otherwise(
+    given: dict[str, str], expected: tuple[str | None, str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+    for name in (*names, "DNNL_PRIMITIVE_CACHE_CAPACITY"):
+        monkeypatch.setenv(name, "")  # so that it is put back whatever happens
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    keep_few_products()
+    assert tuple(map(os.environ.get, names)) == expected
