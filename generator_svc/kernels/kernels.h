@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 /* A weight as `pack_int8` leaves it, and what is done with the sums; bias may be null. `fine`: of 8 bits, and inputs in
- * groups of 32 (see linear_int8.c). */
+ * groups of 64 (see linear_int8.c). */
 typedef struct {
     int64_t in, out, beside, fine, activation;
     const int8_t *weight;

@@ -4,7 +4,7 @@
  * four products fit into 16 bits (4 * 127 * 63 < 32768) and nothing saturates on processors without VNNI. Sums within
  * a group are exact integers, and groups are added in order: a row's result does not depend on the rows beside it.
  *
- * In a fine product groups have 32 values, and w has q in -127..127: two products fit into 16 bits (2 * 127 * 127).
+ * In a fine product groups have 64 values, and w has q in -127..127: two products fit into 16 bits (2 * 127 * 127).
  */
 #if defined(__x86_64__)
 

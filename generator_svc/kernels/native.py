@@ -22,7 +22,7 @@ Addresses = npt.NDArray[np.int64]
 
 MODULE = f"{__package__}._native"
 ALIGNED = 8  # floats of one vector: widths of heads must be multiples of it
-GROUP, FINE_GROUP = 128, 32  # inputs that are quantized together
+GROUP, FINE_GROUP = 128, 64  # inputs that are quantized together
 BLOCK = 512  # tokens whose largest marginal is kept
 PANEL = 16  # outputs of a packed weight are padded to whole panels
 ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_new": 3, "gelu_pytorch_tanh": 3, "silu": 4, "swish": 4}
@@ -63,7 +63,7 @@ def library() -> Any:
 class Int8Product:
     """`activation(x @ (weight * scale).T + bias) + residual`, weight int8 [out, in] of -63..63, scale [out].
 
-    A `fine` one has weights of -127..127 and quantizes 32 inputs together instead of 128.
+    A `fine` one has weights of -127..127 and quantizes 64 inputs together instead of 128.
     """
 
     def __init__(

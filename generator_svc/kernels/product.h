@@ -7,7 +7,7 @@
 #define PANEL 16 /* outputs that are computed together */
 #define BLOCK 8  /* inputs that are multiplied together */
 #define GROUP 128 /* inputs of a row that share step and minimum; a multiple of BLOCK */
-#define FINE_GROUP 32 /* in a fine product */
+#define FINE_GROUP 64 /* in a fine product */
 #define CHUNK 4 /* panels that a thread takes at a time, where there are enough for all */
 #define LINE 64 /* bytes of a line of the cache: one panel's weights for four inputs */
 

@@ -93,7 +93,7 @@ class Int8Linear:
     """On CPU: weights of 7 bits with a scale for each output, inputs of 7 bits with step and minimum for each group.
 
     A group is 128 inputs of one row. Integer sums are exact, so a row's result does not depend on the rows beside it,
-    nor on who computes it. A `fine` one has weights of 8 bits, and groups of 32 inputs.
+    nor on who computes it. A `fine` one has weights of 8 bits, and groups of 64 inputs.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: str, *, fine: bool = False) -> None:
