@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -280,8 +281,10 @@ class GeneratorSession:
         The streams are all started at once: so the round robin leads each to another replica. Started one after the
         other, with other sessions' streams between them, they would often come to the full one again.
         """
-        calls = [self._client.start_stream(self._deadline) for _ in range(1, self._max_attempts)]
+        calls = list[DecodeCall]()
         try:
+            while len(calls) < self._max_attempts - 1:
+                calls.append(self._client.start_stream(self._deadline))
             for call in calls:
                 log.info("a generator replica is full, trying another: %s", full)
                 self._client.passed_over.inc()
@@ -351,7 +354,8 @@ async def _raising(call: Awaitable[T]) -> T:
 async def _next_response(call: DecodeCall, request: generator_pb2.DecodeRequest) -> generator_pb2.DecodeResponse:
     """Raises UnavailableError when the stream ended instead, whatever way."""
     try:
-        await call.write(request)
+        with suppress(asyncio.InvalidStateError):  # it is over already: reading says why
+            await call.write(request)
         response: Any = await call.read()
     except grpc.aio.AioRpcError as error:
         raise for_caller(error_from_rpc(error)) from error

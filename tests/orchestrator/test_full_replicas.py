@@ -71,6 +71,16 @@ async def test_all_are_full() -> None:
         assert running.metric("ragserve_failovers_total") == 0
 
 
+async def test_replicas_that_refuse_before_they_are_asked_are_full_too() -> None:
+    async with world(TOY, replicas=3) as running:
+        faults = await fill(running, 0)
+        faults.full_at_once, faults.slow_seconds = frozenset((1, 2)), 0.05
+        for _ in range(6):
+            error = await refused(running)
+            assert (type(error).__name__, error.retry_after_seconds) == ("ResourceExhaustedError", 0.5)
+        assert running.metric("ragserve_failovers_total") == 0
+
+
 @pytest.mark.parametrize(("max_attempts", "retry_after_seconds"), [(1, 0.5), (3, None)], ids=["one try", "too large"])
 async def test_nothing_is_tried_again(max_attempts: int, retry_after_seconds: float | None) -> None:
     """Where one try is all, or the request is too large for any replica: then nobody says when to come back."""

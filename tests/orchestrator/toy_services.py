@@ -40,12 +40,14 @@ class Faults:
     """`kill_at`: the number of the request, over all generators, whose server dies instead of answering.
 
     `guesses`: tokens that the generator guesses to be the answer's.
-    `full`: the replicas that have no room for a session; `retry_after_seconds` is what they say of it.
+    `full`: the replicas that have no room for a session; `retry_after_seconds` is what they say of it, those in
+    `full_at_once` before they have read anything.
     """
 
     kill_at: int = 0
     guesses: tuple[int, ...] = ()
     full: frozenset[int] = frozenset()
+    full_at_once: frozenset[int] = frozenset()
     retry_after_seconds: float | None = 0.5
     opened: list[int] = field(default_factory=list)  # the replica of each Open
     requests: int = 0
@@ -54,6 +56,9 @@ class Faults:
     ended: list[str] = field(default_factory=list)
     slow_seconds: float = 0.0
     dying: asyncio.Task[None] | None = None
+
+    def no_room(self) -> ResourceExhaustedError:
+        return ResourceExhaustedError("no room", retry_after_seconds=self.retry_after_seconds)
 
 
 async def refuse(context: Any, error: RagserveError) -> None:
@@ -114,6 +119,8 @@ class ToyGenerator(generator_pb2_grpc.GeneratorServiceServicer):
     async def Decode(self, requests: Any, context: Any) -> Any:  # noqa: N802
         session: PrunedSession | None = None
         try:
+            if self.number in self.faults.full_at_once:
+                await refuse(context, self.faults.no_room())
             async for request in requests:
                 self.faults.requests += 1
                 if self.faults.requests == self.faults.kill_at:
@@ -127,8 +134,7 @@ class ToyGenerator(generator_pb2_grpc.GeneratorServiceServicer):
                 if request.HasField("open"):
                     self.faults.opened.append(self.number)
                     if self.number in self.faults.full:
-                        after = self.faults.retry_after_seconds
-                        await refuse(context, ResourceExhaustedError("no room", retry_after_seconds=after))
+                        await refuse(context, self.faults.no_room())
                     session = opened(self.toy, request.open)
                 yield await answered(session, request, self.faults.guesses)
             self.faults.ended.append("done")
