@@ -32,7 +32,7 @@ class Plan:
 
     ended: tuple[tuple[Session, RagserveError | None], ...] = ()
     forget: tuple[DocumentEntry, ...] = ()  # their states are of no use any more
-    start: tuple[Session, ...] = ()  # all documents are there: prefixes are fed, and it is in `step` unless encode only
+    start: tuple[Session, ...] = ()  # all documents are there: some of its prefixes are fed, or it is in `step` already
     encode: tuple[DocumentEntry, ...] = ()
     prefill: tuple[Session, ...] = ()  # whom `encode` is for
     step: tuple[Session, ...] = ()
@@ -191,7 +191,7 @@ class Scheduler:
             start=start,
             encode=tuple(encode),
             prefill=tuple(prefill),
-            step=tuple(self._turns.choose([*ready, *(session for session in start if session.starts)])),
+            step=tuple(self._turns.choose([*ready, *(session for session in start if session.steps_at_once)])),
             widen=tuple(session for session in self._sessions if session.work is Work.WIDEN),
             score=score,
             n_slots=self.slots.size,

@@ -96,6 +96,11 @@ class Session:
         return all(document.encoded for document in self.documents)
 
     @property
+    def steps_at_once(self) -> bool:
+        """Whether its first step needs nothing but its documents: no prefixes, and it is not encode only."""
+        return bool(self.starts) and not self.prefix_trees
+
+    @property
     def n_rows(self) -> int:
         """Rows of one step."""
         return sum(hypothesis.slots.shape[0] for hypothesis in self.hypotheses)

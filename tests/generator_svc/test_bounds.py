@@ -82,7 +82,7 @@ async def test_passes_over_prefixes_and_targets_are_of_bounded_size(
 
 
 async def test_others_step_between_the_passes(bart_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """During each pass over prefixes another session asks for a step, and has it before the next but one."""
+    """During each pass over prefixes another session asks for a step, and has it before the next but one ends."""
     async with running(bart_dir, prefill_tokens=64) as engine, engine.connect() as other, engine.connect() as long:
         await other.open(opening(1))
         assert engine._worker is not None

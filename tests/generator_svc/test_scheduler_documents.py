@@ -138,8 +138,16 @@ def test_prefixes_are_fed_before_the_first_step() -> None:
     scheduler.admit(moved, 0.0)
     scheduler.admit(scored, 0.0)
     plan = scheduler.plan(0.0)
-    assert (plan.start, plan.step, plan.encode) == ((moved, scored), (moved,), ())
+    assert (plan.start, plan.step, plan.encode) == ((moved, scored), (), ())
     assert moved.prefix_trees
+    scheduler.started(scored)
+    scheduler.finished(scored, 0.0)
+    plan = scheduler.plan(0.0)  # as long as some are left
+    assert (plan.start, plan.step, moved.steps_run) == ((moved,), (), 0)
+    moved.prefix_trees.clear()
+    scheduler.started(moved)
+    plan = scheduler.plan(0.0)
+    assert (plan.start, plan.step) == ((), (moved,))
 
 
 def test_decoding_is_not_held_up_by_a_stream_of_arrivals() -> None:

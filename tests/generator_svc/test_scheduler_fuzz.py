@@ -94,7 +94,9 @@ class World(Rooms):
         self.forget(plan)
         assert tuple(self.clients) == self.scheduler.sessions()
         stepping = [session for session in self.clients if session.work is Work.STEP]
-        self.check_step(plan, [*stepping, *(session for session in plan.start if session.starts)])
+        self.check_step(
+            plan, [*stepping, *(session for session in plan.start if session.starts and not session.prefix_trees)]
+        )
         assert set(plan.widen) == {session for session in self.clients if session.work is Work.WIDEN}
         assert plan.n_slots == self.scheduler.slots.size
         self.check_encode(plan)
@@ -240,7 +242,7 @@ class World(Rooms):
         client = Client(number, self.now + self.rng.expovariate(0.03) if self.rng.random() < 0.3 else None)
         client.silent = self.rng.random() < 0.02
         session = client.session
-        client.plans_left = 1 + sum(len(one.contexts) for one in (*waiting, session))
+        client.plans_left = 1 + sum(map(passes, (*waiting, session)))
         longest = max((len(start.tokens) for start in session.starts), default=0)
         if session.starts and self.rng.random() < 0.4:  # says what it will need
             session.most_hypotheses, session.most_tokens = self.rng.choice((2, 4, 8)), longest + self.rng.randint(1, 20)
@@ -255,7 +257,7 @@ class World(Rooms):
         refused = self.attempt("open", admit, client, Wanted(rows, alone, size))
         if refused is None:
             for other in waiting:
-                self.clients[other].plans_left += len(session.contexts)
+                self.clients[other].plans_left += passes(session)
             self.clients[session] = client
             self.check_found(session, found[0])
         elif refused is ResourceExhaustedError:
@@ -335,6 +337,11 @@ class World(Rooms):
         )
         assert (holders[last] == 1 + sharing).all(), "a slot that is yet to be written is on two paths"
         assert self.scheduler.slots.used == (holders > 0).sum(), "a used slot is on no path"
+
+
+def passes(session: Session) -> int:
+    """Most that its beginning takes: one for each document, and one for the prefixes of each."""
+    return 2 * len(session.contexts)
 
 
 def paths_of(client: Client) -> range:

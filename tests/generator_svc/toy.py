@@ -109,9 +109,11 @@ class Server:
         more = np.full(max(0, plan.n_slots - len(self.cells)), -1, dtype=np.int64)
         self.cells = np.concatenate([self.cells, more])
         self.between()
+        fed = [session for session in plan.start if session.prefix_trees][:1]
         for session in plan.start:
-            self._start(session)
-            self.between()
+            if session in fed or not session.prefix_trees:
+                self._start(session)
+                self.between()
         self.encode(plan)
         self.between()
         for session in plan.widen:
@@ -133,10 +135,13 @@ class Server:
         self.scheduler.encoded(plan.encode)
 
     def _start(self, session: Session) -> None:
-        states = states_in(session.documents)
-        for tree in session.prefix_trees:
+        states, left = states_in(session.documents), self.scheduler.capacity.prefill_tokens
+        while session.prefix_trees and left > 0:
+            tree = session.prefix_trees.pop(0)
             self.cells[tree.slots] = states[tree.document] + tree.trie.tokens
-        session.prefix_trees = []
+            left -= tree.trie.size
+        if session.prefix_trees:
+            return
         self.scheduler.started(session)
         if not session.starts:
             self.scheduler.finished(session, self.now)
