@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from generator_svc.sessions import Session
 from generator_svc.slots import SlotPool
@@ -15,6 +16,9 @@ RETRY_AFTER_SECONDS = 1.0
 CLAIM_SECONDS = 2 * RETRY_AFTER_SECONDS
 # Hypotheses of one search seldom differ in older tokens: the slots of these are counted once.
 APART_TOKENS = 16
+# Of what documents leave of the cache, the part that one session may have kept for it: answers are mostly much shorter
+# than what their clients allow.
+MOST_KEPT = 4
 
 
 @dataclass(frozen=True)
@@ -39,11 +43,23 @@ class Claim:
 
     rows: int
     size: int  # bytes
+    by_rows: bool  # rows were what it found too few of, else bytes
     until: float
 
     def outranks(self, rows: int, size: int) -> bool:
         """Whether a session that wants so much is smaller."""
-        return rows <= self.rows and size <= self.size and (rows, size) != (self.rows, self.size)
+        return rows <= self.rows and size <= self.size and not self.same(rows, size)
+
+    def same(self, rows: int, size: int) -> bool:
+        """Whether a session that wants so much may be the one."""
+        return (rows, size) == (self.rows, self.size)
+
+
+class _Lacking(NamedTuple):
+    """What there is too little of."""
+
+    by_rows: bool
+    why: str
 
 
 class Budget:
@@ -75,20 +91,21 @@ class Budget:
         if len(self._sessions) >= self.capacity.max_sessions:
             raise _full(f"max_sessions ({self.capacity.max_sessions}) decode sessions are open")
         documents = session.context_tokens * self.capacity.document_token_bytes
-        rows, begun = self._check_alone(session, documents)
+        rows = self._check_alone(session, documents)
         free = max(0, self.capacity.cache_bytes - documents) // max(1, self.capacity.slot_bytes)
-        slots = min(_expected_slots(session), free)
-        size = documents + max(begun, slots) * self.capacity.slot_bytes
+        slots = min(_expected_slots(session), free // MOST_KEPT)
+        size = documents + max(session.first_slots, slots) * self.capacity.slot_bytes
         claim = self.claim if self.claim is not None and now < self.claim.until else None
-        try:
-            self._check(rows, size, None)
-        except ResourceExhaustedError:
-            if claim is None or not claim.outranks(rows, size):
-                self.claim = Claim(rows, size, now + CLAIM_SECONDS)
-            raise
+        lacking = self._lacking(rows, size, None)
+        if lacking is not None:
+            if claim is None or not (claim.outranks(rows, size) or claim.same(rows, size)):
+                self.claim = Claim(rows, size, lacking.by_rows, now + CLAIM_SECONDS)
+            raise _full(lacking.why)
         if claim is not None and claim.outranks(rows, size):
-            self._check(rows + claim.rows, size + claim.size, None, "a larger session waits for the room that is left")
-        elif claim is not None and (rows, size) == (claim.rows, claim.size):
+            more = (rows + claim.rows, 0) if claim.by_rows and rows else (0, size + claim.size)
+            if (rows or not claim.by_rows) and self._lacking(*more, None) is not None:
+                raise _full("a larger session waits for the room that is left")
+        elif claim is not None and claim.same(rows, size):
             self.claim = None
         session.kept_rows, session.kept_slots = rows, slots
         self._document_bytes += documents
@@ -107,7 +124,18 @@ class Budget:
         needed = own - max(0, session.kept_slots - session.n_slots) * slot_bytes + rows * slot_bytes
         if needed > self.capacity.cache_bytes:
             raise _too_large("advance.hypotheses", needed, self.capacity.cache_bytes)
-        self._check(max(rows, session.kept_rows), max(needed, own), session)
+        lacking = self._lacking(max(rows, session.kept_rows), max(needed, own), session)
+        if lacking is not None:
+            raise _full(lacking.why)
+
+    def fits_guesses(self, session: Session, rows: int, count: int) -> bool:
+        """Whether so many guesses find room beside a step, and leave the session its own for the step after it.
+
+        Those that turn out wrong are there until that step has its slots.
+        """
+        after = session.n_slots + rows * (2 + count)
+        own = not session.kept_slots or after <= session.kept_slots
+        return own and self.fits(session, rows * (1 + count))
 
     def fits(self, session: Session, rows: int) -> bool:
         """Whether `check_step` raises nothing."""
@@ -117,29 +145,28 @@ class Budget:
             return False
         return True
 
-    def _check_alone(self, session: Session, documents: int) -> tuple[int, int]:
-        """The rows that a new session will have, and the slots that it begins with. Raises InvalidInputError."""
-        begun = len(session.starts) * session.docs_of_each
-        longest = max((len(start.tokens) for start in session.starts), default=0)
+    def _check_alone(self, session: Session, documents: int) -> int:
+        """The rows that a new session will have. Raises InvalidInputError."""
+        begun, most = len(session.starts) * session.docs_of_each, self.capacity
         rows = max(len(session.starts), session.most_hypotheses) * session.docs_of_each
-        size, most = documents + begun * longest * self.capacity.slot_bytes, self.capacity
+        size = documents + session.first_slots * most.slot_bytes
         if rows > most.max_rows:
             raise _too_many_rows("open.documents" if rows == begun else "open.max_hypotheses", rows, most.max_rows)
         if size > most.cache_bytes:
-            field = "open.prefixes" if longest > 1 and documents <= most.cache_bytes else "open.documents"
-            raise _too_large(field, size, most.cache_bytes)
-        return rows, begun * longest
+            prefixes = session.first_slots > begun and documents <= most.cache_bytes
+            raise _too_large("open.prefixes" if prefixes else "open.documents", size, most.cache_bytes)
+        return rows
 
-    def _check(self, rows: int, size: int, session: Session | None, why: str = "") -> None:
-        """Whether the others leave room for a session of so many rows and bytes."""
+    def _lacking(self, rows: int, size: int, session: Session | None) -> _Lacking | None:
+        """What the others do not leave for a session of so many rows and bytes."""
         others = [one for one in self._sessions if one is not session]
-        used_rows = sum(max(one.n_rows, one.kept_rows) for one in others)
-        if used_rows + rows > self.capacity.max_rows:
-            raise _full(why or f"others have {used_rows} rows, {rows} are asked, max_rows is {self.capacity.max_rows}")
-        used = sum(map(self._size, others))
-        if used + size > self.capacity.cache_bytes:
-            most = self.capacity.cache_bytes
-            raise _full(why or f"others have {used} bytes of cache, {size} are asked, cache_bytes is {most}")
+        used_rows, most = sum(max(one.n_rows, one.kept_rows) for one in others), self.capacity.max_rows
+        if used_rows + rows > most:
+            return _Lacking(True, f"others have {used_rows} rows, {rows} are asked, max_rows is {most}")
+        used, most = sum(map(self._size, others)), self.capacity.cache_bytes
+        if used + size > most:
+            return _Lacking(False, f"others have {used} bytes of cache, {size} are asked, cache_bytes is {most}")
+        return None
 
     def _size(self, session: Session) -> int:
         """Bytes of a session: what it holds, or what is kept for it where that is more."""
@@ -154,7 +181,7 @@ def _expected_slots(session: Session) -> int:
     hypotheses = max(len(session.starts), session.most_hypotheses)
     longest = max((len(start.tokens) for start in session.starts), default=0)
     tokens = max(longest, session.most_tokens)
-    apart = min(tokens, APART_TOKENS)
+    apart = tokens if session.independent else min(tokens, APART_TOKENS)
     stems = 1 if session.shared else len(session.contexts)
     return (hypotheses * apart + min(stems, hypotheses) * (tokens - apart)) * session.docs_of_each
 

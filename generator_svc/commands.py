@@ -61,6 +61,7 @@ class OpenCommand:
     encode_only: bool = False
     max_hypotheses: int = 0
     max_new_tokens: int = 0
+    independent_hypotheses: bool = False
 
 
 @dataclass(frozen=True)

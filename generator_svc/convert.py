@@ -124,6 +124,7 @@ def _open(request: generator_pb2.OpenRequest) -> OpenCommand:
         encode_only=request.encode_only,
         max_hypotheses=request.max_hypotheses,
         max_new_tokens=request.max_new_tokens,
+        independent_hypotheses=request.independent_hypotheses,
     )
 
 

@@ -17,7 +17,7 @@ from generator_svc.budget import Budget, Capacity
 from generator_svc.documents import DocumentEntry, DocumentPool
 from generator_svc.sessions import Hypothesis, PrefixTree, Session, Start, Work
 from generator_svc.slots import PathNode, SlotArray, SlotPool
-from generator_svc.trie import Trie, build_trie, in_groups
+from generator_svc.trie import Trie
 from generator_svc.turns import StepTurns, documents_to_encode
 from ragserve.errors import (
     DeadlineExceededError,
@@ -96,10 +96,7 @@ class Scheduler:
         self.budget.admit(session, now)
         self._sessions[session] = None
         used = self.slots.used
-        if session.shared:
-            self._start_shared(session)
-        else:
-            self._start_separate(session)
+        self._begin(session)
         session.n_slots = self.slots.used - used
         self._n_rows += session.n_rows
         session.work, session.active = Work.ENCODE, now
@@ -124,7 +121,7 @@ class Scheduler:
         self._check_ready(session)
         parents = [session.hypotheses[parent] for parent, _ in choices]
         rows = sum(parent.slots.shape[0] for parent in parents)
-        if drafted and not self.budget.fits(session, rows * (1 + len(drafted))):
+        if drafted and not self.budget.fits_guesses(session, rows, len(drafted)):
             drafted = ()
         self.budget.check_step(session, rows)
         old, used = session.hypotheses, self.slots.used
@@ -263,31 +260,17 @@ class Scheduler:
             for token, parent, more in zip(tokens, parents, own, strict=True)
         ]
 
-    def _start_shared(self, session: Session) -> None:
-        """Token mode: prefixes are fed once for each document."""
-        begun = self._start_with(session, range(len(session.contexts)), range(len(session.starts)))
-        session.hypotheses = [begun[i] for i in range(len(session.starts))]
-
-    def _start_separate(self, session: Session) -> None:
-        """Sequence mode: prefixes are those of one document; hypotheses keep the order they were given in."""
+    def _begin(self, session: Session) -> None:
+        """Its first hypotheses, in the order of its starts."""
         begun: dict[int, Hypothesis] = {}
-        for document in sorted({start.document for start in session.starts}):
-            own = [i for i, start in enumerate(session.starts) if start.document == document]
-            begun |= self._start_with(session, [document], own)
+        for one in session.beginnings:
+            nodes = self.slots.allocate(len(one.documents) * one.trie.size).reshape(len(one.documents), one.trie.size)
+            if one.trie.size:
+                rows = zip(one.documents, nodes, strict=True)
+                session.prefix_trees += [PrefixTree(document, one.trie, row) for document, row in rows]
+            starts = [session.starts[i] for i in one.starts]
+            begun.update(zip(one.starts, self._begun(starts, one.trie, nodes), strict=True))
         session.hypotheses = [begun[i] for i in range(len(session.starts))]
-
-    def _start_with(self, session: Session, documents: Sequence[int], chosen: Sequence[int]) -> dict[int, Hypothesis]:
-        """The chosen starts with a row for each of the documents, their prefixes in trees of bounded size."""
-        begun: dict[int, Hypothesis] = {}
-        for group in in_groups([session.starts[i].tokens[:-1] for i in chosen]):
-            starts = [session.starts[chosen[i]] for i in group]
-            trie = build_trie([start.tokens[:-1] for start in starts])
-            nodes = self.slots.allocate(len(documents) * trie.size).reshape(len(documents), trie.size)
-            if trie.size:
-                trees = [PrefixTree(document, trie, row) for document, row in zip(documents, nodes, strict=True)]
-                session.prefix_trees += trees
-            begun.update(zip([chosen[i] for i in group], self._begun(starts, trie, nodes), strict=True))
-        return begun
 
     def _begun(self, starts: Sequence[Start], trie: Trie, nodes: SlotArray) -> list[Hypothesis]:
         """A hypothesis for each start; the trie of their prefixes is in the slots `nodes` [n_rows, n_nodes]."""

@@ -37,8 +37,10 @@ from generator_svc.validation import (
     check_open,
     check_render,
     check_score,
+    check_scores,
     check_target,
     check_widen,
+    most_rows,
 )
 from generator_svc.worker import Request, SessionState, Worker
 from ragserve.errors import DeadlineExceededError, FailedPreconditionError, InvalidInputError, RagserveError
@@ -98,6 +100,8 @@ class DecodeSession:
         request.spent("prefill", time.monotonic() - request.submitted)
         session = self._new_session(command, contexts)
         session.state.request = request
+        if command.prefixes:
+            await asyncio.to_thread(getattr, session, "beginnings")  # worked out once, and not on the loop
         with self._worker.lock:
             found = self._worker.scheduler.admit(session, time.monotonic())
             self._session = session
@@ -140,10 +144,10 @@ class DecodeSession:
         session = self._opened()
         check_score(command, self._limits)
         targets = await asyncio.to_thread(self._targets, command)
+        check_scores(targets, len(session.contexts), self._limits)
         asked = self._request()
         start, max_rows = self._loaded.tokens.decoder_start, self._worker.scheduler.capacity.prefill_tokens
-        plan = asyncio.to_thread(plan_scores, targets, len(session.contexts), start, max_rows)
-        asked.request.job = await plan
+        asked.request.job = await asyncio.to_thread(plan_scores, targets, len(session.contexts), start, max_rows)
         return await self._ask(session, asked, lambda now: self._demand(session, Work.SCORE, now))
 
     async def render(self, command: RenderCommand) -> Reply[tuple[RenderedSequence, ...]]:
@@ -176,7 +180,8 @@ class DecodeSession:
             return ()
         chosen = command.hypotheses[0]
         room = self._limits.max_target_tokens - session.hypotheses[chosen.parent].length - 1
-        most = min(command.max_drafts, self._limits.max_drafts, room)
+        rows = most_rows(command.candidates, chosen.control, session.docs_of_each, self._limits)
+        most = min(command.max_drafts, self._limits.max_drafts, room, rows - 1)
         return drafter.propose(chosen.parent, chosen.token, most) if most > 0 else ()
 
     def _opened(self) -> Session:
@@ -251,6 +256,7 @@ class DecodeSession:
             deadline=self._deadline,
             most_hypotheses=command.max_hypotheses if starts else 0,
             most_tokens=command.max_new_tokens + 1 if starts and command.max_new_tokens else 0,
+            independent=command.independent_hypotheses,
             state=state,
         )
 

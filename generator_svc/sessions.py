@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
 from generator_svc.documents import DocumentEntry, TokenIds
 from generator_svc.slots import PathNode, SlotArray
-from generator_svc.trie import Trie
+from generator_svc.trie import Trie, build_trie, in_groups
 
 
 class Work(Enum):
@@ -57,6 +59,15 @@ class Start:
     document: int = 0
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """Some starts of a session (their indices) with rows for the same documents, and the tree of their prefixes."""
+
+    documents: Sequence[int]
+    starts: Sequence[int]
+    trie: Trie
+
+
 @dataclass(eq=False)
 class Session:
     """One decode session. `state` is the engine's own and means nothing here."""
@@ -67,6 +78,7 @@ class Session:
     deadline: float | None = None  # monotonic seconds
     most_hypotheses: int = 0  # that a step of it will have, as its client says; 0: it does not say
     most_tokens: int = 0  # of the longest of them, start token included
+    independent: bool = False  # they have nothing in common, as samples do
     state: Any = None
     documents: list[DocumentEntry] = field(default_factory=list)  # from its admission to its end
     hypotheses: list[Hypothesis] = field(default_factory=list)
@@ -89,6 +101,26 @@ class Session:
     def docs_of_each(self) -> int:
         """Documents that a hypothesis has a row for."""
         return len(self.contexts) if self.shared else 1
+
+    @cached_property
+    def beginnings(self) -> tuple[Beginning, ...]:
+        """Of all its starts: in token mode prefixes are those of every document, in sequence mode of one."""
+        own: list[tuple[Sequence[int], list[int]]] = [(range(len(self.contexts)), list(range(len(self.starts))))]
+        if not self.shared:
+            documents = sorted({start.document for start in self.starts})
+            own = [([one], [i for i, start in enumerate(self.starts) if start.document == one]) for one in documents]
+        begun = []
+        for read, chosen in own:
+            prefixes = [self.starts[i].tokens[:-1] for i in chosen]
+            for group in in_groups(prefixes):
+                trie = build_trie([prefixes[i] for i in group])
+                begun.append(Beginning(read, [chosen[i] for i in group], trie))
+        return tuple(begun)
+
+    @property
+    def first_slots(self) -> int:
+        """Slots that it begins with."""
+        return sum(len(one.documents) * (one.trie.size + len(one.starts)) for one in self.beginnings)
 
     @property
     def is_encoded(self) -> bool:

@@ -47,7 +47,8 @@ class GeneratorSettings(BaseSettings):
     prefill_tokens: int = Field(
         DEFAULTS.prefill_tokens,
         ge=0,
-        description="most context tokens encoded between two decode steps; 0: 256 on a CPU, 8192 on CUDA",
+        description="most tokens read between two decode steps: of contexts, of prefixes, of targets to score; 0: 256"
+        " on a CPU, 8192 on CUDA",
     )
     idle_seconds: float = Field(
         DEFAULTS.idle_seconds, gt=0, allow_inf_nan=False, description="a session that asks nothing for so long is freed"

@@ -118,6 +118,13 @@ def check_score(command: ScoreCommand, limits: Limits) -> None:
             check_target(f"score.targets[{i}].tokens", target, limits)
 
 
+def check_scores(targets: Sequence[Sequence[int]], n_docs: int, limits: Limits) -> None:
+    """Raises InvalidInputError for targets, all tokenized, whose scores are too many to be sent."""
+    size = 4 * sum(map(len, targets)) * (n_docs + 2)  # an id takes three bytes at most, and a target a few
+    if size > limits.max_answer_bytes:
+        raise _too_large("score.targets", size, limits, "targets")
+
+
 def check_target(name: str, token_ids: Sequence[int], limits: Limits) -> None:
     """Raises InvalidInputError for a target that is empty, too long or not of this vocabulary."""
     if not token_ids:
@@ -190,11 +197,18 @@ def _check_answer(name: str, candidates: int, controls: Sequence[StepControl], n
     shown = sum(min(candidates, limits.vocab_size) + len(control.requested) for control in controls)
     size = 4 * (shown * (n_docs + 1) + len(controls) * (n_docs + 1))
     if size > limits.max_answer_bytes:
-        raise InvalidInputError(
-            name,
-            f"the answer would have {size} bytes, over the limit of {limits.max_answer_bytes} "
-            "(server.max_message_bytes): ask for fewer hypotheses or candidates at a time",
-        )
+        raise _too_large(name, size, limits, "hypotheses or candidates")
+
+
+def most_rows(candidates: int, control: StepControl, n_docs: int, limits: Limits) -> int:
+    """Hypotheses under one control whose answer can be sent."""
+    each = 4 * (min(candidates, limits.vocab_size) + len(control.requested) + 1) * (n_docs + 1)
+    return limits.max_answer_bytes // each
+
+
+def _too_large(name: str, size: int, limits: Limits, what: str) -> InvalidInputError:
+    limit = f"the limit of {limits.max_answer_bytes} (server.max_message_bytes)"
+    return InvalidInputError(name, f"the answer would have {size} bytes, over {limit}: ask for fewer {what} at a time")
 
 
 def _at_most(name: str, size: int, limit: int, unit: str, setting: str) -> None:

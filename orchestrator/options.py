@@ -189,7 +189,7 @@ def _check_search(
     most = settings.max_beams if resolved.sampling else beams
     if answers > most:
         raise InvalidInputError("options.num_return_sequences", f"must be at most {most}, as many as there are beams")
-    hypotheses = answers if resolved.sampling else beams * (n_docs if resolved.mode is Mode.SEQUENCE else 1)
+    hypotheses = resolved.hypotheses(n_docs)
     if info.max_hypotheses and hypotheses > info.max_hypotheses:
         field = "options.num_return_sequences" if resolved.sampling else "options.num_beams"
         raise InvalidInputError(

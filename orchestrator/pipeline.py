@@ -58,6 +58,7 @@ class SessionSpec:
     context: ContextOptions
     max_hypotheses: int = 0
     max_new_tokens: int = 0
+    independent_hypotheses: bool = False  # sampled
 
 
 class Retriever(Protocol):
@@ -161,7 +162,13 @@ class Pipeline:
             run = _Run(ask, info, options, evidence, stages, streaming)
             hypotheses = options.hypotheses(len(evidence.passages))
             spec = _spec(ask.sources, evidence, options.mode, ask.context)
-            spec = replace(spec, max_hypotheses=hypotheses, max_new_tokens=options.max_length - 1)
+            sampled = options.sampling is not None
+            spec = replace(
+                spec,
+                max_hypotheses=hypotheses,
+                max_new_tokens=options.max_length - 1,
+                independent_hypotheses=sampled,
+            )
             async with (
                 self._generator.session(spec, deadline, stages) as session,
                 aclosing(self._decode(run, session)) as events,

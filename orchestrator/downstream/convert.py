@@ -99,6 +99,7 @@ def open_to_proto(spec: SessionSpec, prefixes: Prefixes | None) -> pb.DecodeRequ
     )
     if prefixes is not None:
         request.max_hypotheses, request.max_new_tokens = spec.max_hypotheses, spec.max_new_tokens
+        request.independent_hypotheses = spec.independent_hypotheses
         request.candidates = prefixes.candidates
         if any(one.tokens for one in prefixes.hypotheses):
             request.prefixes.extend(

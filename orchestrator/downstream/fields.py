@@ -11,7 +11,13 @@ CALLER_FIELDS = (
     ("open.question", "question"),
     ("open.documents", "documents"),
     ("open.prefixes", "options.num_beams"),
+    ("open.max_hypotheses", "options.num_beams"),
+    ("open.max_new_tokens", "options.max_new_tokens"),
     ("advance.hypotheses", "options.num_beams"),
+    # The generator's limit of messages is below the orchestrator's.
+    ("open.candidates", "server.max_message_bytes"),
+    ("advance.candidates", "server.max_message_bytes"),
+    ("widen.hypotheses", "server.max_message_bytes"),
     ("score.targets", "answer"),
 )
 # Fields that the caller's request has too, at another place.

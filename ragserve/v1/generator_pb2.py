@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from ragserve.v1 import common_pb2 as ragserve_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bragserve/v1/generator.proto\x12\x0bragserve.v1\x1a\x18ragserve/v1/common.proto\":\n\x08\x44ocument\x12\r\n\x05title\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\tlog_prior\x18\x03 \x01(\x02\"\"\n\rTokenSequence\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"0\n\x0bStepControl\x12\x0e\n\x06\x62\x61nned\x18\x01 \x03(\r\x12\x11\n\trequested\x18\x02 \x03(\r\"X\n\x06Prefix\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x10\n\x08\x64ocument\x18\x02 \x01(\r\x12)\n\x07\x63ontrol\x18\x03 \x01(\x0b\x32\x18.ragserve.v1.StepControl\"\xde\x02\n\x0bOpenRequest\x12\x10\n\x08question\x18\x01 \x01(\t\x12(\n\tdocuments\x18\x02 \x03(\x0b\x32\x15.ragserve.v1.Document\x12\x1f\n\x04mode\x18\x03 \x01(\x0e\x32\x11.ragserve.v1.Mode\x12\x12\n\ncandidates\x18\x04 \x01(\r\x12\x1a\n\x12max_context_tokens\x18\x05 \x01(\r\x12+\n\ntruncation\x18\x06 \x01(\x0e\x32\x17.ragserve.v1.Truncation\x12%\n\x08prefixes\x18\x07 \x03(\x0b\x32\x13.ragserve.v1.Prefix\x12)\n\x07\x63ontrol\x18\x08 \x01(\x0b\x32\x18.ragserve.v1.StepControl\x12\x13\n\x0b\x65ncode_only\x18\t \x01(\x08\x12\x16\n\x0emax_hypotheses\x18\n \x01(\r\x12\x16\n\x0emax_new_tokens\x18\x0b \x01(\r\"Z\n\x0eNextHypothesis\x12\x0e\n\x06parent\x18\x01 \x01(\r\x12\r\n\x05token\x18\x02 \x01(\r\x12)\n\x07\x63ontrol\x18\x03 \x01(\x0b\x32\x18.ragserve.v1.StepControl\"i\n\x0e\x41\x64vanceRequest\x12/\n\nhypotheses\x18\x01 \x03(\x0b\x32\x1b.ragserve.v1.NextHypothesis\x12\x12\n\ncandidates\x18\x02 \x01(\r\x12\x12\n\nmax_drafts\x18\x03 \x01(\r\"6\n\x0cWidenRequest\x12\x12\n\nhypotheses\x18\x01 \x03(\r\x12\x12\n\ncandidates\x18\x02 \x01(\r\"P\n\x06Target\x12,\n\x06tokens\x18\x01 \x01(\x0b\x32\x1a.ragserve.v1.TokenSequenceH\x00\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x42\x08\n\x06target\"4\n\x0cScoreRequest\x12$\n\x07targets\x18\x01 \x03(\x0b\x32\x13.ragserve.v1.Target\">\n\rRenderRequest\x12-\n\tsequences\x18\x01 \x03(\x0b\x32\x1a.ragserve.v1.TokenSequence\"\xfa\x01\n\rDecodeRequest\x12(\n\x04open\x18\x01 \x01(\x0b\x32\x18.ragserve.v1.OpenRequestH\x00\x12.\n\x07\x61\x64vance\x18\x02 \x01(\x0b\x32\x1b.ragserve.v1.AdvanceRequestH\x00\x12*\n\x05widen\x18\x03 \x01(\x0b\x32\x19.ragserve.v1.WidenRequestH\x00\x12*\n\x05score\x18\x04 \x01(\x0b\x32\x19.ragserve.v1.ScoreRequestH\x00\x12,\n\x06render\x18\x05 \x01(\x0b\x32\x1a.ragserve.v1.RenderRequestH\x00\x42\t\n\x07request\"\xbb\x01\n\nStepResult\x12\x11\n\ttoken_ids\x18\x01 \x01(\x0c\x12\x11\n\tlog_probs\x18\x02 \x01(\x0c\x12\x1b\n\x13requested_log_probs\x18\x03 \x01(\x0c\x12\x18\n\x10\x61llowed_log_mass\x18\x04 \x01(\x0c\x12\x12\n\ncandidates\x18\x05 \x01(\r\x12\x12\n\nhypotheses\x18\x06 \x01(\r\x12\x17\n\x0flog_normalizers\x18\x07 \x01(\x0c\x12\x0f\n\x07\x64rafted\x18\x08 \x03(\r\"^\n\nOpenResult\x12\x16\n\x0e\x63ontext_tokens\x18\x01 \x03(\r\x12\x11\n\ttruncated\x18\x02 \x03(\x08\x12%\n\x04step\x18\x03 \x01(\x0b\x32\x17.ragserve.v1.StepResult\"3\n\x0bTargetScore\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x11\n\tlog_probs\x18\x02 \x01(\x0c\"7\n\x0bScoreResult\x12(\n\x06scores\x18\x01 \x03(\x0b\x32\x18.ragserve.v1.TargetScore\"0\n\x10RenderedSequence\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0e\n\x06pieces\x18\x02 \x03(\t\"@\n\x0cRenderResult\x12\x30\n\tsequences\x18\x01 \x03(\x0b\x32\x1d.ragserve.v1.RenderedSequence\"\xef\x01\n\x0e\x44\x65\x63odeResponse\x12\'\n\x04open\x18\x01 \x01(\x0b\x32\x17.ragserve.v1.OpenResultH\x00\x12\'\n\x04step\x18\x02 \x01(\x0b\x32\x17.ragserve.v1.StepResultH\x00\x12)\n\x05score\x18\x03 \x01(\x0b\x32\x18.ragserve.v1.ScoreResultH\x00\x12+\n\x06render\x18\x04 \x01(\x0b\x32\x19.ragserve.v1.RenderResultH\x00\x12)\n\x07timings\x18\x05 \x03(\x0b\x32\x18.ragserve.v1.StageTimingB\x08\n\x06result\" \n\x1eGeneratorServiceGetInfoRequest\"\x81\x05\n\x12GenerationDefaults\x12\x13\n\x06n_docs\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x16\n\tnum_beams\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x17\n\nmax_length\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x17\n\nmin_length\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x1b\n\x0elength_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12!\n\x14no_repeat_ngram_size\x18\x06 \x01(\rH\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12-\n\tbad_words\x18\x08 \x03(\x0b\x32\x1a.ragserve.v1.TokenSequence\x12 \n\x13\x66orced_bos_token_id\x18\t \x01(\rH\x07\x88\x01\x01\x12 \n\x13\x66orced_eos_token_id\x18\n \x01(\rH\x08\x88\x01\x01\x12\x1b\n\x0e\x65\x61rly_stopping\x18\x0b \x01(\tH\t\x88\x01\x01\x12\x1b\n\x0emax_new_tokens\x18\x0c \x01(\rH\n\x88\x01\x01\x12\x1b\n\x0emin_new_tokens\x18\r \x01(\rH\x0b\x88\x01\x01\x42\t\n\x07_n_docsB\x0c\n\n_num_beamsB\r\n\x0b_max_lengthB\r\n\x0b_min_lengthB\x11\n\x0f_length_penaltyB\x17\n\x15_no_repeat_ngram_sizeB\x15\n\x13_repetition_penaltyB\x16\n\x14_forced_bos_token_idB\x16\n\x14_forced_eos_token_idB\x11\n\x0f_early_stoppingB\x11\n\x0f_max_new_tokensB\x11\n\x0f_min_new_tokens\"\xa7\x03\n\x1fGeneratorServiceGetInfoResponse\x12\x12\n\nmodel_type\x18\x01 \x01(\t\x12\'\n\x0ctrained_mode\x18\x02 \x01(\x0e\x32\x11.ragserve.v1.Mode\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x1e\n\x16\x64\x65\x63oder_start_token_id\x18\x04 \x01(\r\x12\x15\n\reos_token_ids\x18\x05 \x03(\r\x12\x14\n\x0cpad_token_id\x18\x06 \x01(\r\x12\x19\n\x0c\x62os_token_id\x18\x07 \x01(\rH\x00\x88\x01\x01\x12\x1a\n\x12max_context_tokens\x18\x08 \x01(\r\x12\x19\n\x11max_target_tokens\x18\t \x01(\r\x12\x31\n\x08\x64\x65\x66\x61ults\x18\n \x01(\x0b\x32\x1f.ragserve.v1.GenerationDefaults\x12\x15\n\rmax_documents\x18\x0b \x01(\r\x12\x16\n\x0emax_hypotheses\x18\x0c \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\r \x01(\t\x12\x11\n\tprecision\x18\x0e \x01(\tB\x0f\n\r_bos_token_id*V\n\nTruncation\x12\x1a\n\x16TRUNCATION_UNSPECIFIED\x10\x00\x12\x16\n\x12TRUNCATION_PASSAGE\x10\x01\x12\x14\n\x10TRUNCATION_RIGHT\x10\x02\x32\xbf\x01\n\x10GeneratorService\x12\x45\n\x06\x44\x65\x63ode\x12\x1a.ragserve.v1.DecodeRequest\x1a\x1b.ragserve.v1.DecodeResponse(\x01\x30\x01\x12\x64\n\x07GetInfo\x12+.ragserve.v1.GeneratorServiceGetInfoRequest\x1a,.ragserve.v1.GeneratorServiceGetInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bragserve/v1/generator.proto\x12\x0bragserve.v1\x1a\x18ragserve/v1/common.proto\":\n\x08\x44ocument\x12\r\n\x05title\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\tlog_prior\x18\x03 \x01(\x02\"\"\n\rTokenSequence\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"0\n\x0bStepControl\x12\x0e\n\x06\x62\x61nned\x18\x01 \x03(\r\x12\x11\n\trequested\x18\x02 \x03(\r\"X\n\x06Prefix\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x10\n\x08\x64ocument\x18\x02 \x01(\r\x12)\n\x07\x63ontrol\x18\x03 \x01(\x0b\x32\x18.ragserve.v1.StepControl\"\xfe\x02\n\x0bOpenRequest\x12\x10\n\x08question\x18\x01 \x01(\t\x12(\n\tdocuments\x18\x02 \x03(\x0b\x32\x15.ragserve.v1.Document\x12\x1f\n\x04mode\x18\x03 \x01(\x0e\x32\x11.ragserve.v1.Mode\x12\x12\n\ncandidates\x18\x04 \x01(\r\x12\x1a\n\x12max_context_tokens\x18\x05 \x01(\r\x12+\n\ntruncation\x18\x06 \x01(\x0e\x32\x17.ragserve.v1.Truncation\x12%\n\x08prefixes\x18\x07 \x03(\x0b\x32\x13.ragserve.v1.Prefix\x12)\n\x07\x63ontrol\x18\x08 \x01(\x0b\x32\x18.ragserve.v1.StepControl\x12\x13\n\x0b\x65ncode_only\x18\t \x01(\x08\x12\x16\n\x0emax_hypotheses\x18\n \x01(\r\x12\x16\n\x0emax_new_tokens\x18\x0b \x01(\r\x12\x1e\n\x16independent_hypotheses\x18\x0c \x01(\x08\"Z\n\x0eNextHypothesis\x12\x0e\n\x06parent\x18\x01 \x01(\r\x12\r\n\x05token\x18\x02 \x01(\r\x12)\n\x07\x63ontrol\x18\x03 \x01(\x0b\x32\x18.ragserve.v1.StepControl\"i\n\x0e\x41\x64vanceRequest\x12/\n\nhypotheses\x18\x01 \x03(\x0b\x32\x1b.ragserve.v1.NextHypothesis\x12\x12\n\ncandidates\x18\x02 \x01(\r\x12\x12\n\nmax_drafts\x18\x03 \x01(\r\"6\n\x0cWidenRequest\x12\x12\n\nhypotheses\x18\x01 \x03(\r\x12\x12\n\ncandidates\x18\x02 \x01(\r\"P\n\x06Target\x12,\n\x06tokens\x18\x01 \x01(\x0b\x32\x1a.ragserve.v1.TokenSequenceH\x00\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x42\x08\n\x06target\"4\n\x0cScoreRequest\x12$\n\x07targets\x18\x01 \x03(\x0b\x32\x13.ragserve.v1.Target\">\n\rRenderRequest\x12-\n\tsequences\x18\x01 \x03(\x0b\x32\x1a.ragserve.v1.TokenSequence\"\xfa\x01\n\rDecodeRequest\x12(\n\x04open\x18\x01 \x01(\x0b\x32\x18.ragserve.v1.OpenRequestH\x00\x12.\n\x07\x61\x64vance\x18\x02 \x01(\x0b\x32\x1b.ragserve.v1.AdvanceRequestH\x00\x12*\n\x05widen\x18\x03 \x01(\x0b\x32\x19.ragserve.v1.WidenRequestH\x00\x12*\n\x05score\x18\x04 \x01(\x0b\x32\x19.ragserve.v1.ScoreRequestH\x00\x12,\n\x06render\x18\x05 \x01(\x0b\x32\x1a.ragserve.v1.RenderRequestH\x00\x42\t\n\x07request\"\xbb\x01\n\nStepResult\x12\x11\n\ttoken_ids\x18\x01 \x01(\x0c\x12\x11\n\tlog_probs\x18\x02 \x01(\x0c\x12\x1b\n\x13requested_log_probs\x18\x03 \x01(\x0c\x12\x18\n\x10\x61llowed_log_mass\x18\x04 \x01(\x0c\x12\x12\n\ncandidates\x18\x05 \x01(\r\x12\x12\n\nhypotheses\x18\x06 \x01(\r\x12\x17\n\x0flog_normalizers\x18\x07 \x01(\x0c\x12\x0f\n\x07\x64rafted\x18\x08 \x03(\r\"^\n\nOpenResult\x12\x16\n\x0e\x63ontext_tokens\x18\x01 \x03(\r\x12\x11\n\ttruncated\x18\x02 \x03(\x08\x12%\n\x04step\x18\x03 \x01(\x0b\x32\x17.ragserve.v1.StepResult\"3\n\x0bTargetScore\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x11\n\tlog_probs\x18\x02 \x01(\x0c\"7\n\x0bScoreResult\x12(\n\x06scores\x18\x01 \x03(\x0b\x32\x18.ragserve.v1.TargetScore\"0\n\x10RenderedSequence\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0e\n\x06pieces\x18\x02 \x03(\t\"@\n\x0cRenderResult\x12\x30\n\tsequences\x18\x01 \x03(\x0b\x32\x1d.ragserve.v1.RenderedSequence\"\xef\x01\n\x0e\x44\x65\x63odeResponse\x12\'\n\x04open\x18\x01 \x01(\x0b\x32\x17.ragserve.v1.OpenResultH\x00\x12\'\n\x04step\x18\x02 \x01(\x0b\x32\x17.ragserve.v1.StepResultH\x00\x12)\n\x05score\x18\x03 \x01(\x0b\x32\x18.ragserve.v1.ScoreResultH\x00\x12+\n\x06render\x18\x04 \x01(\x0b\x32\x19.ragserve.v1.RenderResultH\x00\x12)\n\x07timings\x18\x05 \x03(\x0b\x32\x18.ragserve.v1.StageTimingB\x08\n\x06result\" \n\x1eGeneratorServiceGetInfoRequest\"\x81\x05\n\x12GenerationDefaults\x12\x13\n\x06n_docs\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x16\n\tnum_beams\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x17\n\nmax_length\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x17\n\nmin_length\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x1b\n\x0elength_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12!\n\x14no_repeat_ngram_size\x18\x06 \x01(\rH\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12-\n\tbad_words\x18\x08 \x03(\x0b\x32\x1a.ragserve.v1.TokenSequence\x12 \n\x13\x66orced_bos_token_id\x18\t \x01(\rH\x07\x88\x01\x01\x12 \n\x13\x66orced_eos_token_id\x18\n \x01(\rH\x08\x88\x01\x01\x12\x1b\n\x0e\x65\x61rly_stopping\x18\x0b \x01(\tH\t\x88\x01\x01\x12\x1b\n\x0emax_new_tokens\x18\x0c \x01(\rH\n\x88\x01\x01\x12\x1b\n\x0emin_new_tokens\x18\r \x01(\rH\x0b\x88\x01\x01\x42\t\n\x07_n_docsB\x0c\n\n_num_beamsB\r\n\x0b_max_lengthB\r\n\x0b_min_lengthB\x11\n\x0f_length_penaltyB\x17\n\x15_no_repeat_ngram_sizeB\x15\n\x13_repetition_penaltyB\x16\n\x14_forced_bos_token_idB\x16\n\x14_forced_eos_token_idB\x11\n\x0f_early_stoppingB\x11\n\x0f_max_new_tokensB\x11\n\x0f_min_new_tokens\"\xa7\x03\n\x1fGeneratorServiceGetInfoResponse\x12\x12\n\nmodel_type\x18\x01 \x01(\t\x12\'\n\x0ctrained_mode\x18\x02 \x01(\x0e\x32\x11.ragserve.v1.Mode\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x1e\n\x16\x64\x65\x63oder_start_token_id\x18\x04 \x01(\r\x12\x15\n\reos_token_ids\x18\x05 \x03(\r\x12\x14\n\x0cpad_token_id\x18\x06 \x01(\r\x12\x19\n\x0c\x62os_token_id\x18\x07 \x01(\rH\x00\x88\x01\x01\x12\x1a\n\x12max_context_tokens\x18\x08 \x01(\r\x12\x19\n\x11max_target_tokens\x18\t \x01(\r\x12\x31\n\x08\x64\x65\x66\x61ults\x18\n \x01(\x0b\x32\x1f.ragserve.v1.GenerationDefaults\x12\x15\n\rmax_documents\x18\x0b \x01(\r\x12\x16\n\x0emax_hypotheses\x18\x0c \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\r \x01(\t\x12\x11\n\tprecision\x18\x0e \x01(\tB\x0f\n\r_bos_token_id*V\n\nTruncation\x12\x1a\n\x16TRUNCATION_UNSPECIFIED\x10\x00\x12\x16\n\x12TRUNCATION_PASSAGE\x10\x01\x12\x14\n\x10TRUNCATION_RIGHT\x10\x02\x32\xbf\x01\n\x10GeneratorService\x12\x45\n\x06\x44\x65\x63ode\x12\x1a.ragserve.v1.DecodeRequest\x1a\x1b.ragserve.v1.DecodeResponse(\x01\x30\x01\x12\x64\n\x07GetInfo\x12+.ragserve.v1.GeneratorServiceGetInfoRequest\x1a,.ragserve.v1.GeneratorServiceGetInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ragserve.v1.generator_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TRUNCATION']._serialized_start=3225
-  _globals['_TRUNCATION']._serialized_end=3311
+  _globals['_TRUNCATION']._serialized_start=3257
+  _globals['_TRUNCATION']._serialized_end=3343
   _globals['_DOCUMENT']._serialized_start=70
   _globals['_DOCUMENT']._serialized_end=128
   _globals['_TOKENSEQUENCE']._serialized_start=130
@@ -43,41 +43,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREFIX']._serialized_start=216
   _globals['_PREFIX']._serialized_end=304
   _globals['_OPENREQUEST']._serialized_start=307
-  _globals['_OPENREQUEST']._serialized_end=657
-  _globals['_NEXTHYPOTHESIS']._serialized_start=659
-  _globals['_NEXTHYPOTHESIS']._serialized_end=749
-  _globals['_ADVANCEREQUEST']._serialized_start=751
-  _globals['_ADVANCEREQUEST']._serialized_end=856
-  _globals['_WIDENREQUEST']._serialized_start=858
-  _globals['_WIDENREQUEST']._serialized_end=912
-  _globals['_TARGET']._serialized_start=914
-  _globals['_TARGET']._serialized_end=994
-  _globals['_SCOREREQUEST']._serialized_start=996
-  _globals['_SCOREREQUEST']._serialized_end=1048
-  _globals['_RENDERREQUEST']._serialized_start=1050
-  _globals['_RENDERREQUEST']._serialized_end=1112
-  _globals['_DECODEREQUEST']._serialized_start=1115
-  _globals['_DECODEREQUEST']._serialized_end=1365
-  _globals['_STEPRESULT']._serialized_start=1368
-  _globals['_STEPRESULT']._serialized_end=1555
-  _globals['_OPENRESULT']._serialized_start=1557
-  _globals['_OPENRESULT']._serialized_end=1651
-  _globals['_TARGETSCORE']._serialized_start=1653
-  _globals['_TARGETSCORE']._serialized_end=1704
-  _globals['_SCORERESULT']._serialized_start=1706
-  _globals['_SCORERESULT']._serialized_end=1761
-  _globals['_RENDEREDSEQUENCE']._serialized_start=1763
-  _globals['_RENDEREDSEQUENCE']._serialized_end=1811
-  _globals['_RENDERRESULT']._serialized_start=1813
-  _globals['_RENDERRESULT']._serialized_end=1877
-  _globals['_DECODERESPONSE']._serialized_start=1880
-  _globals['_DECODERESPONSE']._serialized_end=2119
-  _globals['_GENERATORSERVICEGETINFOREQUEST']._serialized_start=2121
-  _globals['_GENERATORSERVICEGETINFOREQUEST']._serialized_end=2153
-  _globals['_GENERATIONDEFAULTS']._serialized_start=2156
-  _globals['_GENERATIONDEFAULTS']._serialized_end=2797
-  _globals['_GENERATORSERVICEGETINFORESPONSE']._serialized_start=2800
-  _globals['_GENERATORSERVICEGETINFORESPONSE']._serialized_end=3223
-  _globals['_GENERATORSERVICE']._serialized_start=3314
-  _globals['_GENERATORSERVICE']._serialized_end=3505
+  _globals['_OPENREQUEST']._serialized_end=689
+  _globals['_NEXTHYPOTHESIS']._serialized_start=691
+  _globals['_NEXTHYPOTHESIS']._serialized_end=781
+  _globals['_ADVANCEREQUEST']._serialized_start=783
+  _globals['_ADVANCEREQUEST']._serialized_end=888
+  _globals['_WIDENREQUEST']._serialized_start=890
+  _globals['_WIDENREQUEST']._serialized_end=944
+  _globals['_TARGET']._serialized_start=946
+  _globals['_TARGET']._serialized_end=1026
+  _globals['_SCOREREQUEST']._serialized_start=1028
+  _globals['_SCOREREQUEST']._serialized_end=1080
+  _globals['_RENDERREQUEST']._serialized_start=1082
+  _globals['_RENDERREQUEST']._serialized_end=1144
+  _globals['_DECODEREQUEST']._serialized_start=1147
+  _globals['_DECODEREQUEST']._serialized_end=1397
+  _globals['_STEPRESULT']._serialized_start=1400
+  _globals['_STEPRESULT']._serialized_end=1587
+  _globals['_OPENRESULT']._serialized_start=1589
+  _globals['_OPENRESULT']._serialized_end=1683
+  _globals['_TARGETSCORE']._serialized_start=1685
+  _globals['_TARGETSCORE']._serialized_end=1736
+  _globals['_SCORERESULT']._serialized_start=1738
+  _globals['_SCORERESULT']._serialized_end=1793
+  _globals['_RENDEREDSEQUENCE']._serialized_start=1795
+  _globals['_RENDEREDSEQUENCE']._serialized_end=1843
+  _globals['_RENDERRESULT']._serialized_start=1845
+  _globals['_RENDERRESULT']._serialized_end=1909
+  _globals['_DECODERESPONSE']._serialized_start=1912
+  _globals['_DECODERESPONSE']._serialized_end=2151
+  _globals['_GENERATORSERVICEGETINFOREQUEST']._serialized_start=2153
+  _globals['_GENERATORSERVICEGETINFOREQUEST']._serialized_end=2185
+  _globals['_GENERATIONDEFAULTS']._serialized_start=2188
+  _globals['_GENERATIONDEFAULTS']._serialized_end=2829
+  _globals['_GENERATORSERVICEGETINFORESPONSE']._serialized_start=2832
+  _globals['_GENERATORSERVICEGETINFORESPONSE']._serialized_end=3255
+  _globals['_GENERATORSERVICE']._serialized_start=3346
+  _globals['_GENERATORSERVICE']._serialized_end=3537
 # @@protoc_insertion_point(module_scope)

@@ -179,6 +179,7 @@ class OpenRequest(_message.Message):
     ENCODE_ONLY_FIELD_NUMBER: _builtins.int
     MAX_HYPOTHESES_FIELD_NUMBER: _builtins.int
     MAX_NEW_TOKENS_FIELD_NUMBER: _builtins.int
+    INDEPENDENT_HYPOTHESES_FIELD_NUMBER: _builtins.int
     question: _builtins.str
     """The question, put after each passage."""
     mode: _common_pb2.Mode.ValueType
@@ -192,13 +193,15 @@ class OpenRequest(_message.Message):
     encode_only: _builtins.bool
     """Encode only and run no step: the session will be used for Score and Render."""
     max_hypotheses: _builtins.int
-    """Most hypotheses that a step of this session will have. Room for their rows is kept from the start, so that the
-    session is refused now or not at all. 0: not said; later steps may be refused.
+    """Most hypotheses that a step of this session will have. Room for their rows is kept from the start: the session is
+    refused now, not later. 0: not said; later steps may be refused.
     """
     max_new_tokens: _builtins.int
-    """Most tokens that a hypothesis will have after the decoder start token. Room for them is kept likewise, counting what
-    all hypotheses have in common once: all but the last 16.
+    """Most tokens that a hypothesis will have after the decoder start token. Room for them is kept likewise, up to a
+    quarter of the cache, and counting what hypotheses mostly have in common once: all but their last 16 tokens.
     """
+    independent_hypotheses: _builtins.bool
+    """Hypotheses have nothing in common, as samples do: nothing is counted once."""
     @_builtins.property
     def documents(self) -> _containers.RepeatedCompositeFieldContainer[Global___Document]:
         """The retrieved documents, at least one."""
@@ -227,10 +230,11 @@ class OpenRequest(_message.Message):
         encode_only: _builtins.bool = ...,
         max_hypotheses: _builtins.int = ...,
         max_new_tokens: _builtins.int = ...,
+        independent_hypotheses: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["control", b"control"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "control", b"control", "documents", b"documents", "encode_only", b"encode_only", "max_context_tokens", b"max_context_tokens", "max_hypotheses", b"max_hypotheses", "max_new_tokens", b"max_new_tokens", "mode", b"mode", "prefixes", b"prefixes", "question", b"question", "truncation", b"truncation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "control", b"control", "documents", b"documents", "encode_only", b"encode_only", "independent_hypotheses", b"independent_hypotheses", "max_context_tokens", b"max_context_tokens", "max_hypotheses", b"max_hypotheses", "max_new_tokens", b"max_new_tokens", "mode", b"mode", "prefixes", b"prefixes", "question", b"question", "truncation", b"truncation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

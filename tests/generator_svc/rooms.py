@@ -37,8 +37,9 @@ class Rooms(Server):
         claim = None if present else self.scheduler.budget.claim
         kept = False
         if claim is not None and self.now < claim.until and (wanted.rows, wanted.size) != (claim.rows, claim.size):
-            kept = wanted.rows <= claim.rows and wanted.size <= claim.size
-            kept = kept and not self.fits(session, Wanted(wanted.rows + claim.rows, 0, wanted.size + claim.size))
+            more = (wanted.rows + claim.rows, 0) if claim.by_rows and wanted.rows else (0, wanted.size + claim.size)
+            kept = wanted.rows <= claim.rows and wanted.size <= claim.size and (wanted.rows > 0 or not claim.by_rows)
+            kept = kept and not self.fits(session, Wanted(more[0], 0, more[1]))
         before = self.taken
         try:
             run()
@@ -62,8 +63,33 @@ class Rooms(Server):
         """A step of so many rows, each with a slot more."""
         held = (self.bytes_of([session]) - self.documents_of(session)) // self.capacity.slot_bytes
         alone = self.documents_of(session) + (held + rows) * self.capacity.slot_bytes
-        within = rows <= session.kept_rows and held + rows <= session.kept_slots
-        return Wanted(max(rows, session.kept_rows), alone, max(alone, self.kept_bytes(session)), within)
+        size = max(alone, self.kept_bytes(session))
+        return Wanted(max(rows, session.kept_rows), alone, size, self.announced(self.clients[session], rows))
+
+    def announced(self, client: Client, rows: int) -> bool:
+        """Whether a step of so many rows, and what there is now, are as it said: not more nor longer hypotheses.
+
+        Where it is kept all of that: they are short enough to have nothing in common, and not too much for the cache.
+        """
+        session = client.session
+        most = client.rows(max(len(session.starts), session.most_hypotheses))
+        longest = max(len(tokens) for _, tokens in client.paths[: client.n_own])
+        expected = self.expected(client)
+        whole = expected <= (self.capacity.cache_bytes - self.documents_of(session)) // self.capacity.slot_bytes // 4
+        as_said = max(rows, client.rows(client.n_own)) <= most and longest < min(session.most_tokens, 16)
+        return bool(session.most_tokens) and whole and as_said
+
+    def guesses_fit(self, session: Session, rows: int, count: int) -> bool:
+        """Whether they and the next step have room; those of one that announced nothing need not think of the next."""
+        held = (self.bytes_of([session]) - self.documents_of(session)) // self.capacity.slot_bytes
+        own = not session.kept_slots or held + rows * (2 + count) <= session.kept_slots
+        return own and self.fits(session, self.wanted_by(session, rows * (1 + count)))
+
+    def first(self, client: Client) -> int:
+        """Slots that its starts take: one for each token that some of them have in common, on each document."""
+        starts, shared = client.session.starts, client.session.shared
+        nodes = {(0 if shared else one.document, one.tokens[:n]) for one in starts for n in range(1, len(one.tokens))}
+        return client.rows(len(nodes) + len(starts))
 
     def fits(self, session: Session, wanted: Wanted) -> bool:
         """Whether the others, and what is kept for them, leave room."""
@@ -86,12 +112,12 @@ class Rooms(Server):
         session, longest = client.session, client.session.most_tokens
         hypotheses = max(len(session.starts), session.most_hypotheses)
         stems = 1 if session.shared else min(hypotheses, len(session.contexts))
-        return client.rows(hypotheses * min(longest, 16) + stems * max(0, longest - 16)) if longest else 0
+        apart = longest if session.independent else min(longest, 16)
+        return client.rows(hypotheses * apart + stems * (longest - apart)) if longest else 0
 
-    def whole_slots(self, documents: int) -> int:
-        """The bytes of a cache that is full of these documents and of slots."""
-        room = max(0, self.capacity.cache_bytes - documents)
-        return documents + room // self.capacity.slot_bytes * self.capacity.slot_bytes
+    def most_kept(self, documents: int) -> int:
+        """Slots: a quarter of what these documents leave."""
+        return max(0, self.capacity.cache_bytes - documents) // self.capacity.slot_bytes // 4
 
     def bytes_of(self, sessions: Sequence[Session]) -> int:
         """Each session's documents, and each slot once however many paths share it."""

@@ -137,10 +137,11 @@ async def test_whoever_is_let_in_finds_room_to_the_end(bart_dir: Path) -> None:
         ),
         (WidenCommand((0, 0), 3), "widen.hypotheses[1]"),
         (WidenCommand((0, 1), 10**6), "widen.hypotheses"),
+        (ScoreCommand(((7,) * 100,) * 4), "score.targets"),
     ],
 )
 async def test_answers_that_cannot_be_sent_are_not_computed(
-    bart_dir: Path, command: OpenCommand | AdvanceCommand | WidenCommand, field: str
+    bart_dir: Path, command: OpenCommand | AdvanceCommand | WidenCommand | ScoreCommand, field: str
 ) -> None:
     """A dense answer for one hypothesis and six documents has 11,228 bytes."""
     async with running(bart_dir, max_message_bytes=12_000 + BESIDE_ARRAYS) as engine, engine.connect() as session:

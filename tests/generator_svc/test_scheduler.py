@@ -143,15 +143,16 @@ def announced(*context_tokens: int, hypotheses: int, tokens: int = 0, shared: bo
 
 
 def test_rows_and_slots_that_a_session_announces_are_its_own() -> None:
-    scheduler = Scheduler(Capacity(max_rows=10, cache_bytes=16 + 2 * (3 * 5) + 8 + 4))
+    scheduler = Scheduler(Capacity(max_rows=10, cache_bytes=200))
     one, other, small = announced(8, 8, hypotheses=3, tokens=5), announced(8, hypotheses=5), session(8)
     open_ready(scheduler, one)
     with pytest.raises(ResourceExhaustedError, match="others have 6 rows, 5 are asked, max_rows is 10"):
         scheduler.admit(other, 0.0)
     open_ready(scheduler, small, 10.0)
+    open_ready(scheduler, session(200 - (16 + 2 * 3 * 5) - 9 - 3), 10.0)  # two bytes are left
     for step in range(4):  # of five tokens one is there
         with pytest.raises(ResourceExhaustedError, match="cache_bytes"):
-            scheduler.advance(small, [(0, 1)] * 4, 0.0)
+            scheduler.advance(small, [(0, 1)] * 3, 0.0)
         scheduler.advance(one, [(parent if step else 0, 1) for parent in range(3)], 0.0)
         run(scheduler, scheduler.plan(0.0), 0.0)
     assert (one.n_rows, one.n_slots) == (6, 2 * (1 + 3 * 4))
@@ -160,12 +161,13 @@ def test_rows_and_slots_that_a_session_announces_are_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shared", "slots"),
-    [(True, 2 * (3 * 16 + 24)), (False, 3 * 16 + 2 * 24)],
+    ("shared", "independent", "slots"),
+    [(True, False, 2 * (3 * 16 + 24)), (False, False, 3 * 16 + 2 * 24), (True, True, 2 * 3 * 40)],
 )
-def test_what_hypotheses_have_in_common_is_counted_once(shared: bool, slots: int) -> None:
+def test_what_hypotheses_have_in_common_is_counted_once(shared: bool, independent: bool, slots: int) -> None:
     scheduler = Scheduler(Capacity())
     one = announced(8, 8, hypotheses=3, tokens=40, shared=shared)
+    one.independent = independent
     scheduler.admit(one, 0.0)
     assert one.kept_slots == slots
 
@@ -177,7 +179,32 @@ def test_what_is_announced_and_never_fits() -> None:
     assert caught.value.field == "open.max_hypotheses"
     one = announced(8, 8, hypotheses=2, tokens=1000)  # an answer may end long before
     scheduler.admit(one, 0.0)
-    assert one.kept_slots == 50 - 16
+    assert one.kept_slots == (50 - 16) // 4
+
+
+def test_a_search_that_moves_needs_no_more_than_it_had() -> None:
+    """Four beams with a hundred common tokens over three documents, opened again with their prefixes."""
+    stem = tuple(range(3, 103))
+    starts = tuple(Start((2, *stem, token)) for token in range(4))
+    moved = Session(tuple((document,) for document in range(3)), True, starts, most_hypotheses=4, most_tokens=110)
+    scheduler = Scheduler(Capacity(cache_bytes=3 + 3 * (101 + 4)))
+    scheduler.admit(moved, 0.0)
+    assert moved.n_slots == moved.first_slots == 3 * (101 + 4)
+
+
+def test_guesses_leave_the_next_step_its_own_room() -> None:
+    scheduler = Scheduler(Capacity(cache_bytes=200))
+    one = announced(2, hypotheses=1, tokens=12)
+    open_ready(scheduler, one)
+    open_ready(scheduler, session(200 - 2 - 12 - 1))
+    for _ in range(5):
+        scheduler.advance(one, [(0, 1)], 0.0)
+        run(scheduler, scheduler.plan(0.0), 0.0)
+    assert scheduler.advance(one, [(0, 1)], 0.0, [5, 6, 7, 8, 9]) == 0  # then only 12 of 12 would be left
+    run(scheduler, scheduler.plan(0.0), 0.0)
+    assert scheduler.advance(one, [(0, 1)], 0.0, [5, 6, 7]) == 3
+    run(scheduler, scheduler.plan(0.0), 0.0)
+    scheduler.advance(one, [(0, 1)], 0.0)
 
 
 def test_a_large_session_is_not_kept_out_by_small_ones() -> None:
@@ -206,9 +233,21 @@ def test_room_is_not_kept_for_a_session_that_does_not_come_back() -> None:
     open_ready(scheduler, session(1, 1, 1))
     with pytest.raises(ResourceExhaustedError, match="max_rows"):
         scheduler.admit(session(*(1,) * 8), 0.0)
+    with pytest.raises(ResourceExhaustedError, match="max_rows"):
+        scheduler.admit(session(*(1,) * 8), 1.0)  # which makes it no longer
     with pytest.raises(ResourceExhaustedError, match="a larger session waits"):
         scheduler.admit(session(1, 1), 1.9)
     open_ready(scheduler, session(1, 1), 2.0)
+
+
+def test_only_what_the_larger_session_lacks_is_kept() -> None:
+    scheduler = Scheduler(Capacity(max_rows=4, cache_bytes=100))
+    open_ready(scheduler, session(1, 1, 1))
+    with pytest.raises(ResourceExhaustedError, match="max_rows"):
+        scheduler.admit(session(30, 30), 0.0)
+    scheduler.admit(session(50, starts=0), 0.0)  # encode only: no rows
+    with pytest.raises(ResourceExhaustedError, match="a larger session waits"):
+        scheduler.admit(session(1), 0.0)
 
 
 @pytest.mark.parametrize(

@@ -246,12 +246,12 @@ class World(Rooms):
         longest = max((len(start.tokens) for start in session.starts), default=0)
         if session.starts and self.rng.random() < 0.4:  # says what it will need
             session.most_hypotheses, session.most_tokens = self.rng.choice((2, 4, 8)), longest + self.rng.randint(1, 20)
+            session.independent = self.rng.random() < 0.3
         rows = client.rows(max(len(session.starts), session.most_hypotheses))
         documents = self.bytes_of([session])
-        alone = documents + client.rows(len(session.starts)) * longest * self.capacity.slot_bytes
-        size = max(
-            alone, min(documents + self.expected(client) * self.capacity.slot_bytes, self.whole_slots(documents))
-        )
+        kept = min(self.expected(client), self.most_kept(documents))
+        alone = documents + self.first(client) * self.capacity.slot_bytes
+        size = max(alone, documents + kept * self.capacity.slot_bytes)
         found: list[int] = []
         admit = lambda: found.append(self.scheduler.admit(session, self.now))  # noqa: E731
         refused = self.attempt("open", admit, client, Wanted(rows, alone, size))
@@ -294,7 +294,7 @@ class World(Rooms):
         session, before, rows = client.session, list(client.session.hypotheses), client.rows(len(choices))
         wanted = self.wanted_by(session, rows)
         drafted = [self.rng.randint(3, 5) for _ in range(self.rng.choice((0, 0, 1, 3)))] if len(choices) == 1 else []
-        drafts_fit = self.fits(session, self.wanted_by(session, rows * (1 + len(drafted))))
+        drafts_fit = self.guesses_fit(session, rows, len(drafted))
         taken: list[int] = []
         advance = lambda: taken.append(self.scheduler.advance(session, choices, self.now, drafted))  # noqa: E731
         refused = self.attempt("step", advance, client, wanted)
