@@ -102,8 +102,9 @@ class Budget:
                 self.claim = Claim(rows, size, lacking.by_rows, now + CLAIM_SECONDS)
             raise _full(lacking.why)
         if claim is not None and claim.outranks(rows, size):
-            more = (rows + claim.rows, 0) if claim.by_rows and rows else (0, size + claim.size)
-            if (rows or not claim.by_rows) and self._lacking(*more, None) is not None:
+            more = (rows + claim.rows, 0) if claim.by_rows else (0, size + claim.size)
+            takes_of_it = rows > 0 or not claim.by_rows
+            if takes_of_it and self._lacking(*more, None) is not None:
                 raise _full("a larger session waits for the room that is left")
         elif claim is not None and claim.same(rows, size):
             self.claim = None
@@ -133,14 +134,10 @@ class Budget:
 
         Those that turn out wrong are there until that step has its slots.
         """
-        after = session.n_slots + rows * (2 + count)
-        own = not session.kept_slots or after <= session.kept_slots
-        return own and self.fits(session, rows * (1 + count))
-
-    def fits(self, session: Session, rows: int) -> bool:
-        """Whether `check_step` raises nothing."""
+        if session.kept_slots and session.n_slots + rows * (2 + count) > session.kept_slots:
+            return False
         try:
-            self.check_step(session, rows)
+            self.check_step(session, rows * (1 + count))
         except RagserveError:
             return False
         return True

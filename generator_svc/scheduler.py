@@ -52,7 +52,6 @@ class Scheduler:
     def __init__(self, capacity: Capacity) -> None:
         self.capacity = capacity
         self._sessions: dict[Session, None] = {}  # in order of arrival
-        self._n_rows = 0
         self._scoring: list[Session] = []
         self.slots = SlotPool()
         self.budget = Budget(capacity, self._sessions, self.slots)
@@ -67,7 +66,7 @@ class Scheduler:
     @property
     def n_rows(self) -> int:
         """Rows of one step of all sessions."""
-        return self._n_rows
+        return sum(session.n_rows for session in self._sessions)
 
     @property
     def used_bytes(self) -> int:
@@ -98,7 +97,6 @@ class Scheduler:
         used = self.slots.used
         self._begin(session)
         session.n_slots = self.slots.used - used
-        self._n_rows += session.n_rows
         session.work, session.active = Work.ENCODE, now
         held = [self.documents.hold(token_ids) for token_ids in session.contexts]
         session.documents = [document for document, _ in held]
@@ -125,11 +123,9 @@ class Scheduler:
             drafted = ()
         self.budget.check_step(session, rows)
         old, used = session.hypotheses, self.slots.used
-        self._n_rows -= session.n_rows
         session.hypotheses = self._children(parents, [token for _, token in choices])
         for token in drafted:
             session.hypotheses += self._children(session.hypotheses[-1:], [token])
-        self._n_rows += session.n_rows
         for hypothesis in old:
             self.slots.release(hypothesis.path)
         session.n_slots += self.slots.used - used
@@ -236,7 +232,6 @@ class Scheduler:
         return self.documents.release(documents)
 
     def _release(self, session: Session) -> None:
-        self._n_rows -= session.n_rows
         for hypothesis in session.hypotheses:
             self.slots.release(hypothesis.path)
         session.hypotheses, session.n_slots = [], 0
