@@ -27,10 +27,20 @@ def _log_sums(array: Doubles, peak: Doubles, axis: int) -> Doubles:
     return sums
 
 
+def log_softmax(values: npt.ArrayLike, axis: int) -> Doubles:
+    """Logarithms of exponentials that sum to 1 along `axis`, however large the values; -inf stays -inf.
+
+    The peak is subtracted from the values, not added to the sum: log(n) is lost beside a peak of 1e17.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    peak = array.max(axis=axis, keepdims=True)
+    shifted = array - peak
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True)), dtype=np.float64)
+
+
 def log_normalize(scores: npt.ArrayLike) -> Doubles:
     """Priors log p(z|x) of scores `[n_docs]`: p_eta(z|x) is proportional to exp(score) (section 2.2)."""
-    array = np.asarray(scores, dtype=np.float64)
-    return np.asarray(array - logsumexp(array, axis=0), dtype=np.float64)
+    return log_softmax(scores, axis=0)
 
 
 def token_marginal(log_prior: Doubles, log_probs: Floats) -> Floats:
@@ -69,7 +79,7 @@ def token_posteriors(log_prior: Doubles, log_probs: Floats | Doubles) -> Doubles
     `[n_tokens, n_docs]` from `log_probs` `[n_docs, n_tokens]`. Documents of prior or likelihood 0 have posterior 0.
     """
     joint = log_prior[:, np.newaxis] + log_probs.astype(np.float64)
-    return np.exp(joint - logsumexp(joint, axis=0)).T
+    return np.exp(log_softmax(joint, axis=0)).T
 
 
 def sequence_posteriors(log_prior: Doubles, log_probs: Floats) -> Doubles:

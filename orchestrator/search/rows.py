@@ -66,16 +66,17 @@ class Row:
         """Whether every missing token surely scores below `score`."""
         return self.unknown == 0 or bool(score > self.bound)
 
-    def mass(self) -> float:
-        """Sum of exp(score) over all allowed tokens: not 1, where the filters change or ban tokens."""
-        before, after = np.exp(self.marginals.astype(np.float64)), np.exp(self.scores.astype(np.float64))
+    def mass(self, peak: float) -> float:
+        """Sum of exp(score - peak) over all allowed tokens; `peak` is the best score, so that nothing overflows."""
+        before = np.exp(self.marginals.astype(np.float64) - peak)
+        after = np.exp(self.scores.astype(np.float64) - peak)
         changed = self.marginals != self.scores
-        return float(np.exp(self.allowed_log_mass)) + float((after[changed] - before[changed]).sum())
+        return float(np.exp(self.allowed_log_mass - peak)) + float((after[changed] - before[changed]).sum())
 
-    def rest(self) -> float:
+    def rest(self, peak: float) -> float:
         """The same over the missing tokens, which no filter changes."""
-        known = float(np.exp(self.marginals.astype(np.float64)).sum())
-        return max(float(np.exp(self.allowed_log_mass)) - known, 0.0) if self.unknown else 0.0
+        known = float(np.exp(self.marginals.astype(np.float64) - peak).sum())
+        return max(float(np.exp(self.allowed_log_mass - peak)) - known, 0.0) if self.unknown else 0.0
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ def draw(row: Row, uniform: float, rules: SamplingRules) -> int | str:
     else:
         certain = int(np.searchsorted(-row.scores, -row.bound)) if row.unknown else row.ids.size
         complete = row.unknown == 0
-        total = _total(row, float(scores[0]), float(cumulative[-1]), rules.temperature)
+        total = _total(row, float(cumulative[-1]), rules.temperature)
     if rules.top_p < 1.0:
         kept = _nucleus(cumulative[:certain], total, rules.top_p, complete)
         if kept is None:
@@ -124,27 +124,30 @@ def draw(row: Row, uniform: float, rules: SamplingRules) -> int | str:
     return min(high, cumulative.size - 1)
 
 
-def _total(row: Row, best: float, known: float, temperature: float) -> _Total:
-    """Sum of the weights exp(score / T - best) of all tokens; `known` is that of the tokens in the row.
+def _total(row: Row, known: float, temperature: float) -> _Total:
+    """Sum of the weights exp((score - best) / T) of all tokens; `known` is that of the tokens in the row.
 
-    Of the missing tokens only the number n, the mass r and the largest probability b are known. With a = 1/T, the sum
-    of p^a lies between n (r/n)^a (all alike) and r b^(a-1) (as few as can be), in that order for a >= 1, else reversed.
+    Of the missing tokens only the number n, the mass r and the largest probability b are known, all relative to the
+    best score. With a = 1/T, the sum of p^a lies between n (r/n)^a (all alike) and r b^(a-1) (as few as can be), in
+    that order for a >= 1, else reversed.
     """
+    best = float(row.scores[0])
     if temperature == 1.0:
-        return _Total.exactly(row.mass() * float(np.exp(-best)))
+        return _Total.exactly(row.mass(best))
     if not row.unknown:
         return _Total.exactly(known)
-    power, many, slack = 1.0 / temperature, math.log(row.unknown), MASS_ROUNDING * row.mass()
+    power, many, slack = 1.0 / temperature, math.log(row.unknown), MASS_ROUNDING * row.mass(best)
+    missing = row.rest(best)
     sums: list[float] = []
-    for rest in (max(row.rest() - slack, 0.0), row.rest() + slack):
+    for rest in (max(missing - slack, 0.0), missing + slack):
         if rest == 0.0:
             sums.append(0.0)
             continue
         # In logarithms: at a low temperature the powers leave float64's range.
         alike = many + power * (math.log(rest) - many)
-        few = math.log(rest) + (power - 1.0) * float(row.bound)
+        few = math.log(rest) + (power - 1.0) * (float(row.bound) - best)
         with np.errstate(over="ignore"):
-            sums += [float(np.exp(alike - best)), float(np.exp(few - best))]
+            sums += [float(np.exp(alike)), float(np.exp(few))]
     low, high = known + min(sums), known + max(sums)
     return _Total(low * (1.0 - MASS_ROUNDING), high * (1.0 + MASS_ROUNDING))
 

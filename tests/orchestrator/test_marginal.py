@@ -18,6 +18,14 @@ def test_priors_sum_to_one() -> None:
     assert np.exp(PRIOR).sum() == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("size", [0.0, 1.0, 1e6, 1e14, 1e17, 1e30, -1e30, 3e38])
+def test_priors_of_any_size_sum_to_one(size: float) -> None:
+    found = np.exp(marginal.log_normalize([size, size, size - 1e-3 * abs(size)]))
+    assert found.sum() == pytest.approx(1.0, rel=1e-12)
+    assert found[0] == found[1] > found[2] or size == 0.0
+    np.testing.assert_array_equal(marginal.log_normalize([size] * 4), [np.log(0.25)] * 4)
+
+
 def test_token_marginal() -> None:
     expected = (np.exp(PRIOR)[:, None] * np.exp(LOG_PROBS)).sum(0)
     np.testing.assert_allclose(np.exp(marginal.token_marginal(PRIOR, LOG_PROBS)), expected, rtol=1e-6)

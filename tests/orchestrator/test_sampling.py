@@ -77,6 +77,18 @@ def test_draws_follow_the_processed_marginal(shape, settings) -> None:
     assert all(isinstance(one, str) or int(sparse.ids[one]) == token for one, token in zip(few, drawn, strict=True))
 
 
+def test_draws_where_the_banned_token_had_all_the_probability() -> None:
+    """The best token that is left has a log-probability of -900, whose exponential is 0 in float64."""
+    scores = np.array([-900.0, -900.0, -901.0, -905.0], np.float32)
+    mass = np.float32(np.logaddexp.reduce(scores.astype(np.float64)))
+    row = Row(np.arange(4), scores, scores, scores[None], float(mass), np.float32(-np.inf), 0)
+    uniforms = (np.arange(DRAWS) + 0.5) / DRAWS
+    for temperature in (1.0, 2.0):
+        weights = np.exp((scores.astype(np.float64) + 900) / temperature)
+        drawn = [draw(row, uniform, SamplingRules(0, 1, temperature)) for uniform in uniforms]
+        np.testing.assert_allclose(np.bincount(drawn, minlength=4), DRAWS * weights / weights.sum(), atol=1.01)
+
+
 def test_seeded_draws_follow_the_distribution() -> None:
     toy = Toy("zipf", VOCAB, seed=4)
     expected = warped(SamplingRules(seed=0, samples=1), toy) * DRAWS
