@@ -87,6 +87,7 @@ def resolve(ask: GenerateAsk, info: GeneratorInfo, settings: OrchestratorSetting
     merged = _merge(said, info.defaults)
     mode = resolve_mode(said.mode, info)
     max_length = _max_length(said, merged, info, settings)
+    min_length, min_new_tokens = _least_lengths(said, merged, mode)
     sampling = _sampling(said.sampling, said.num_return_sequences or 1, mode)
     num_beams = 1 if sampling else _or(merged.num_beams, 1)
     resolved = Resolved(
@@ -95,8 +96,8 @@ def resolve(ask: GenerateAsk, info: GeneratorInfo, settings: OrchestratorSetting
         num_beams=num_beams,
         num_return_sequences=_or(said.num_return_sequences, 1),
         max_length=max_length,
-        min_length=_or(merged.min_length, 0),
-        min_new_tokens=_or(merged.min_new_tokens, 0),
+        min_length=min_length,
+        min_new_tokens=min_new_tokens,
         length_penalty=_or(merged.length_penalty, 1.0),
         early_stopping=_or(merged.early_stopping, EarlyStopping.HEURISTIC),
         no_repeat_ngram_size=_or(merged.no_repeat_ngram_size, 0),
@@ -154,6 +155,21 @@ def _max_length(
     if merged.max_new_tokens is not None:
         return min(merged.max_new_tokens + 1, limit)
     return min(_or(merged.max_length, settings.default_max_length), limit)
+
+
+def _least_lengths(said: GenerationOptions, merged: GenerationOptions, mode: Mode) -> tuple[int, int]:
+    """`min_length` and `min_new_tokens`, 0 where they do not apply.
+
+    In token mode both apply, as in `RagTokenForGeneration.generate`. In sequence mode `min_new_tokens` replaces
+    `min_length`, as in the `generate` of the generator, which `RagSequenceForGeneration` calls. What the request says
+    comes before what the checkpoint says.
+    """
+    min_length, min_new_tokens = _or(merged.min_length, 0), merged.min_new_tokens
+    if mode is Mode.TOKEN or min_new_tokens is None:
+        return min_length, _or(min_new_tokens, 0)
+    if said.min_length is not None and said.min_new_tokens is None:
+        return min_length, 0
+    return 0, min_new_tokens
 
 
 def _decoding(said: Decoding | None, mode: Mode) -> Decoding:

@@ -49,7 +49,8 @@ class GenerationOptions:
     beams: 1 is greedy.
     num_return_sequences: answers returned, at most `beams` unless sampling.
     max_length, min_length: of the whole sequence, decoder start token included.
-    max_new_tokens, min_new_tokens: of the generated part; they win over the two above.
+    max_new_tokens: of the generated part; replaces max_length.
+    min_new_tokens: of the generated part; replaces min_length in sequence mode. In token mode both apply.
     length_penalty: a finished score is its log-probability / length^length_penalty.
     early_stopping: when beam search stops, as in transformers.
     no_repeat_ngram_size: no n-gram of this size occurs twice; 0 for no block.

@@ -770,7 +770,7 @@ class GenerationDefaults(_message.Message):
     max_new_tokens: _builtins.int
     """Maximum number of generated tokens, the decoder start token not included; in Hugging Face it wins over max_length."""
     min_new_tokens: _builtins.int
-    """Minimum number of generated tokens, likewise; it wins over min_length."""
+    """Minimum number of generated tokens, likewise. Sequence mode: it replaces min_length. Token mode: both apply."""
     @_builtins.property
     def bad_words(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenSequence]:
         """Sequences that may not be generated."""

@@ -189,7 +189,9 @@ class GenerationOptions(_message.Message):
     max_new_tokens: _builtins.int
     """Most tokens generated; wins over max_length."""
     min_new_tokens: _builtins.int
-    """Fewest tokens generated before the end token."""
+    """Fewest tokens generated before the end token. Sequence mode: replaces min_length. Token mode: both apply, as in
+    Hugging Face.
+    """
     length_penalty: _builtins.float
     """A finished hypothesis' score is its log-probability / length^length_penalty."""
     early_stopping: Global___EarlyStopping.ValueType

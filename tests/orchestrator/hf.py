@@ -123,8 +123,7 @@ class Case:
             num_return_sequences=options.num_beams,
             return_dict_in_generate=True,
             output_scores=True,
-            **self.kwargs(options),
-            **extra,
+            **{**self.kwargs(options), **extra},
         )
         sequences = [self.trim(one) for one in out.sequences]
         if options.num_beams > 1:
@@ -132,7 +131,7 @@ class Case:
         steps = zip(out.scores, sequences[0], strict=False)
         return [(sequences[0], float(sum(step[0, token] for step, token in steps)))]
 
-    def generate_sequence(self, options: Resolved) -> tuple[int, ...]:
+    def generate_sequence(self, options: Resolved, **extra: Any) -> tuple[int, ...]:
         """The answer of `RagSequenceForGeneration.generate`, which is helped around two defects of its 5.23.
 
         It drops the mask of its contexts, so that shorter documents read padding; and where padding is token 0 (T5),
@@ -151,7 +150,8 @@ class Case:
 
         model.generator.generate = helped
         try:
-            return self.trim(model.generate(**self.inputs, n_docs=self.n_docs, **self.kwargs(options))[0])
+            found = model.generate(**self.inputs, n_docs=self.n_docs, **{**self.kwargs(options), **extra})
+            return self.trim(found[0])
         finally:
             del model.generator.generate
 

@@ -8,11 +8,12 @@ import random
 import numpy as np
 import pytest
 
-from orchestrator.options import Resolved
+from orchestrator.options import Resolved, resolve
 from orchestrator.outcome import token_outcome
-from orchestrator.requests import Mode
+from orchestrator.requests import GenerateAsk, GenerationOptions, Mode, Sources
 from orchestrator.search.beam import EarlyStopping
 from orchestrator.search.ranker import rank_thorough
+from orchestrator.settings import OrchestratorSettings
 from tests import tiny
 from tests.orchestrator.driving import resolved, search
 from tests.orchestrator.hf import Case
@@ -67,3 +68,26 @@ def test_rag_sequence_thorough(seed: int) -> None:
     best = asyncio.run(rank_thorough(session, run.groups, case.log_prior, case.info.bos_token_id))[0]
     assert best.tokens == case.generate_sequence(options)
     assert best.log_prob == pytest.approx(case.log_prob(Mode.SEQUENCE, best.tokens), abs=1e-4)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_min_new_tokens_with_min_length(beams: int) -> None:
+    """RAG-Sequence lets min_new_tokens win, RAG-Token applies both; answers differ in length."""
+    case = Case("bart", 3, 5)
+    lengths = {"min_length": 12, "min_new_tokens": 2}
+    found: dict[Mode, tuple[int, ...]] = {}
+    for mode in Mode:
+        asked = GenerationOptions(
+            mode=mode, num_beams=beams, max_length=16, bad_words=((case.config.pad_token_id,),), **lengths
+        )
+        options = resolve(GenerateAsk(Sources("who?"), asked), case.info, OrchestratorSettings(), 3)
+        session = case.session(mode)
+        run = asyncio.run(search(session, options, case.info, case.log_prior))
+        if mode is Mode.TOKEN:
+            found[mode] = run.found[0].hypothesis.tokens
+            ((expected, _), *_) = case.generate_token(options, **lengths)
+        else:
+            best = asyncio.run(rank_thorough(session, run.groups, case.log_prior, case.info.bos_token_id))
+            found[mode], expected = best[0].tokens, case.generate_sequence(options, **lengths)
+        assert found[mode] == expected
+    assert len(found[Mode.SEQUENCE]) < 11 <= len(found[Mode.TOKEN])

@@ -74,6 +74,24 @@ def test_max_new_tokens_of_the_checkpoint() -> None:
     assert resolve(ask(), replace(info, max_target_tokens=5), SETTINGS, 5).max_length == 5
 
 
+@pytest.mark.parametrize(
+    ("mode", "options", "lengths"),
+    [
+        (Mode.SEQUENCE, {"min_length": 12, "min_new_tokens": 2}, (0, 2)),
+        (Mode.TOKEN, {"min_length": 12, "min_new_tokens": 2}, (12, 2)),
+        (Mode.SEQUENCE, {"min_length": 12}, (12, 0)),
+        (Mode.SEQUENCE, {}, (0, 3)),
+        (Mode.TOKEN, {}, (1, 3)),
+    ],
+    ids=str,
+)
+def test_min_new_tokens_replaces_min_length_in_sequence_mode(mode, options, lengths) -> None:
+    """What the request says comes first: its min_length is not replaced by the checkpoint's min_new_tokens."""
+    info = replace(PUBLISHED, defaults=replace(PUBLISHED.defaults, min_new_tokens=3))
+    found = resolve(ask(mode=mode, **options), info, SETTINGS, 5)
+    assert (found.min_length, found.min_new_tokens) == lengths
+
+
 def test_defaults_are_cut_to_the_model() -> None:
     assert resolve(ask(), replace(PUBLISHED, max_target_tokens=20), SETTINGS, 5).max_length == 20
 
