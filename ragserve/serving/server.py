@@ -28,6 +28,10 @@ from ragserve.serving.settings import ServerSettings
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Clients may ping this often; ours do every 30 seconds.
 MIN_PING_INTERVAL_MS = 10_000
+# A client that vanished without closing its connection is noticed after the sum of both.
+KEEPALIVE_MS = 60_000
+KEEPALIVE_TIMEOUT_MS = 20_000
+UNLIMITED = 2**31 - 1  # gRPC's value for no limit
 # Given to the last answers to leave, once no call is at work.
 LAST_BYTES_SECONDS = 2.0
 
@@ -133,18 +137,21 @@ class _ByName:
 
 
 def server_options(settings: ServerSettings) -> list[tuple[str, Any]]:
-    """The gRPC options of a server."""
+    """The gRPC options of a server. A connection's age never ends a call; the drain's grace does."""
     options: list[tuple[str, Any]] = [
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", settings.max_message_bytes),
         ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
         ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
     ]
     if settings.max_connection_age_seconds is not None:
+        # At that age the server asks the client to connect anew. Calls on the old connection end by themselves.
         options += [
             ("grpc.max_connection_age_ms", round(settings.max_connection_age_seconds * 1000)),
-            ("grpc.max_connection_age_grace_ms", round(settings.grace_seconds * 1000)),
+            ("grpc.max_connection_age_grace_ms", UNLIMITED),
         ]
     return options
 

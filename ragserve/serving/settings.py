@@ -30,10 +30,13 @@ class ServerSettings(BaseModel):
     port: int = Field(ge=0, le=65535, description="gRPC port; 0 takes a free one")
     metrics_host: str = Field("127.0.0.1", min_length=1, description="address that the metrics port binds to")
     metrics_port: int = Field(ge=0, le=65535, description="port of the Prometheus metrics; 0 takes a free one")
-    grace_seconds: float = Field(10.0, ge=0, description="how long calls may go on after SIGTERM")
+    grace_seconds: float = Field(10.0, ge=0, description="how long calls at work may go on after SIGTERM")
     max_message_bytes: int = Field(64 * 2**20, ge=1024, description="largest message accepted or sent")
     max_connection_age_seconds: float | None = Field(
-        None, gt=0, description="closes connections of this age, so that clients find new replicas; unset: never"
+        None,
+        gt=0,
+        description="asks clients to connect anew after this long, so that they find new replicas; calls at work go on "
+        "until they end; unset: never",
     )
     max_in_flight: int = Field(256, ge=1, description="calls at work at once; more are refused with RESOURCE_EXHAUSTED")
     reflection: bool = Field(True, description="serve gRPC reflection")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -245,6 +245,7 @@ async def world(
     faults: Faults | None = None,
     trained_mode: int = 0,
     max_message_bytes: int = MAX_MESSAGE_BYTES,
+    server: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> AsyncIterator[World]:
     """Toy services and a real orchestrator in front of them, all on free ports of loopback."""
@@ -255,7 +256,7 @@ async def world(
     retriever_port = retriever.add_insecure_port("127.0.0.1:0")
     await retriever.start()
     chosen = OrchestratorSettings(
-        server=ServerSettings(port=0, metrics_port=0, max_message_bytes=max_message_bytes),
+        server=ServerSettings(port=0, metrics_port=0, max_message_bytes=max_message_bytes, **(server or {})),
         retriever=f"127.0.0.1:{retriever_port}",
         generator="ipv4:" + ",".join(f"127.0.0.1:{port}" for port in ports),
         **{"candidates": 4, **settings},

@@ -60,6 +60,8 @@ class Echo(retriever_pb2_grpc.RetrieverServiceServicer, generator_pb2_grpc.Gener
             raise ERRORS[text]
         if text == "abort":
             await context.abort(grpc.StatusCode.NOT_FOUND, "aborted")
+        if text == "peer":
+            text = context.peer()
         if text.startswith("sleep "):
             await asyncio.sleep(float(text.removeprefix("sleep ")))
         if text == "share of objects that garbage collection leaves out":

@@ -17,7 +17,7 @@ from ragserve.errors import InvalidInputError
 from ragserve.serving.channel import channel
 from ragserve.serving.metrics import Metrics
 from ragserve.serving.ports import address
-from ragserve.serving.server import Server, server_options
+from ragserve.serving.server import Server
 from tests.serving.conftest import Running, until
 from tests.serving.echo import RETRIEVE, SERVICE_NAMES, Echo, settings
 
@@ -189,20 +189,6 @@ async def test_ipv6(running: Running) -> None:
     async with channel(address("::1", running.server.port)) as over_ipv6:
         six = Running(running.server, running.echo, running.metrics, over_ipv6)
         assert (await six.retrieve("hello")).results
-
-
-def test_connection_age_is_an_option_of_the_server() -> None:
-    chosen = dict(server_options(settings(max_connection_age_seconds=300, grace_seconds=7)))
-    assert chosen["grpc.max_connection_age_ms"] == 300_000
-    assert chosen["grpc.max_connection_age_grace_ms"] == 7_000
-    assert "grpc.max_connection_age_ms" not in dict(server_options(settings()))
-
-
-@pytest.mark.parametrize("loading", [{"max_connection_age_seconds": 0.2}], indirect=True)
-async def test_old_connections_close_without_losing_calls(running: Running) -> None:
-    end = time.monotonic() + 1
-    while time.monotonic() < end:
-        assert (await running.retrieve("hello")).results
 
 
 async def test_in_flight_goes_back_to_zero(running: Running) -> None:
