@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
+from ragserve.serving.tasks import together
+
 In = TypeVar("In")
 Out = TypeVar("Out")
 
@@ -15,7 +17,9 @@ async def pipelined(
 ) -> AsyncIterator[Out]:
     """The answers to requests, as they finish, in any order; no more than `at_most` are at work or not yet taken.
 
-    Beyond that no request is read, which holds the sender up. What is at work is cancelled when the caller stops.
+    Beyond that no request is read, which holds the sender up. What is at work is cancelled when the caller stops. Where
+    reading a request fails, the requests before it are answered, and then the error is raised. Where an answer fails,
+    the others are cancelled.
     """
     free = asyncio.Semaphore(at_most)
     answers: asyncio.Queue[Out | None] = asyncio.Queue()
@@ -24,14 +28,20 @@ async def pipelined(
         answers.put_nowait(await answer(request))
 
     async def read() -> None:
+        failure: Exception | None = None
         try:
-            async with asyncio.TaskGroup() as group:
+            async with together() as group:
                 await free.acquire()
-                async for request in requests:
-                    group.create_task(work(request))
-                    await free.acquire()
+                try:
+                    async for request in requests:
+                        group.create_task(work(request))
+                        await free.acquire()
+                except Exception as error:
+                    failure = error
         finally:
             answers.put_nowait(None)
+        if failure is not None:
+            raise failure
 
     reader = asyncio.create_task(read())
     try:

@@ -282,5 +282,5 @@ async def world(
         await downstream.stop()
         if faults.dying is not None:
             await faults.dying
-        for server in (*generators, retriever):
-            await server.stop(None)
+        for toy_server in (*generators, retriever):
+            await toy_server.stop(None)
