@@ -1,18 +1,23 @@
 """Filters on passages' metadata: what one may ask, its checks, and the rows of a knowledge base that pass.
 
-A passage's metadata is a JSON object. Its strings are compared as they are, numbers and booleans by their JSON text
-(1990, 1.50, true); null, lists and objects count as absent. A row without a condition's key never matches it.
+A passage's metadata is a JSON object. A condition gives texts, and a text that reads as a JSON number stands for the
+number as well. What it is compared with depends on the value that the passage has:
+
+- A number is compared by its exact value (1990, 1990.0 and 1.99e3 are the same number), and with numbers only.
+- A text equals the same text only. A range whose bound is a number also finds texts that read as a number in it.
+- true and false are compared as those texts.
+- null, lists and objects count as absent. A row without a condition's key passes `none_of` and no other test.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import re
+import operator
 import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,26 +26,27 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ragserve.errors import DataLossError, InvalidInputError
+from retriever_svc.numerals import NUMBER, number_of
 
 Mask: TypeAlias = NDArray[np.bool_]
 
 FIELD = "options.filter"  # where a request has it
 MAX_CONDITIONS = 32
-MAX_VALUES = 1000  # of one any_of
+MAX_VALUES = 1000  # of one any_of or none_of
 KEPT_MASKS = 32  # masks of the filters asked for last
 BLOCK_ROWS = 1024  # parsed in one call, which holds the interpreter for about a millisecond
 
-NUMBER = r"^-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?$"
-BOUNDS = {"at_least": pc.greater_equal, "above": pc.greater, "at_most": pc.less_equal, "below": pc.less}
+KINDS = ("equals", "any_of", "none_of")
+BOUNDS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
+TEXT_BOUNDS = {"at_least": pc.greater_equal, "above": pc.greater, "at_most": pc.less_equal, "below": pc.less}
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One test of one key: `equals`, `any_of`, or a range of at most one lower and one upper bound.
+    """One test of one key: `equals`, `any_of`, `none_of`, or a range of at most one lower and one upper bound.
 
-    A bound that is a finite number (digits, fraction and exponent as in JSON) is compared with values that are numbers
-    too, as float64, and no other value matches it. Any other bound is compared with all values as text, by code
-    points, which is what ISO dates need; a year alone is a number, so write 2021-01-01.
+    A bound that reads as a number is compared with numbers, and with texts that read as numbers. Any other bound is
+    compared with texts by code points, which is what ISO dates need; a year alone is a number, so write 2021-01-01.
     """
 
     key: str
@@ -50,6 +56,12 @@ class Condition:
     at_most: str | None = None
     above: str | None = None
     below: str | None = None
+    none_of: tuple[str, ...] | None = None
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """The texts that `equals` or `any_of` allow."""
+        return self.any_of or (() if self.equals is None else (self.equals,))
 
 
 @dataclass(frozen=True)
@@ -69,23 +81,23 @@ def check_filter(wanted: Filter) -> None:
         _check_condition(f"{FIELD}[{number}]", condition)
 
 
-def number_of(text: str) -> float | None:
-    """The finite number that a text is, in the grammar that ranges know, or None."""
-    value = float(text) if re.fullmatch(NUMBER[1:-1], text) else math.inf
-    return value if math.isfinite(value) else None
-
-
 def _check_condition(field: str, condition: Condition) -> None:
     if not condition.key:
         raise InvalidInputError(f"{field}.key", f"{field}.key is empty: name a key of the metadata")
-    given = [name for name in ("equals", "any_of") if getattr(condition, name) is not None]
+    given = [name for name in KINDS if getattr(condition, name) is not None]
     bounds = [name for name in BOUNDS if getattr(condition, name) is not None]
     kinds = len(given) + bool(bounds)
     if kinds != 1:
-        raise InvalidInputError(field, f"{field} has {kinds} kinds of test; give one of equals, any_of or a range")
-    if condition.any_of is not None and not 1 <= len(condition.any_of) <= MAX_VALUES:
-        found = len(condition.any_of)
-        raise InvalidInputError(f"{field}.any_of", f"{field}.any_of has {found} values; give 1 to {MAX_VALUES}")
+        raise InvalidInputError(
+            field, f"{field} has {kinds} kinds of test; give one of equals, any_of, none_of or a range"
+        )
+    for name in given:
+        values = getattr(condition, name)
+        if name != "equals" and not 1 <= len(values) <= MAX_VALUES:
+            raise InvalidInputError(
+                f"{field}.{name}", f"{field}.{name} has {len(values)} values; give 1 to {MAX_VALUES}"
+            )
+    _check_utf8(field, condition, [*given, *bounds])
     for one, other in (("at_least", "above"), ("at_most", "below")):
         if one in bounds and other in bounds:
             raise InvalidInputError(
@@ -95,21 +107,35 @@ def _check_condition(field: str, condition: Condition) -> None:
         _check_order(f"{field}.range", *((name, str(getattr(condition, name))) for name in bounds))
 
 
+def _check_utf8(field: str, condition: Condition, names: list[str]) -> None:
+    """Half a surrogate pair is no text; it comes only from callers in the same process."""
+    for name in ("key", *names):
+        value = getattr(condition, name)
+        try:
+            "".join(value).encode()
+        except UnicodeEncodeError as error:
+            place = f"{field}.range.{name}" if name in BOUNDS else f"{field}.{name}"
+            raise InvalidInputError(place, f"{place} is not UTF-8 text") from error
+
+
 def _check_order(field: str, low: tuple[str, str], high: tuple[str, str]) -> None:
     """Raises unless a value may lie between both bounds, each a name and its text."""
-    numbers = [number_of(text) for _, text in (low, high)]
-    if None not in numbers:
-        empty = bool(numbers[0] > numbers[1])  # type: ignore[operator]  # neither is None
-    elif numbers == [None, None]:
-        empty = low[1] > high[1]
-    else:
+    (low_name, low_text), (high_name, high_text) = low, high
+    least, most = number_of(low_text), number_of(high_text)
+    if (least is None) != (most is None):
         raise InvalidInputError(
-            f"{field}.{high[0]}",
-            f"{field}.{low[0]} is {low[1]!r} and {high[0]} is {high[1]!r}: one of them is a number, the other is not",
+            f"{field}.{high_name}",
+            f"{field}.{low_name} is {low_text!r} and {high_name} is {high_text!r}: one of them is a number, the other "
+            "is not",
         )
-    if empty:
+    if least is None or most is None:
+        empty, equal = low_text > high_text, low_text == high_text
+    else:
+        empty, equal = least > most, least == most
+    if empty or (equal and (low_name, high_name) != ("at_least", "at_most")):
         raise InvalidInputError(
-            f"{field}.{low[0]}", f"{field}.{low[0]} is {low[1]!r}, beyond {high[0]} {high[1]!r}: no value is in there"
+            f"{field}.{low_name}",
+            f"{field}.{low_name} is {low_text!r} and {high_name} is {high_text!r}: no value is between them",
         )
 
 
@@ -126,7 +152,7 @@ class MetadataColumns:
         self._unread: pa.ChunkedArray | None = (
             metadata if isinstance(metadata, pa.ChunkedArray) else pa.chunked_array([metadata])
         )
-        self._columns: dict[str, _Column] = {}
+        self._columns: dict[_Name, _Column] = {}
         self._masks: OrderedDict[Filter, Mask] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -164,86 +190,136 @@ class MetadataColumns:
     def _evaluate(self, wanted: Filter) -> Mask:
         mask = np.ones(self.size, dtype=np.bool_)
         for condition in wanted.conditions:
-            column = self._columns.get(condition.key)
-            mask &= column.rows_where(condition, self.size) if column else False
+            mask &= self._rows_where(condition)
         mask.flags.writeable = False
         return mask
 
+    def _rows_where(self, condition: Condition) -> Mask:
+        if condition.none_of is not None:
+            return ~self._rows_where(replace(condition, any_of=condition.none_of, none_of=None))
+        columns = [self._columns[name] for name in _names(condition.key) if name in self._columns]
+        masks = [column.rows_where(condition, self.size) for column in columns]
+        return np.logical_or.reduce(masks) if masks else np.zeros(self.size, np.bool_)
+
 
 class _Column:
-    """The values of one key: the n_values rows that have it, ascending, and each one's place among the distinct."""
+    """The texts, or the numbers, of one key: the n_values rows that have one, ascending, and each one's place among
+    the distinct.
+    """  # noqa: D205
 
-    def __init__(self, rows: NDArray[np.int32], values: pa.ChunkedArray) -> None:
+    def __init__(self, rows: NDArray[np.int32], values: pa.ChunkedArray, *, numeric: bool) -> None:
         encoded = values.combine_chunks().dictionary_encode()
         self._rows = rows
+        self._numeric = numeric
         self._distinct = encoded.dictionary
         self._places = encoded.indices.to_numpy().astype(np.min_scalar_type(len(encoded.dictionary)))
-        self._numbers: pa.Array | None = None
+        self._floats: NDArray[np.float64] | None = None
 
     def rows_where(self, condition: Condition, n_rows: int) -> Mask:
         """Which of n_rows rows have a value that passes."""
         # "clip" never applies; with it numpy takes small integers without making them large first
-        passing = self._passing(condition).to_numpy(zero_copy_only=False).take(self._places, mode="clip")
+        passing: Mask = self._passing(condition).take(self._places, mode="clip")
         if len(self._rows) == n_rows:
-            return np.asarray(passing)
+            return passing
         mask = np.zeros(n_rows, dtype=np.bool_)
         mask[self._rows] = passing
         return mask
 
-    def _passing(self, condition: Condition) -> pa.Array:
+    def _passing(self, condition: Condition) -> Mask:
         """Which of the distinct values pass."""
-        if condition.equals is not None:
-            return pc.equal(self._distinct, condition.equals)
-        if condition.any_of is not None:
-            return pc.is_in(self._distinct, value_set=pa.array(condition.any_of, self._distinct.type))
+        if condition.values:
+            return self._equal_numbers(condition.values) if self._numeric else self._equal_texts(condition.values)
         tests = [self._within(name, bound) for name in BOUNDS if (bound := getattr(condition, name)) is not None]
-        return pc.and_(tests[0], tests[-1])
+        return tests[0] & tests[-1]
 
-    def _within(self, name: str, bound: str) -> pa.Array:
+    def _equal_texts(self, values: tuple[str, ...]) -> Mask:
+        return _mask(pc.is_in(self._distinct, value_set=pa.array(values, self._distinct.type)))
+
+    def _equal_numbers(self, values: tuple[str, ...]) -> Mask:
+        wanted = {number for value in values if (number := number_of(value)) is not None}
+        near = pc.is_in(
+            pa.array(self._as_floats()), value_set=pa.array([float(one) + 0.0 for one in wanted], pa.float64())
+        )
+        return self._settled(_mask(near), _mask(near), lambda number: number in wanted)
+
+    def _within(self, name: str, bound: str) -> Mask:
         number = number_of(bound)
-        if number is None:
-            return BOUNDS[name](self._distinct, bound)
-        if self._numbers is None:
-            self._numbers = _to_numbers(self._distinct)
-        return BOUNDS[name](self._numbers, number)
+        if number is not None:
+            floats, compare = self._as_floats(), BOUNDS[name]
+            return self._settled(
+                compare(floats, float(number)), floats == float(number), lambda one: bool(compare(one, number))
+            )
+        if self._numeric:
+            return np.zeros(len(self._distinct), np.bool_)
+        return _mask(TEXT_BOUNDS[name](self._distinct, bound))
+
+    def _settled(self, passing: Mask, near: Mask, test: Callable[[Decimal], bool]) -> Mask:
+        """The same, with the exact test where a float64 equals the asked one: rounding may hide a difference there."""
+        places = np.flatnonzero(near)
+        texts = self._distinct.take(pa.array(places)).to_pylist()
+        passing[places] = [(number := number_of(text)) is not None and test(number) for text in texts]
+        return passing
+
+    def _as_floats(self) -> NDArray[np.float64]:
+        """The distinct values rounded to float64, without -0.0; NaN, which no comparison holds of, is no number."""
+        if self._floats is None:
+            numeric = pc.match_substring_regex(self._distinct, f"^{NUMBER}$")
+            floats = pc.cast(pc.if_else(numeric, self._distinct, "nan"), pa.float64())
+            self._floats = floats.to_numpy(zero_copy_only=False) + 0.0
+        return self._floats
 
 
-def _to_numbers(texts: pa.Array) -> pa.Array:
-    """Float64, NaN (which no comparison holds of) where a text is not a finite number."""
-    numeric = pc.match_substring_regex(texts, NUMBER)
-    numbers = pc.cast(pc.if_else(numeric, texts, "nan"), pa.float64())
-    return pc.if_else(pc.is_finite(numbers), numbers, math.nan)
+# A key, and whether the column holds its numbers rather than its texts.
+_Name: TypeAlias = tuple[str, bool]
 
 
-def _parse(metadata: pa.ChunkedArray) -> dict[str, _Column]:
-    rows: dict[str, list[NDArray[np.int32]]] = {}
-    values: dict[str, list[pa.Array]] = {}
-    for found in _parse_blocks(metadata):
-        for key, (places, texts) in found.items():
-            rows.setdefault(key, []).append(np.asarray(places, dtype=np.int32))
-            values.setdefault(key, []).append(_to_strings(texts))
-    return {key: _Column(np.concatenate(rows[key]), pa.chunked_array(values[key])) for key in rows}
+def _names(key: str) -> tuple[_Name, _Name]:
+    return (key, False), (key, True)
 
 
-def _parse_blocks(metadata: pa.ChunkedArray) -> Iterator[dict[str, tuple[list[int], list[str]]]]:
-    """For each block of rows, the keys in it, each with row numbers and values."""
+def _mask(array: pa.Array) -> Mask:
+    """A copy that may be written to."""
+    return np.array(array.to_numpy(zero_copy_only=False), np.bool_)
+
+
+def _parse(metadata: pa.ChunkedArray) -> dict[_Name, _Column]:
+    rows: dict[_Name, list[NDArray[np.int32]]] = {}
+    values: dict[_Name, list[pa.Array]] = {}
+    for texts, numbers in _parse_blocks(metadata):
+        for found, numeric in ((texts, False), (numbers, True)):
+            for key, (places, kept) in found.items():
+                rows.setdefault((key, numeric), []).append(np.asarray(places, dtype=np.int32))
+                values.setdefault((key, numeric), []).append(_to_strings(kept))
+    return {name: _Column(np.concatenate(rows[name]), pa.chunked_array(values[name]), numeric=name[1]) for name in rows}
+
+
+_Found: TypeAlias = defaultdict[str, tuple[list[int], list[Any]]]  # by key: row numbers and values
+
+
+def _parse_blocks(metadata: pa.ChunkedArray) -> Iterator[tuple[_Found, _Found]]:
+    """For each block of rows, the texts (str) and the numbers (bytes) of each key in it."""
     for start in range(0, len(metadata), BLOCK_ROWS):
-        texts = metadata.slice(start, BLOCK_ROWS).to_pylist()
-        filled = [row for row, text in enumerate(texts) if text]
-        found: defaultdict[str, tuple[list[int], list[str]]] = defaultdict(lambda: ([], []))
-        for row, entries in zip(filled, _parse_objects(texts, filled, start), strict=True):
+        blocks = metadata.slice(start, BLOCK_ROWS).to_pylist()
+        filled = [row for row, text in enumerate(blocks) if text]
+        texts: _Found = defaultdict(lambda: ([], []))
+        numbers: _Found = defaultdict(lambda: ([], []))
+        for row, entries in zip(filled, _parse_objects(blocks, filled, start), strict=True):
             for key, value in entries.items():
                 if isinstance(value, bool):
                     value = "true" if value else "false"  # noqa: PLW2901
                 if isinstance(value, str):
-                    places, kept = found[key]
-                    places.append(start + row)
-                    kept.append(value)
-        yield found
+                    places, kept = texts[key]
+                elif isinstance(value, bytes):
+                    places, kept = numbers[key]
+                else:
+                    continue
+                places.append(start + row)
+                kept.append(value)
+        yield texts, numbers
 
 
-# Numbers stay the text that they are.
-_read_json = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str).decode
+# Numbers stay the digits that they are, as bytes, which tells them from texts.
+_read_json = json.JSONDecoder(parse_int=str.encode, parse_float=str.encode, parse_constant=str).decode
 
 
 def _parse_objects(texts: list[str], filled: list[int], start: int) -> list[dict[str, Any]]:
@@ -267,7 +343,7 @@ def _parse_object(text: str, row: int) -> dict[str, Any]:
     return entries
 
 
-def _to_strings(texts: list[str]) -> pa.Array:
+def _to_strings(texts: list[Any]) -> pa.Array:
     try:
         return pa.array(texts, pa.large_string())
     except UnicodeEncodeError:  # JSON's escapes can name lone surrogates, which no request can ask for

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import json
 import operator
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from ragserve.errors import DataLossError, InvalidInputError
 from retriever_svc import filters
-from retriever_svc.filters import Condition, Filter, MetadataColumns, check_filter, number_of
+from retriever_svc.filters import Condition, Filter, MetadataColumns, check_filter
+from retriever_svc.numerals import number_of
 
 ROWS = [
     '{"year": 1990, "lang": "en", "day": "2020-01-31"}',
@@ -42,7 +43,10 @@ def test_no_condition_lets_everything_pass() -> None:
     [
         (Condition("lang", equals="en"), [0, 4]),
         (Condition("year", equals="1990"), [0]),
-        (Condition("year", equals="1000"), []),  # by its text, which is 1e3
+        (Condition("year", equals="1000"), [4]),  # written as 1e3
+        (Condition("year", any_of=("1990.0", "1E+3", "later")), [0, 3, 4]),
+        (Condition("year", none_of=("1000", "later")), [0, 1, 2, 5]),  # also those that have none
+        (Condition("year", equals="1989.50"), []),  # a text equals the same text only
         (Condition("free", equals="true"), [2, 4]),
         (Condition("lang", equals="null"), []),
         (Condition("tags", equals="en"), []),
@@ -129,6 +133,11 @@ def test_many_threads_get_the_same() -> None:
         (Condition("a", at_least="10", at_most="9"), "options.filter[1].range.at_least"),
         (Condition("a", above="b", below="a"), "options.filter[1].range.above"),
         (Condition("a", at_least="1", below="b"), "options.filter[1].range.below"),
+        (Condition("a", above="1", at_most="1.0"), "options.filter[1].range.above"),
+        (Condition("a", at_least="2", at_most="10", none_of=("3",)), "options.filter[1]"),
+        (Condition("a", none_of=()), "options.filter[1].none_of"),
+        (Condition("a", below="\ud800"), "options.filter[1].range.below"),
+        (Condition("\ud800", any_of=("a",)), "options.filter[1].key"),
     ],
 )
 def test_a_filter_that_cannot_be_meant_is_refused(condition: Condition, field: str) -> None:
@@ -146,7 +155,26 @@ def test_too_many_conditions_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "1_0", " 1", "1 ", "1\n", "nan", "inf", "+1", ".5", "1.", "0x1", "１", "1e400", "--1"]
+    "text",
+    [
+        "",
+        "1_0",
+        " 1",
+        "1 ",
+        "1\n",
+        "nan",
+        "inf",
+        "+1",
+        ".5",
+        "1.",
+        "0x1",
+        "１",
+        "--1",
+        "007",
+        "-",
+        "1e",
+        "1e-1000000000",
+    ],
 )
 def test_what_is_no_number(text: str) -> None:
     assert number_of(text) is None
@@ -154,47 +182,125 @@ def test_what_is_no_number(text: str) -> None:
     assert passing(Condition("a", at_least="-1e308", at_most="1e308"), rows=[row]) == []
 
 
+# One key's values in the rows, and for each condition on it the rows that pass.
+NUMBERS_AS_NUMBERS = [
+    (
+        ["1990.0", "1990", "1.99e3", '"1990"', '"1990.0"', "1990.5"],
+        [
+            (Condition("n", equals="1990"), [0, 1, 2, 3]),
+            (Condition("n", equals="1990.0"), [0, 1, 2, 4]),
+            (Condition("n", any_of=("1990", "7")), [0, 1, 2, 3]),
+            (Condition("n", at_least="1990", at_most="1990"), [0, 1, 2, 3, 4]),
+            (Condition("n", none_of=("1990",)), [4, 5]),
+        ],
+    ),
+    (
+        ["-0.0", "0", "0.0", "-0", '"0"', "false", "null", "[0]", '{"0": 0}'],
+        [
+            (Condition("n", equals="0"), [0, 1, 2, 3, 4]),
+            (Condition("n", equals="-0.0"), [0, 1, 2, 3]),
+            (Condition("n", at_least="0", at_most="0"), [0, 1, 2, 3, 4]),
+            (Condition("n", below="0"), []),
+            (Condition("n", none_of=("0",)), [5, 6, 7, 8]),
+        ],
+    ),
+    (  # beyond what float64 tells apart
+        ["9007199254740992", "9007199254740993", "9007199254740992.0", "9007199254740992.5"],
+        [
+            (Condition("n", equals="9007199254740993"), [1]),
+            (Condition("n", any_of=("9007199254740992",)), [0, 2]),
+            (Condition("n", above="9007199254740992"), [1, 3]),
+            (Condition("n", at_most="9007199254740992"), [0, 2]),
+        ],
+    ),
+    (
+        ["1e400", "10e399", "-1e400", "1e-400", "0", "1e999999999", '"1e400"', "1e9999999999", "1" + "0" * 400],
+        [
+            (Condition("n", equals="1e400"), [0, 1, 6, 8]),
+            (Condition("n", above="1e400"), [5]),
+            (Condition("n", below="0"), [2]),
+            (Condition("n", above="0", at_most="1e-400"), [3]),
+            (Condition("n", at_least="1e308"), [0, 1, 5, 6, 8]),
+        ],
+    ),
+    (
+        ['"007"', "7", '"7"', "7.0", '"7 "'],
+        [
+            (Condition("n", equals="7"), [1, 2, 3]),
+            (Condition("n", equals="007"), [0]),
+            (Condition("n", at_least="7", at_most="7"), [1, 2, 3]),
+        ],
+    ),
+    (
+        ["true", '"true"', "1", "false", "null"],
+        [
+            (Condition("n", equals="true"), [0, 1]),
+            (Condition("n", equals="1"), [2]),
+            (Condition("n", at_least="0"), [2]),
+            (Condition("n", none_of=("true", "false")), [2, 4]),
+        ],
+    ),
+    (  # a bound that is a text is compared with texts only
+        ["2020", '"2020-05-01"', '"2021"', "3000"],
+        [(Condition("n", at_least="2020-01-01"), [1, 2]), (Condition("n", at_least="2020"), [0, 2, 3])],
+    ),
+]
+
+
+@pytest.mark.parametrize(("values", "asked"), NUMBERS_AS_NUMBERS)
+def test_numbers_are_compared_as_numbers(values: list[str], asked: list[tuple[Condition, list[int]]]) -> None:
+    rows = [f'{{"n": {value}}}' for value in values]
+    assert {condition: passing(condition, rows=rows) for condition, _ in asked} == dict(asked)
+
+
 COMPARE = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 
 
-def plain_text(value: Any) -> str | None:
-    """What a metadata value is compared by, straight from Python's own reading of it."""
-    if isinstance(value, bool | int | float):
-        return json.dumps(value)
-    return value if isinstance(value, str) else None
-
-
-def plain_number(text: str) -> float | None:
+def plain_number(text: str) -> Fraction | None:
+    """The value of a text in JSON's grammar, as Python's own JSON reader finds it."""
     try:
-        value = float(text)
+        value = json.loads(text, parse_int=Fraction, parse_float=Fraction, parse_constant=lambda _: None)
     except ValueError:
         return None
-    return value if abs(value) <= sys.float_info.max else None
+    return value if isinstance(value, Fraction) and text.strip() == text else None
+
+
+def plainly_equal(text: str, value: Any) -> bool:
+    if isinstance(value, bool):
+        return text == json.dumps(value)
+    if isinstance(value, int | float):
+        return plain_number(text) == Fraction(value if isinstance(value, int) else repr(value))
+    return isinstance(value, str) and text == value
+
+
+def plainly_within(compare: Any, bound: str, value: Any) -> bool:
+    if isinstance(value, bool):
+        value = json.dumps(value)
+    number = plain_number(bound)
+    if isinstance(value, str) and number is None:
+        return bool(compare(value, bound))
+    found = plain_number(value) if isinstance(value, str) else plain_number(json.dumps(value))
+    return number is not None and found is not None and bool(compare(found, number))
 
 
 def plainly_holds(condition: Condition, metadata: dict[str, Any]) -> bool:
-    text = plain_text(metadata.get(condition.key))
-    if text is None:
-        return False
+    value = metadata.get(condition.key)
+    if condition.none_of is not None:
+        return not any(plainly_equal(text, value) for text in condition.none_of)
     if condition.equals is not None:
-        return text == condition.equals
+        return plainly_equal(condition.equals, value)
     if condition.any_of is not None:
-        return text in condition.any_of
-    for name, compare in COMPARE.items():
-        bound = getattr(condition, name)
-        if bound is None:
-            continue
-        left, right = plain_number(text), plain_number(bound)
-        if right is not None and (left is None or not compare(left, right)):
-            return False
-        if right is None and not compare(text, bound):
-            return False
-    return True
+        return any(plainly_equal(text, value) for text in condition.any_of)
+    bounds = [(COMPARE[name], getattr(condition, name)) for name in COMPARE if getattr(condition, name) is not None]
+    return all(plainly_within(compare, bound, value) for compare, bound in bounds)
 
 
 KEYS = st.sampled_from("abc")
-WORDS = st.sampled_from(["", "a", "ab", "b", "ä", "\U0001f600", "￿", "2020-01-01", "10", "9", "-1.5", "1e1", "true"])
-NUMBERS = st.integers(-12, 12) | st.floats(-20, 20, allow_nan=False)
+WORDS = st.sampled_from(
+    ["", "a", "ab", "b", "ä", "\U0001f600", "￿", "2020-01-01", "10", "10.0", "9", "-1.5", "1e1", "true", "007", "-0"]
+)
+LARGE = st.sampled_from([2**53, 2**53 + 1, 10**400, 10**400 + 1, float(2**53), 1e308, 5e-324, -0.0, 0.1 + 0.2])
+NUMBERS = st.integers(-12, 12) | st.integers(-3, 3).map(float) | st.floats(-20, 20, allow_nan=False) | LARGE
 VALUES = WORDS | NUMBERS | st.booleans() | st.none() | st.lists(WORDS, max_size=2)
 METADATA = st.dictionaries(KEYS, VALUES, max_size=3)
 BOUND = WORDS | NUMBERS.map(json.dumps)
@@ -203,7 +309,7 @@ BOUND = WORDS | NUMBERS.map(json.dumps)
 @st.composite
 def conditions(draw: st.DrawFn) -> Condition:
     condition = Condition(draw(KEYS))
-    kind = draw(st.sampled_from(["equals", "any_of", "range"]))
+    kind = draw(st.sampled_from(["equals", "any_of", "none_of", "range"]))
     if kind == "range":
         names = [draw(st.sampled_from([None, *pair])) for pair in (("at_least", "above"), ("at_most", "below"))]
         given_names = [name for name in names if name] or ["at_most"]
