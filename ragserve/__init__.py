@@ -27,7 +27,7 @@ from ragserve.errors import (
 
 if TYPE_CHECKING:
     from ragserve.client import AsyncClient, Client
-    from ragserve.filters import Range, between
+    from ragserve.filters import Condition, NoneOf, Range, between, none_of
     from ragserve.knowledge import (
         Compacted,
         Deleted,
@@ -66,7 +66,7 @@ _LAZY = {
     **dict.fromkeys(("AsyncClient", "Client"), "ragserve.client"),
     "KnowledgeClient": "ragserve.knowledge_client",
     "AsyncKnowledgeClient": "ragserve.knowledge_async",
-    **dict.fromkeys(("Range", "between"), "ragserve.filters"),
+    **dict.fromkeys(("Condition", "NoneOf", "Range", "between", "none_of"), "ragserve.filters"),
     **dict.fromkeys(
         (
             *("NewPassage", "StoredPassage", "StoredPassages", "Upserted", "Deleted", "Compacted", "RetrieverInfo"),
@@ -92,6 +92,7 @@ __all__ = [
     "AsyncKnowledgeClient",
     "Client",
     "Compacted",
+    "Condition",
     "DataLossError",
     "DeadlineExceededError",
     "Deleted",
@@ -106,6 +107,7 @@ __all__ = [
     "Lookup",
     "LookupResult",
     "NewPassage",
+    "NoneOf",
     "NotFoundError",
     "Passage",
     "PassagesEvent",
@@ -127,6 +129,7 @@ __all__ = [
     "Upserted",
     "VersionDiff",
     "between",
+    "none_of",
 ]
 
 

@@ -75,7 +75,8 @@ FilterOption = Annotated[
     typer.Option(
         "--filter",
         metavar="KEY=VALUE",
-        help="Only passages with this metadata: KEY=VALUE, KEY=A,B, KEY>=VALUE (also >, <=, <); may be repeated.",
+        help="Only passages with this metadata: KEY=VALUE, KEY=A,B, KEY!=VALUE, KEY>=VALUE (also >, <=, <). May be "
+        'repeated; all must hold. Quote a value with a comma: title="Paris, Texas".',
     ),
 ]
 

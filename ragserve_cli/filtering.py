@@ -1,43 +1,146 @@
-"""Filters as the command line says them: KEY=VALUE, KEY=A,B, KEY>=VALUE."""
+"""Filters as the command line says them: KEY=VALUE, KEY=A,B, KEY!=VALUE, KEY>=VALUE.
+
+A key or value with a sign or comma of its own stands in double quotes, as JSON writes it: title="Paris, Texas".
+"""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 from ragserve.errors import InvalidInputError
-from ragserve.filters import Range
+from ragserve.filters import Condition
 
+OPTION = "--filter"
 BOUNDS = {">=": "at_least", ">": "above", "<=": "at_most", "<": "below"}
-CONDITION = re.compile(r"([^<>=]+)(>=|<=|=|>|<)(.*)", re.DOTALL)
+FORMS = "Write KEY=VALUE, KEY=A,B or KEY>=VALUE"
+QUOTED = r'"(?:[^"\\]|\\.)*"'
+CONDITION = re.compile(rf'\s*({QUOTED}|[^<>=!"]*)\s*([<>=!]+)(.*)', re.DOTALL)
+ITEM = re.compile(rf"\s*({QUOTED}|[^,]*)\s*(,|\Z)", re.DOTALL)
+# Signs of other languages, and ours.
+MEANT = {"=>": ">=", "=<": "<=", "<>": "!=", "=!": "!=", "!": "!=", "===": "=", "!==": "!="}
 
-Filters = dict[str, str | list[str] | Range]
+
+@dataclass(frozen=True)
+class _Part:
+    """One option: a key, a sign, and the value behind it."""
+
+    given: str
+    key: str
+    sign: str
+    value: str
 
 
-def parse_filters(conditions: Iterable[str] | None) -> Filters | None:
+def parse_filters(given: Iterable[str] | None) -> tuple[Condition, ...] | None:
     """The filter that the options say, as the client takes it; None where there are none.
 
     Bounds of the same key are one range; a comma stands between alternatives.
 
     Raises:
-        InvalidInputError: one is no condition, or a key has two that do not go together.
+        InvalidInputError: one cannot be read, or a key has two that do not go together.
     """
-    found: Filters = {}
-    for text in conditions or ():
-        parts = CONDITION.fullmatch(text)
-        if parts is None:
-            raise InvalidInputError(
-                "--filter", f"{text!r} is no condition; write KEY=VALUE, KEY=A,B, or KEY>=VALUE (also >, <=, <)"
-            )
-        key, sign, value = parts[1].strip(), parts[2], parts[3].strip()
-        before = found.get(key)
-        if sign == "=" and before is None:
-            found[key] = value.split(",") if "," in value else value
-        elif sign in BOUNDS and before is None:
-            found[key] = replace(Range(), **{BOUNDS[sign]: value})
-        elif sign in BOUNDS and isinstance(before, Range) and getattr(before, BOUNDS[sign]) is None:
-            found[key] = replace(before, **{BOUNDS[sign]: value})
+    found: dict[tuple[str, str], Condition] = {}
+    for text in given or ():
+        part = _read(text)
+        if part.sign == "!=":
+            kind, condition = "none_of", Condition(part.key, none_of=_values(part))
+        elif part.sign == "=":
+            values = _values(part)
+            one = Condition(part.key, equals=values[0])
+            kind, condition = "values", one if len(values) == 1 else Condition(part.key, any_of=values)
         else:
-            raise InvalidInputError("--filter", f"{text!r} does not go together with the other condition on {key!r}")
-    return found or None
+            kind, condition = "range", _range(part.key, part.sign, _bound(part))
+        before = found.get((part.key, kind))
+        found[part.key, kind] = condition if before is None else _joined(part, before, condition)
+    return tuple(found.values()) or None
+
+
+def _read(text: str) -> _Part:
+    _check_utf8(text, text)  # a shell passes bytes that are not UTF-8 as lone surrogates
+    parts = CONDITION.fullmatch(text)
+    if parts is None:
+        raise _unreadable(text)
+    key, sign, value = parts[1].strip(), parts[2], parts[3].strip()
+    if sign == "==":
+        sign = "="
+    if sign not in {"=", "!=", *BOUNDS}:
+        meant = f"Write {MEANT[sign]} instead of {sign}." if sign in MEANT else f"{sign} is not one of = != >= > <= <."
+        raise _unreadable(text, f"{meant} A value that begins with a sign stands in double quotes.")
+    key = _unquoted(text, key)
+    if not parts[1].startswith('"') and key.endswith(tuple("~^:*|&$?")):  # meant as a sign
+        raise _unreadable(text, f"The signs are = != >= > <= <. A key that ends in {key[-1]} stands in double quotes.")
+    if not key:
+        raise _unreadable(text, "Name a key of the metadata before the sign.")
+    return _Part(text, key, sign, value)
+
+
+def _values(part: _Part) -> tuple[str, ...]:
+    """The alternatives behind = or !=, at least one."""
+    found: list[str] = []
+    start, more = 0, True
+    while more:
+        item = ITEM.match(part.value, start)
+        if item is None:  # cannot be: the second form takes everything up to a comma
+            raise _unreadable(part.given)
+        if not item[1].strip() and part.value:
+            raise _unreadable(part.given, 'An alternative is empty. Write "" for the empty text.')
+        found.append(_unquoted(part.given, item[1].strip()))
+        start, more = item.end(), item[2] == ","
+    return tuple(found)
+
+
+def _range(key: str, sign: str, bound: str) -> Condition:
+    bounds: dict[str, Any] = {BOUNDS[sign]: bound}
+    return Condition(key, **bounds)
+
+
+def _bound(part: _Part) -> str:
+    if not part.value:
+        raise _unreadable(part.given, f"Write a value after {part.sign}.")
+    return _unquoted(part.given, part.value)
+
+
+def _unquoted(given: str, text: str) -> str:
+    """A text without its double quotes, where it begins with one."""
+    if not text.startswith('"'):
+        return text
+    try:
+        found = str(json.loads(text, strict=False))
+    except ValueError as error:
+        raise _unreadable(
+            given, f'{text} is no text in double quotes, which is written as in JSON: \\" for a quotation mark.'
+        ) from error
+    _check_utf8(given, found)  # JSON's escapes can name half a surrogate pair
+    return found
+
+
+def _check_utf8(given: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(OPTION, f"Cannot read the filter {given!r}: it is not UTF-8 text.") from error
+
+
+def _joined(part: _Part, before: Condition, condition: Condition) -> Condition:
+    """Two options on one key as one condition: both bounds of a range, or all the values that it may not have."""
+    if before.none_of is not None and condition.none_of is not None:
+        return replace(before, none_of=before.none_of + condition.none_of)
+    name = BOUNDS.get(part.sign)
+    if name is None:
+        raise InvalidInputError(
+            OPTION,
+            f"The filter {part.given!r} contradicts another one on {part.key!r}. For one of several values, write "
+            "KEY=A,B in one option.",
+        )
+    if getattr(before, name) is not None:
+        raise InvalidInputError(
+            OPTION, f"The filter {part.given!r} gives {part.key!r} a second bound with {part.sign}."
+        )
+    return replace(before, **{name: getattr(condition, name)})
+
+
+def _unreadable(text: str, hint: str = "") -> InvalidInputError:
+    return InvalidInputError(OPTION, f"Cannot read the filter {text!r}. {FORMS}.{hint and ' ' + hint}")

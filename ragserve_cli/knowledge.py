@@ -11,10 +11,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ragserve.filters import conditions
+from ragserve.filters import Condition
 from ragserve_cli import choices, console
 from ragserve_cli.building import ModelOption, build
-from ragserve_cli.filtering import Filters, parse_filters
+from ragserve_cli.filtering import parse_filters
 from ragserve_cli.plan import demo_directory
 from ragserve_cli.reach import reached
 from ragserve_cli.text import excerpt
@@ -83,12 +83,12 @@ class Wanted:
 
     query: str
     k: int
-    filters: Filters | None
+    filters: tuple[Condition, ...] | None
     knowledge_version: int | None
 
 
 def _search_files(wanted: Wanted, knowledge: Path | None, model: Path | None) -> list[dict[str, Any]]:
-    from retriever_svc.filters import Condition, Filter  # noqa: PLC0415  (slow to import)
+    from retriever_svc import filters  # noqa: PLC0415  (slow to import)
     from retriever_svc.kinds import LookupOptions  # noqa: PLC0415
     from retriever_svc.loading import RetrievalOptions  # noqa: PLC0415
     from retriever_svc.search import search_offline  # noqa: PLC0415
@@ -99,7 +99,7 @@ def _search_files(wanted: Wanted, knowledge: Path | None, model: Path | None) ->
         wanted.query,
         wanted.k,
         RetrievalOptions(knowledge_version=wanted.knowledge_version or 0),
-        LookupOptions(Filter(tuple(Condition(**vars(one)) for one in conditions(wanted.filters)))),
+        LookupOptions(filters.Filter(tuple(filters.Condition(**vars(one)) for one in wanted.filters or ()))),
     )
     return [
         {

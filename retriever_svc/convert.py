@@ -68,6 +68,8 @@ def _condition(message: common_pb2.Condition) -> Condition:
         return Condition(message.key, equals=message.equals)
     if test == "any_of":
         return Condition(message.key, any_of=tuple(message.any_of.values))
+    if test == "none_of":
+        return Condition(message.key, none_of=tuple(message.none_of.values))
     bounds = {descriptor.name: value for descriptor, value in message.range.ListFields()}
     return Condition(message.key, **bounds)
 

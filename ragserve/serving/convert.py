@@ -62,6 +62,8 @@ def _condition_to_proto(condition: Condition) -> common_pb2.Condition:
         return common_pb2.Condition(key=condition.key, equals=condition.equals)
     if condition.any_of is not None:
         return common_pb2.Condition(key=condition.key, any_of=common_pb2.TextList(values=condition.any_of))
+    if condition.none_of is not None:
+        return common_pb2.Condition(key=condition.key, none_of=common_pb2.TextList(values=condition.none_of))
     bounds = {name: value for name in BOUNDS if (value := getattr(condition, name)) is not None}
     return common_pb2.Condition(key=condition.key, range=common_pb2.Range(**bounds))
 
@@ -72,4 +74,6 @@ def _condition_from_proto(message: common_pb2.Condition) -> Condition:
         return Condition(message.key, equals=message.equals)
     if test == "any_of":
         return Condition(message.key, any_of=tuple(message.any_of.values))
+    if test == "none_of":
+        return Condition(message.key, none_of=tuple(message.none_of.values))
     return Condition(message.key, **{bound.name: value for bound, value in message.range.ListFields()})

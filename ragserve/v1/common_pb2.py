@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18ragserve/v1/common.proto\x12\x0bragserve.v1\"<\n\x0bStageTiming\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\x12\r\n\x05\x63ount\x18\x03 \x01(\r\"I\n\x07Passage\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x15\n\rmetadata_json\x18\x04 \x01(\t\"X\n\rScoredPassage\x12%\n\x07passage\x18\x01 \x01(\x0b\x32\x14.ragserve.v1.Passage\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x11\n\tlog_prior\x18\x03 \x01(\x02\"\xb1\x01\n\rSearchOptions\x12&\n\x06\x66ilter\x18\x01 \x03(\x0b\x32\x16.ragserve.v1.Condition\x12\x0e\n\x06nprobe\x18\x02 \x01(\r\x12\x11\n\tef_search\x18\x03 \x01(\r\x12%\n\x04kind\x18\x04 \x01(\x0e\x32\x17.ragserve.v1.SearchKind\x12\x1b\n\x0elexical_weight\x18\x05 \x01(\x02H\x00\x88\x01\x01\x42\x11\n\x0f_lexical_weight\"\x80\x01\n\tCondition\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x10\n\x06\x65quals\x18\x02 \x01(\tH\x00\x12\'\n\x06\x61ny_of\x18\x03 \x01(\x0b\x32\x15.ragserve.v1.TextListH\x00\x12#\n\x05range\x18\x04 \x01(\x0b\x32\x12.ragserve.v1.RangeH\x00\x42\x06\n\x04test\"\x1a\n\x08TextList\x12\x0e\n\x06values\x18\x01 \x03(\t\"\x89\x01\n\x05Range\x12\x15\n\x08\x61t_least\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x12\n\x05\x61\x62ove\x18\x02 \x01(\tH\x01\x88\x01\x01\x12\x14\n\x07\x61t_most\x18\x03 \x01(\tH\x02\x88\x01\x01\x12\x12\n\x05\x62\x65low\x18\x04 \x01(\tH\x03\x88\x01\x01\x42\x0b\n\t_at_leastB\x08\n\x06_aboveB\n\n\x08_at_mostB\x08\n\x06_below*?\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x0e\n\nMODE_TOKEN\x10\x01\x12\x11\n\rMODE_SEQUENCE\x10\x02*\x85\x01\n\nSearchKind\x12\x1b\n\x17SEARCH_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11SEARCH_KIND_DENSE\x10\x01\x12\x14\n\x10SEARCH_KIND_BM25\x10\x02\x12\x18\n\x14SEARCH_KIND_WEIGHTED\x10\x03\x12\x13\n\x0fSEARCH_KIND_RRF\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18ragserve/v1/common.proto\x12\x0bragserve.v1\"<\n\x0bStageTiming\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\x12\r\n\x05\x63ount\x18\x03 \x01(\r\"I\n\x07Passage\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x15\n\rmetadata_json\x18\x04 \x01(\t\"X\n\rScoredPassage\x12%\n\x07passage\x18\x01 \x01(\x0b\x32\x14.ragserve.v1.Passage\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x11\n\tlog_prior\x18\x03 \x01(\x02\"\xb1\x01\n\rSearchOptions\x12&\n\x06\x66ilter\x18\x01 \x03(\x0b\x32\x16.ragserve.v1.Condition\x12\x0e\n\x06nprobe\x18\x02 \x01(\r\x12\x11\n\tef_search\x18\x03 \x01(\r\x12%\n\x04kind\x18\x04 \x01(\x0e\x32\x17.ragserve.v1.SearchKind\x12\x1b\n\x0elexical_weight\x18\x05 \x01(\x02H\x00\x88\x01\x01\x42\x11\n\x0f_lexical_weight\"\xaa\x01\n\tCondition\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x10\n\x06\x65quals\x18\x02 \x01(\tH\x00\x12\'\n\x06\x61ny_of\x18\x03 \x01(\x0b\x32\x15.ragserve.v1.TextListH\x00\x12#\n\x05range\x18\x04 \x01(\x0b\x32\x12.ragserve.v1.RangeH\x00\x12(\n\x07none_of\x18\x05 \x01(\x0b\x32\x15.ragserve.v1.TextListH\x00\x42\x06\n\x04test\"\x1a\n\x08TextList\x12\x0e\n\x06values\x18\x01 \x03(\t\"\x89\x01\n\x05Range\x12\x15\n\x08\x61t_least\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x12\n\x05\x61\x62ove\x18\x02 \x01(\tH\x01\x88\x01\x01\x12\x14\n\x07\x61t_most\x18\x03 \x01(\tH\x02\x88\x01\x01\x12\x12\n\x05\x62\x65low\x18\x04 \x01(\tH\x03\x88\x01\x01\x42\x0b\n\t_at_leastB\x08\n\x06_aboveB\n\n\x08_at_mostB\x08\n\x06_below*?\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x0e\n\nMODE_TOKEN\x10\x01\x12\x11\n\rMODE_SEQUENCE\x10\x02*\x85\x01\n\nSearchKind\x12\x1b\n\x17SEARCH_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11SEARCH_KIND_DENSE\x10\x01\x12\x14\n\x10SEARCH_KIND_BM25\x10\x02\x12\x18\n\x14SEARCH_KIND_WEIGHTED\x10\x03\x12\x13\n\x0fSEARCH_KIND_RRF\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ragserve.v1.common_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODE']._serialized_start=747
-  _globals['_MODE']._serialized_end=810
-  _globals['_SEARCHKIND']._serialized_start=813
-  _globals['_SEARCHKIND']._serialized_end=946
+  _globals['_MODE']._serialized_start=789
+  _globals['_MODE']._serialized_end=852
+  _globals['_SEARCHKIND']._serialized_start=855
+  _globals['_SEARCHKIND']._serialized_end=988
   _globals['_STAGETIMING']._serialized_start=41
   _globals['_STAGETIMING']._serialized_end=101
   _globals['_PASSAGE']._serialized_start=103
@@ -44,9 +44,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SEARCHOPTIONS']._serialized_start=269
   _globals['_SEARCHOPTIONS']._serialized_end=446
   _globals['_CONDITION']._serialized_start=449
-  _globals['_CONDITION']._serialized_end=577
-  _globals['_TEXTLIST']._serialized_start=579
-  _globals['_TEXTLIST']._serialized_end=605
-  _globals['_RANGE']._serialized_start=608
-  _globals['_RANGE']._serialized_end=745
+  _globals['_CONDITION']._serialized_end=619
+  _globals['_TEXTLIST']._serialized_start=621
+  _globals['_TEXTLIST']._serialized_end=647
+  _globals['_RANGE']._serialized_start=650
+  _globals['_RANGE']._serialized_end=787
 # @@protoc_insertion_point(module_scope)

@@ -215,7 +215,17 @@ Global___SearchOptions: _TypeAlias = SearchOptions  # noqa: Y015
 
 @_typing.final
 class Condition(_message.Message):
-    """A condition on one entry of a passage's metadata. A passage without the entry never fulfils it."""
+    """A condition on one entry of a passage's metadata. A passage without the entry fulfils none_of and no other test; null,
+    lists and objects count as no entry.
+
+    Values are texts. One that reads as a JSON number (1990, -1.5e3; not 007) also stands for that number:
+
+      the passage has     equals, any_of, none_of                    range
+      a number            the number, by its exact value             bounds that are numbers
+      a text              the same text ("1990.0" is not "1990")     bounds that are texts, by code points (ISO dates);
+                                                                     bounds that are numbers if it reads as a number
+      true or false       "true" or "false"                          as that text
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -223,17 +233,22 @@ class Condition(_message.Message):
     EQUALS_FIELD_NUMBER: _builtins.int
     ANY_OF_FIELD_NUMBER: _builtins.int
     RANGE_FIELD_NUMBER: _builtins.int
+    NONE_OF_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """Name of the entry."""
     equals: _builtins.str
-    """This text. Numbers and booleans are compared as JSON writes them."""
+    """This value."""
     @_builtins.property
     def any_of(self) -> Global___TextList:
-        """One of these texts."""
+        """One of these values."""
 
     @_builtins.property
     def range(self) -> Global___Range:
         """Within these bounds."""
+
+    @_builtins.property
+    def none_of(self) -> Global___TextList:
+        """None of these values."""
 
     def __init__(
         self,
@@ -242,12 +257,13 @@ class Condition(_message.Message):
         equals: _builtins.str = ...,
         any_of: Global___TextList | None = ...,
         range: Global___Range | None = ...,
+        none_of: Global___TextList | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["any_of", b"any_of", "equals", b"equals", "range", b"range", "test", b"test"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["any_of", b"any_of", "equals", b"equals", "none_of", b"none_of", "range", b"range", "test", b"test"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["any_of", b"any_of", "equals", b"equals", "key", b"key", "range", b"range", "test", b"test"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["any_of", b"any_of", "equals", b"equals", "key", b"key", "none_of", b"none_of", "range", b"range", "test", b"test"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_test: _TypeAlias = _typing.Literal["equals", "any_of", "range"]  # noqa: Y015
+    _WhichOneofReturnType_test: _TypeAlias = _typing.Literal["equals", "any_of", "range", "none_of"]  # noqa: Y015
     _WhichOneofArgType_test: _TypeAlias = _typing.Literal["test", b"test"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_test) -> _WhichOneofReturnType_test | None: ...
 
@@ -279,7 +295,7 @@ Global___TextList: _TypeAlias = TextList  # noqa: Y015
 
 @_typing.final
 class Range(_message.Message):
-    """Bounds; at least one. Compared as numbers when bound and value are numbers, as text (ISO dates) when the bound is not."""
+    """Bounds, at least one; see Condition for what they are compared with."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

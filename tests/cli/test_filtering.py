@@ -5,37 +5,79 @@ from __future__ import annotations
 import pytest
 
 from ragserve.errors import InvalidInputError
-from ragserve.filters import Range
+from ragserve.filters import Condition
 from ragserve_cli.filtering import parse_filters
 
 
-def test_every_sign() -> None:
-    texts = [
-        "lang=en",
-        "kind = a,b",
-        "year>=1990",
-        "year<2000",
-        "day>2020-01-01",
-        "day<=2021-01-01",
-        "empty=",
-        "eq=a=b",
-    ]
-    assert parse_filters(texts) == {
-        "lang": "en",
-        "kind": ["a", "b"],
-        "year": Range(at_least="1990", below="2000"),
-        "day": Range(above="2020-01-01", at_most="2021-01-01"),
-        "empty": "",
-        "eq": "a=b",
-    }
+@pytest.mark.parametrize(
+    ("text", "condition"),
+    [
+        ("lang=en", Condition("lang", equals="en")),
+        ("lang==en", Condition("lang", equals="en")),
+        ("kind = a , b", Condition("kind", any_of=("a", "b"))),
+        ("kind!=app", Condition("kind", none_of=("app",))),
+        ("kind != a,b", Condition("kind", none_of=("a", "b"))),
+        ("day>2020-01-01", Condition("day", above="2020-01-01")),
+        ("day<=2021-01-01", Condition("day", at_most="2021-01-01")),
+        ("day>=Smith, John", Condition("day", at_least="Smith, John")),
+        ("empty=", Condition("empty", equals="")),
+        ('kind!=""', Condition("kind", none_of=("",))),
+        ("eq=a=b>c", Condition("eq", equals="a=b>c")),
+        ("path=~/a!", Condition("path", equals="~/a!")),
+        ('quote=5" disk', Condition("quote", equals='5" disk')),
+        ('title="Paris, Texas", b', Condition("title", any_of=("Paris, Texas", "b"))),
+        (r'title="say \"yes\", \u00e9"', Condition("title", equals='say "yes", é')),
+        ('sign="=x"', Condition("sign", equals="=x")),
+        ('"a=b!"!=c', Condition("a=b!", none_of=("c",))),
+        ("Schlüssel eins.zwei/drei-vier=c", Condition("Schlüssel eins.zwei/drei-vier", equals="c")),
+        ("c++=1\n2", Condition("c++", equals="1\n2")),
+    ],
+)
+def test_each_form(text: str, condition: Condition) -> None:
+    assert parse_filters([text]) == (condition,)
+
+
+def test_conditions_on_one_key_go_together() -> None:
+    texts = ["year>=1990", "lang=en", "year<2000", "year!=1995", "year!=1996,1997", "lang!=de"]
+    assert parse_filters(texts) == (
+        Condition("year", at_least="1990", below="2000"),
+        Condition("lang", equals="en"),
+        Condition("year", none_of=("1995", "1996", "1997")),
+        Condition("lang", none_of=("de",)),
+    )
     assert parse_filters(None) is parse_filters([]) is None
 
 
 @pytest.mark.parametrize(
-    "texts", [["lang"], ["=en"], [">=3"], ["a=1", "a=2"], ["a>1", "a=2"], ["a>1", "a>2"], ["a=1", "a<2"]]
+    ("texts", "said"),
+    [
+        (["foo"], "Cannot read the filter 'foo'. Write KEY=VALUE, KEY=A,B or KEY>=VALUE."),
+        (["kind:app"], "Cannot read the filter 'kind:app'"),
+        ([""], "Cannot read the filter ''"),
+        (["=en"], "Name a key"),
+        ([">=3"], "Name a key"),
+        (['""=3'], "Name a key"),
+        (["a=<3"], "Write <= instead of =<."),
+        (["a=>3"], "Write >= instead of =>."),
+        (["a<>3"], "Write != instead of <>."),
+        (["!a=3"], "Write != instead of !."),
+        (["a! =3"], "Write != instead of !."),
+        (["a>>3"], ">> is not one of = != >= > <= <."),
+        (["a~=3"], "A key that ends in ~"),
+        (["a:=3"], "A key that ends in :"),
+        (["a>="], "Write a value after >=."),
+        (["a=x,"], "An alternative is empty."),
+        (['a="x'], "double quotes"),
+        (['a="x" y'], "double quotes"),
+        (["a=\udcff"], "not UTF-8"),
+        ([r'a="\ud800"'], "not UTF-8"),
+        (["a=1", "a=2"], "The filter 'a=2' contradicts another one on 'a'."),
+        (["a>1", "a>2"], "The filter 'a>2' gives 'a' a second bound with >."),
+    ],
 )
-def test_what_is_no_condition_or_does_not_go_together(texts: list[str]) -> None:
+def test_what_cannot_be_read_is_refused(texts: list[str], said: str) -> None:
     with pytest.raises(InvalidInputError) as caught:
         parse_filters(texts)
     assert caught.value.field == "--filter"
+    assert said in caught.value.message
     assert repr(texts[-1]) in caught.value.message

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from datetime import date, datetime
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ragserve import filters
 from ragserve.errors import InvalidInputError
-from ragserve.filters import Condition, Range, SearchOptions, between, conditions
+from ragserve.filters import Condition, Range, SearchOptions, between, conditions, none_of
 from ragserve.requests import generate_request, retrieve_request, score_request
 from ragserve.serving.convert import search_from_proto, search_to_proto
 from ragserve.v1 import common_pb2
@@ -24,6 +27,10 @@ def test_every_kind_of_value() -> None:
         "free": True,
         "score": Range(at_least=0.5),
         "tags": {7},
+        "source": none_of("web", 3),
+        "count": np.int64(2**53 + 1),
+        "part": [np.float64(1990.0), np.float32(0.5), np.bool_(True), Decimal("1.50")],
+        "n": np.array([1, 2]),
     }
     assert conditions(wanted) == (
         Condition("lang", equals="en"),
@@ -33,12 +40,22 @@ def test_every_kind_of_value() -> None:
         Condition("free", equals="true"),
         Condition("score", at_least="0.5"),
         Condition("tags", any_of=("7",)),
+        Condition("source", none_of=("web", "3")),
+        Condition("count", equals="9007199254740993"),
+        Condition("part", any_of=("1990.0", "0.5", "true", "1.50")),
+        Condition("n", any_of=("1", "2")),
     )
+    listed = [Condition("year", at_least="1990"), Condition("year", none_of=("1995",))]
+    assert conditions(listed) == tuple(listed)
     assert conditions(None) == conditions({}) == ()
 
 
 @pytest.mark.parametrize(
-    "value", [None, float("nan"), float("inf"), b"en", {"a": 1}, [None], Range(at_least=float("nan"))]
+    "value",
+    [
+        *(None, float("nan"), float("inf"), b"en", {"a": 1}, [None], Range(at_least=float("nan"))),
+        *(Decimal("nan"), np.float32("inf"), np.datetime64("2020-01-01"), none_of(None), 1j),  # type: ignore[arg-type]
+    ],
 )
 def test_values_that_metadata_cannot_have(value: Any) -> None:
     with pytest.raises(InvalidInputError, match="finite number") as caught:
@@ -46,9 +63,19 @@ def test_values_that_metadata_cannot_have(value: Any) -> None:
     assert caught.value.field == "filter['lang']"
 
 
-def test_a_filter_that_is_no_mapping() -> None:
+def test_numbers_that_are_too_long() -> None:
+    for value in (10**5000, [Fraction(10**400)]):
+        with pytest.raises(InvalidInputError, match="too long") as caught:
+            conditions({"n": value})  # type: ignore[dict-item]
+        assert caught.value.field == "filter['n']"
     with pytest.raises(InvalidInputError, match="mapping"):
-        conditions("lang=en")  # type: ignore[arg-type]
+        conditions([10**5000])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("wanted", ["lang=en", ["lang=en"], [Condition("a", equals="b"), "c"], 3, b"x"])
+def test_a_filter_that_is_neither_mapping_nor_conditions(wanted: Any) -> None:
+    with pytest.raises(InvalidInputError, match="mapping"):
+        conditions(wanted)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +84,7 @@ def test_a_filter_that_is_no_mapping() -> None:
         Condition("a", equals=""),
         Condition("a", any_of=("x", "y")),
         Condition("a", any_of=()),
+        Condition("a", none_of=("x", "")),
         Condition("a", at_least="1", below="2"),
         Condition("a", above="1", at_most="2"),
         Condition("a"),  # which the retriever refuses
