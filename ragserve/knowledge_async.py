@@ -32,6 +32,7 @@ from ragserve.knowledge_client import (
 )
 from ragserve.knowledge_messages import Progress, stream_request, streamed
 from ragserve.serving.channel import channel
+from ragserve.serving.streams import ClientStream
 from ragserve.v1 import retriever_pb2, retriever_pb2_grpc
 
 R = TypeVar("R")
@@ -153,7 +154,7 @@ class AsyncKnowledgeClient:
         self, lookups: Iterable[Lookup | Query] | AsyncIterable[Lookup | Query], left: TimeLeft
     ) -> AsyncGenerator[StreamedLookup, None]:
         failures: list[Exception] = []
-        call = self._stub.RetrieveStream(_requests(lookups, failures), timeout=left.seconds())
+        call = ClientStream(self._stub.RetrieveStream(_requests(lookups, failures), timeout=left.seconds()))
         try:
             with typed_errors():
                 async for response in call:

@@ -6,9 +6,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import grpc
 import grpc.aio
@@ -29,6 +28,7 @@ from ragserve.serving.channel import channel
 from ragserve.serving.convert import search_to_proto, timings_from_proto
 from ragserve.serving.metrics import Metrics
 from ragserve.serving.status import error_from_rpc
+from ragserve.serving.streams import ClientStream
 from ragserve.v1 import generator_pb2, generator_pb2_grpc, retriever_pb2, retriever_pb2_grpc
 
 FIRST_BACKOFF_SECONDS = 0.1
@@ -42,7 +42,7 @@ GENERATOR_NAME = generator_pb2.DESCRIPTOR.services_by_name["GeneratorService"].f
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-DecodeCall = grpc.aio.StreamStreamCall[generator_pb2.DecodeRequest, generator_pb2.DecodeResponse]
+DecodeStream = ClientStream[generator_pb2.DecodeRequest, generator_pb2.DecodeResponse]
 
 
 class RetrieverClient:
@@ -128,18 +128,17 @@ class GeneratorClient:
         """A session, which frees the generator's when the block ends."""
         return GeneratorSession(self, spec, deadline, stages, self._settings.max_attempts)
 
-    def start_stream(self, deadline: Deadline) -> DecodeCall:
+    def start_stream(self, deadline: Deadline) -> DecodeStream:
         """A new stream, to the next replica that is connected."""
-        call: DecodeCall = self._stub.Decode(timeout=deadline.remaining())
-        return call
+        return ClientStream(self._stub.Decode(timeout=deadline.remaining()))
 
     def lost_replica(self) -> None:
         """Another replica may have something else loaded."""
         self._info = None
 
-    def finish(self, call: DecodeCall) -> None:
+    def finish(self, call: DecodeStream) -> None:
         """Ends a session in the background: the answer need not wait for the farewell."""
-        task = asyncio.create_task(_farewell(call))
+        task = asyncio.create_task(call.end(CLOSING_SECONDS))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
@@ -163,7 +162,7 @@ class GeneratorSession:
         self._deadline = deadline
         self._stages = stages
         self._max_attempts = max_attempts
-        self._call: DecodeCall | None = None
+        self._call: DecodeStream | None = None
         self._prefixes: Prefixes | None = None
         self._ahead: Ahead | None = None
         self._n_docs = spec.evidence.n_docs
@@ -281,7 +280,7 @@ class GeneratorSession:
         The streams are all started at once: so the round robin leads each to another replica. Started one after the
         other, with other sessions' streams between them, they would often come to the full one again.
         """
-        calls = list[DecodeCall]()
+        calls = list[DecodeStream]()
         try:
             while len(calls) < self._max_attempts - 1:
                 calls.append(self._client.start_stream(self._deadline))
@@ -298,7 +297,7 @@ class GeneratorSession:
                 if call is not self._call:
                     call.cancel()
 
-    async def _open_on(self, call: DecodeCall) -> generator_pb2.DecodeResponse:
+    async def _open_on(self, call: DecodeStream) -> generator_pb2.DecodeResponse:
         self._call, self._ahead = call, None
         return await self._exchange(convert.open_to_proto(self._spec, self._prefixes))
 
@@ -351,12 +350,10 @@ async def _raising(call: Awaitable[T]) -> T:
         raise for_caller(error_from_rpc(error)) from error
 
 
-async def _next_response(call: DecodeCall, request: generator_pb2.DecodeRequest) -> generator_pb2.DecodeResponse:
-    """Raises UnavailableError when the stream ended instead, whatever way."""
+async def _next_response(call: DecodeStream, request: generator_pb2.DecodeRequest) -> generator_pb2.DecodeResponse:
+    """Raises the error of the status that the stream ended with instead; UnavailableError where that is no error."""
     try:
-        with suppress(asyncio.InvalidStateError):  # it is over already: reading says why
-            await call.write(request)
-        response: Any = await call.read()
+        response = await call.exchange(request)
     except grpc.aio.AioRpcError as error:
         raise for_caller(error_from_rpc(error)) from error
     except asyncio.InvalidStateError as error:
@@ -367,15 +364,6 @@ async def _next_response(call: DecodeCall, request: generator_pb2.DecodeRequest)
         if task is not None and task.cancelling():
             raise
         raise UnavailableError("the generator cancelled the session") from error
-    if response is grpc.aio.EOF:
+    if response is None:
         raise UnavailableError("the generator ended the session")
-    return response  # type: ignore[no-any-return]
-
-
-async def _farewell(call: DecodeCall) -> None:
-    """Says that no request follows, and lets the generator end the stream."""
-    try:
-        await call.done_writing()
-        await asyncio.wait_for(call.code(), CLOSING_SECONDS)
-    except (grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError):
-        call.cancel()
+    return response

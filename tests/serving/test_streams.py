@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from itertools import count
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
 
-from ragserve.serving.streams import require_ended_by_client
+from ragserve.serving.streams import ClientStream, require_ended_by_client
 
 METHOD = "/test.Streams/Count"
 BROKEN, WHOLE = 300, 20
@@ -52,3 +53,71 @@ async def test_a_broken_stream_never_passes_for_a_whole_one() -> None:
     await server.stop(None)
     assert counting.ended[1], "grpc.aio no longer takes a broken stream for one that ended: nothing to tell apart"
     assert counting.whole == {2: WHOLE}
+
+
+REFUSED, WRITES = 400, 50
+
+
+@pytest.fixture
+async def refusing() -> AsyncIterator[Any]:
+    """A method that refuses every stream after its first request, or at once, or ends it without an error."""
+
+    async def answer(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        first = await anext(aiter(requests)) if number() % 2 else b""
+        if first:
+            yield first
+        if first != b"fine":
+            metadata = (("reason", "small"),)
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", metadata)
+
+    number, server = count().__next__, grpc.aio.server()
+    handlers = {"Refuse": grpc.stream_stream_rpc_method_handler(answer)}
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test.Streams", handlers)])
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield channel.stream_stream("/test.Streams/Refuse")
+    await server.stop(None)
+
+
+async def ended(run: Callable[[], Awaitable[object]]) -> tuple[object, ...]:
+    """The status that a stream ends with, as its client sees it."""
+    try:
+        await run()
+    except grpc.aio.AioRpcError as error:
+        metadata: Any = error.trailing_metadata()
+        return error.code(), error.details(), metadata.get("reason")
+    return ("ended",)
+
+
+async def test_a_refused_stream_keeps_its_status(refusing: Any) -> None:
+    """However many requests are written before the client comes to read the refusal."""
+
+    async def write() -> None:
+        stream: ClientStream[bytes, bytes] = ClientStream(refusing())
+        while await stream.exchange(b"one") is not None:
+            pass
+
+    async def iterate() -> None:
+        async def requests() -> AsyncIterator[bytes]:
+            for _ in range(WRITES):
+                yield b"one"
+
+        assert [one async for one in ClientStream[bytes, bytes](refusing(requests()))] in ([], [b"one"])
+
+    for run in (write, iterate):
+        for _ in range(REFUSED // 50):
+            ends = await asyncio.gather(*(ended(run) for _ in range(50)))
+            assert set(ends) == {(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", "small")}
+
+
+async def test_a_stream_that_ends_without_an_error(refusing: Any) -> None:
+    async def iterate() -> None:
+        async def requests() -> AsyncIterator[bytes]:
+            for _ in range(WRITES):
+                yield b"fine"
+
+        assert [one async for one in ClientStream[bytes, bytes](refusing(requests()))] in ([], [b"fine"])
+
+    ends = await asyncio.gather(*(ended(iterate) for _ in range(100)))
+    assert set(ends) == {(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", "small"), ("ended",)}
