@@ -71,7 +71,11 @@ class Deleted:
 
 @dataclass(frozen=True)
 class KnowledgeVersion:
-    """One version. operation: build, upsert, delete, rollback, compact or other; loaded: a request may pin it."""
+    """One version.
+
+    operation: build, upsert, delete, rollback, compact, settings (how the files are kept; the passages are those of the
+    version before), or other (another program). loaded: a request may pin it.
+    """
 
     version: int
     created_unix_seconds: float

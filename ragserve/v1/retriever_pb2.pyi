@@ -573,7 +573,9 @@ class KnowledgeVersion(_message.Message):
     passages: _builtins.int
     """Passages in it."""
     operation: _builtins.str
-    """What made it: build, upsert, delete, rollback, compact or other."""
+    """What made it: build, upsert, delete, rollback, compact, settings (how the files are kept; the passages are those of
+    the version before), or other (another program).
+    """
     loaded: _builtins.bool
     """Whether this replica has it loaded, so that a request may pin it."""
     def __init__(

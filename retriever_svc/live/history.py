@@ -21,8 +21,20 @@ from retriever_svc.rows import TEXT_COLUMNS, VECTOR_COLUMN, RowKeys
 from retriever_svc.types import Int64, Passage
 
 DEFAULT_LIMIT = 1_000
-# What Lance calls an operation, and what made it here. An update without new rows is a deletion.
-OPERATIONS = {"Overwrite": "build", "Update": "upsert", "Delete": "delete", "Restore": "rollback", "Rewrite": "compact"}
+# What Lance calls an operation, and what made it here. An update without new rows is a deletion. The first write to a
+# knowledge base of an older ragserve marks its key column, in a version of its own ("settings"). A compaction first
+# reserves numbers for its files, in a version of its own, and pylance has no class for that operation.
+OPERATIONS = {
+    "Overwrite": "build",
+    "Append": "upsert",
+    "Update": "upsert",
+    "Delete": "delete",
+    "Restore": "rollback",
+    "Rewrite": "compact",
+    "BaseOperation": "compact",
+    "UpdateConfig": "settings",
+    "CreateIndex": "settings",
+}
 
 
 @dataclass(frozen=True)
@@ -32,7 +44,7 @@ class Version:
     version: int
     created_unix_seconds: float
     passages: int
-    operation: str  # build, upsert, delete, rollback, compact or other
+    operation: str  # build, upsert, delete, rollback, compact, settings or other (by another program)
 
 
 @dataclass(frozen=True)
