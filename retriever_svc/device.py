@@ -37,8 +37,8 @@ def faiss_gpus() -> int:
     return int(faiss.get_num_gpus())
 
 
-def no_cuda(library: str, reason: str) -> FailedPreconditionError:
-    """The error for CUDA asked for and absent."""
-    return FailedPreconditionError(
-        f"device is 'cuda', but {library} cannot use it here: {reason}; use device 'cpu' or 'auto'", field="device"
-    )
+def no_cuda(library: str, reason: str, device: Device = "cuda") -> FailedPreconditionError:
+    """The error, or the reason for the log, where CUDA is asked for (or left to `auto`) and absent."""
+    asked = f"device is {device!r}, {'but' if device == 'cuda' else 'and'} {library} cannot use CUDA here: {reason}"
+    advice = "; use device 'cpu' or 'auto'" if device == "cuda" else ""
+    return FailedPreconditionError(asked + advice, field="device")

@@ -15,6 +15,7 @@ from retriever_svc.index.parameters import Kind, reason
 from retriever_svc.index.spec import IndexSpec
 from retriever_svc.types import Float32, Int64
 
+NO_GPU = "this build of faiss has no GPU support, or no GPU is visible"
 log = logging.getLogger(__name__)
 native: Any = faiss  # a CPU build's stub does not know the GPU's classes
 
@@ -88,8 +89,7 @@ def place(index: Any, spec: IndexSpec) -> GpuIndex | None:
     if spec.device == "cpu":
         return None
     if not faiss_gpus():
-        why = no_cuda("FAISS", "this build of faiss has no GPU support, or no GPU is visible")
-        _log_or_raise(spec, why)
+        _log_or_raise(spec, no_cuda("FAISS", NO_GPU, spec.device))
         return None
     try:
         placed = GpuIndex(index, spec)
@@ -97,7 +97,8 @@ def place(index: Any, spec: IndexSpec) -> GpuIndex | None:
         message = f"index_factory {spec.factory!r} cannot be searched on a GPU: {reason(error)}"
         _log_or_raise(spec, FailedPreconditionError(message, field="index_factory"))
         return None
-    log.info("index is on the GPU", extra=fields(factory=spec.full_factory, gpus=placed.n_gpus, mode=spec.gpus))
+    mode = spec.gpus if placed.n_gpus > 1 else "one"  # on a single GPU, nothing is sharded or replicated
+    log.info("index is on the GPU", extra=fields(factory=spec.full_factory, gpus=placed.n_gpus, mode=mode))
     return placed
 
 
