@@ -26,6 +26,7 @@ from ragserve.errors import (
 )
 
 if TYPE_CHECKING:
+    __version__: str
     from ragserve.client import AsyncClient, Client
     from ragserve.filters import Condition, NoneOf, Range, between, none_of
     from ragserve.knowledge import (
@@ -128,13 +129,16 @@ __all__ = [
     "UnavailableError",
     "Upserted",
     "VersionDiff",
+    "__version__",
     "between",
     "none_of",
 ]
 
 
 def __getattr__(name: str) -> object:
-    """The client and its results, on first use."""
+    """The client, its results and the version, on first use."""
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("ragserve")
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'ragserve' has no attribute {name!r}")

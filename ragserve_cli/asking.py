@@ -8,11 +8,10 @@ import typer
 
 from ragserve.errors import InvalidInputError
 from ragserve_cli import choices, console
-from ragserve_cli.choices import DEFAULT_TARGET
+from ragserve_cli.choices import DEFAULT_TARGET, DEFAULT_TIMEOUT
 from ragserve_cli.filtering import parse_filters
 from ragserve_cli.reach import reached
 
-DEFAULT_TIMEOUT = 60.0  # seconds
 EARLY_STOPPING: dict[str, bool | str] = {"heuristic": False, "first": True, "never": "never"}
 SAME_NAME = (
     *(
@@ -93,7 +92,7 @@ def score(  # noqa: PLR0913
     chosen: dict[str, Any] = {"mode": mode, "docs": docs, "knowledge_version": knowledge_version}
     chosen["search_kind"] = search_kind
     chosen["filter"] = parse_filters(filters)
-    with reached(target), Client(target, timeout_seconds=timeout) as client:
+    with reached(target, timeout=timeout), Client(target, timeout_seconds=timeout) as client:
         found = client.score(question, answer, **_given(chosen))
     if as_json:
         console.print_json(found.to_dict())
@@ -118,7 +117,7 @@ def retrieve(
 
     chosen: dict[str, Any] = {"docs": docs, "knowledge_version": knowledge_version, "search_kind": search_kind}
     chosen["filter"] = parse_filters(filters)
-    with reached(target), Client(target, timeout_seconds=timeout) as client:
+    with reached(target, timeout=timeout), Client(target, timeout_seconds=timeout) as client:
         found = client.retrieve(question, **_given(chosen))
     if as_json:
         console.print_json(found.to_dict())
@@ -136,7 +135,7 @@ def info(
     """Show what the retriever and the generator have loaded."""
     from ragserve_cli.services_info import read_info  # noqa: PLC0415  (slow to import)
 
-    with reached(retriever, generator, options="--retriever or --generator"):
+    with reached(retriever, generator, options="--retriever or --generator", timeout=timeout):
         found = read_info(retriever, generator, timeout)
     if as_json:
         console.print_json(found)

@@ -144,6 +144,9 @@ def build(  # noqa: PLR0913
     """Embed passages with the model's passage encoder and commit them as a versioned knowledge base.
 
     A build that was killed goes on where it was when the same command is given again.
+
+    JSONL: one object a line, such as {"id": "a1", "text": "…", "title": "…", "metadata": {"lang": "en", "year": 1990}}.
+    id and text are required; further keys become metadata.
     """
     from retriever_svc.build import BuildOptions, build_knowledge_base  # noqa: PLC0415  (slow to import)
 

@@ -10,6 +10,7 @@ import typer
 
 SEARCH, SAMPLING, CONTEXT, OUTPUT = "Search", "Sampling (token mode)", "Context", "Output"
 DEFAULT_TARGET = "127.0.0.1:50051"
+DEFAULT_TIMEOUT = 60.0  # seconds
 
 
 class Mode(StrEnum):
@@ -84,40 +85,66 @@ SearchKindOption = Annotated[
     SearchKind | None,
     typer.Option(
         "--search-kind",
-        help="Find passages by vector, by words, or by both; all but dense need a retriever with lexical=true.",
+        help="Find passages by vector (dense), by words (bm25), or by both. All but dense need a retriever that was "
+        "started with --lexical, as by 'ragserve up --lexical'.",
     ),
 ]
 
 DecodingOption = Annotated[
-    Decoding | None, typer.Option("--decoding", help="Of sequence mode.", rich_help_panel=SEARCH)
+    Decoding | None,
+    typer.Option(
+        "--decoding",
+        help="How sequence mode ranks its answers; thorough scores each under every passage.",
+        rich_help_panel=SEARCH,
+    ),
 ]
 BeamsOption = Annotated[
-    int | None, typer.Option("--beams", metavar="N", help="Beams; 1 is greedy.", rich_help_panel=SEARCH)
+    int | None,
+    typer.Option("--beams", metavar="N", help="Beams of the search; 1 searches greedily.", rich_help_panel=SEARCH),
 ]
 ReturnsOption = Annotated[
-    int | None, typer.Option("--returns", metavar="N", help="Answers to return.", rich_help_panel=SEARCH)
+    int | None,
+    typer.Option(
+        "--returns", metavar="N", help="Answers to return, at most as many as --beams.", rich_help_panel=SEARCH
+    ),
 ]
 MaxLengthOption = Annotated[
-    int | None, typer.Option(metavar="N", help="Longest sequence, start token included.", rich_help_panel=SEARCH)
+    int | None,
+    typer.Option(metavar="N", help="Longest answer in tokens, start token included.", rich_help_panel=SEARCH),
 ]
 MinLengthOption = Annotated[
-    int | None, typer.Option(metavar="N", help="Shortest sequence, start token included.", rich_help_panel=SEARCH)
+    int | None,
+    typer.Option(metavar="N", help="Shortest answer in tokens, start token included.", rich_help_panel=SEARCH),
 ]
-MaxNewOption = Annotated[int | None, typer.Option(metavar="N", help="Most new tokens.", rich_help_panel=SEARCH)]
-MinNewOption = Annotated[int | None, typer.Option(metavar="N", help="Fewest new tokens.", rich_help_panel=SEARCH)]
+MaxNewOption = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Longest answer in tokens, start token not included.", rich_help_panel=SEARCH),
+]
+MinNewOption = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Shortest answer in tokens, start token not included.", rich_help_panel=SEARCH),
+]
 LengthPenaltyOption = Annotated[
-    float | None, typer.Option(metavar="X", help="Scores are log-probability / length^X.", rich_help_panel=SEARCH)
+    float | None,
+    typer.Option(metavar="X", help="Beam search ranks answers by log-probability / length^X.", rich_help_panel=SEARCH),
 ]
 EarlyStoppingOption = Annotated[
-    EarlyStopping | None, typer.Option(help="When beam search stops.", rich_help_panel=SEARCH)
+    EarlyStopping | None, typer.Option(help="When beam search stops, as in transformers.", rich_help_panel=SEARCH)
 ]
 NgramOption = Annotated[
     int | None,
-    typer.Option("--no-repeat-ngram", metavar="N", help="No n-gram of N tokens twice.", rich_help_panel=SEARCH),
+    typer.Option(
+        "--no-repeat-ngram",
+        metavar="N",
+        help="No sequence of N tokens occurs twice; 0 allows it.",
+        rich_help_panel=SEARCH,
+    ),
 ]
 RepetitionOption = Annotated[
     float | None,
-    typer.Option(metavar="X", help="Above 1: generated tokens become less likely.", rich_help_panel=SEARCH),
+    typer.Option(
+        metavar="X", help="Values above 1 make tokens that were generated before less likely.", rich_help_panel=SEARCH
+    ),
 ]
 BadWordsOption = Annotated[
     list[str] | None,
@@ -131,24 +158,56 @@ BadWordsOption = Annotated[
 
 SampleOption = Annotated[bool, typer.Option("--sample", help="Sample instead of search.", rich_help_panel=SAMPLING)]
 TemperatureOption = Annotated[
-    float | None, typer.Option(metavar="X", help="Turns sampling on, as the next three do.", rich_help_panel=SAMPLING)
+    float | None,
+    typer.Option(
+        metavar="X",
+        help="Divides the log-probabilities; turns sampling on, as the next three options do.",
+        rich_help_panel=SAMPLING,
+    ),
 ]
-TopKOption = Annotated[int | None, typer.Option(metavar="N", help="The N likeliest tokens.", rich_help_panel=SAMPLING)]
+TopKOption = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Sample from the N most probable tokens; 0: from all.", rich_help_panel=SAMPLING),
+]
 TopPOption = Annotated[
-    float | None, typer.Option(metavar="P", help="The likeliest tokens of mass P.", rich_help_panel=SAMPLING)
+    float | None,
+    typer.Option(
+        metavar="P",
+        help="Sample from the most probable tokens that have probability P together.",
+        rich_help_panel=SAMPLING,
+    ),
 ]
 SeedOption = Annotated[
-    int | None, typer.Option(metavar="N", help="For the same answer again.", rich_help_panel=SAMPLING)
+    int | None, typer.Option(metavar="N", help="The same seed gives the same answer again.", rich_help_panel=SAMPLING)
 ]
 
 QuestionFormOption = Annotated[
-    QuestionForm | None, typer.Option(help="decoded: as transformers feeds it.", rich_help_panel=CONTEXT)
+    QuestionForm | None,
+    typer.Option(
+        help="Form of the question that the generator reads: raw is as asked, decoded is as transformers feeds it.",
+        rich_help_panel=CONTEXT,
+    ),
 ]
-TruncationOption = Annotated[Truncation | None, typer.Option(help="What long contexts lose.", rich_help_panel=CONTEXT)]
-ContextTokensOption = Annotated[int | None, typer.Option(metavar="N", help="Longest context.", rich_help_panel=CONTEXT)]
+TruncationOption = Annotated[
+    Truncation | None,
+    typer.Option(
+        help="What a context that is too long loses: the end of its passage, or its right end.", rich_help_panel=CONTEXT
+    ),
+]
+ContextTokensOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", help="Longest context in tokens: question and passage together.", rich_help_panel=CONTEXT
+    ),
+]
 
 StreamOption = Annotated[
-    bool, typer.Option("--stream", help="Print tokens as they become final.", rich_help_panel=OUTPUT)
+    bool,
+    typer.Option(
+        "--stream",
+        help="Print the answer's text as it becomes final; with --json, print one JSON object per event and line.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 ExplainOption = Annotated[
     Path | None,

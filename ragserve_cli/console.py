@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import errno
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,19 +12,43 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
-from ragserve.errors import InvalidInputError, RagserveError
-
-out = Console(highlight=False, soft_wrap=False)
-err = Console(stderr=True, highlight=False)
+from ragserve.boundary import ending_of
+from ragserve.errors import RagserveError
+from ragserve.printable import printable, to_json
 
 STYLES = {"retriever": "cyan", "generator": "magenta", "orchestrator": "green"}
-BAD_INPUT, FAILED = 2, 1  # exit status
+
+
+class SafeConsole(Console):
+    """A console that shows control characters in texts as escapes: a passage cannot steer the terminal.
+
+    rich makes every text that it prints, measures or puts into a table with `render_str`.
+    """
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """The text as rich prints it, control characters escaped."""
+        return super().render_str(printable(text), **options)
+
+    def on_broken_pipe(self) -> None:
+        """Leaves the error to the boundary of the program; rich would end it here."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+out = SafeConsole(highlight=False, soft_wrap=False, emoji=False)
+err = SafeConsole(stderr=True, highlight=False, emoji=False)
 
 
 def print_json(body: dict[str, Any]) -> None:
     """One JSON object on stdout."""
-    sys.stdout.write(json.dumps(body, ensure_ascii=False) + "\n")
+    sys.stdout.write(to_json(body) + "\n")
+
+
+def print_text(text: str) -> None:
+    """A piece of a streamed answer on stdout, without a line break."""
+    sys.stdout.write(printable(text))
+    sys.stdout.flush()
 
 
 def note(message: str) -> None:
@@ -41,12 +66,14 @@ def log_line(service: str, line: str) -> None:
     err.print(f"[{STYLES.get(service, 'white')}]{service:<12}[/] | {escape(line)}", soft_wrap=True)
 
 
-def report(error: RagserveError) -> int:
-    """Print an error as `error: field: message`; returns the exit status."""
-    named = error.field and error.field not in error.message
-    text = f"{error.field}: {error.message}" if named else error.message
+def fail(text: str) -> None:
+    """One line about an error on stderr."""
     err.print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
-    return BAD_INPUT if isinstance(error, InvalidInputError) else FAILED
+
+
+def report(error: RagserveError) -> None:
+    """An error as `error: field: message`, where the program goes on after it."""
+    fail(ending_of(error).text)
 
 
 @contextmanager

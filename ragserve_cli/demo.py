@@ -7,29 +7,22 @@ import sys
 from pathlib import Path
 
 from ragserve.client import Client
-from ragserve.errors import InvalidInputError, NotFoundError, RagserveError
+from ragserve.errors import InvalidInputError, RagserveError
+from ragserve.files import file_errors, require_file
 from ragserve_cli import answers, console
 from ragserve_cli.local import LogLine
-from ragserve_cli.plan import demo_directory, plan
+from ragserve_cli.plan import Assets, demo_directory, plan
 from ragserve_cli.up import Running, running
 
 POLL_SECONDS = 0.2
 PROMPT = "\n[bold]question>[/] "
 
 
-def demo(
-    config: Path | None,
-    model: Path | None,
-    knowledge: Path | None,
-    questions: Path | None,
-    *,
-    verbose: bool,
-    timeout: float,
-) -> None:
+def demo(assets: Assets, questions: Path | None, *, verbose: bool, timeout: float) -> None:
     """Answer the samples, then what is asked at the prompt; without a terminal, end after the samples."""
     samples = read_questions(questions or demo_directory() / "questions.txt")
     log: LogLine = console.log_line if verbose else lambda _service, _line: None
-    with running(plan(config, model, knowledge), log, timeout) as started:
+    with running(plan(assets), log, timeout) as started:
         if started is None:
             return
         with Client(started.target) as client:
@@ -51,11 +44,12 @@ def read_questions(path: Path) -> list[str]:
     Raises:
         NotFoundError: the file is missing.
         InvalidInputError: it is not UTF-8 text.
+        RagserveError: it cannot be read.
     """
-    if not path.is_file():
-        raise NotFoundError(f"{path} does not exist: name another file with --questions", field=str(path))
+    require_file(path, "name another file with --questions")
     try:
-        text = path.read_text(encoding="utf-8")
+        with file_errors("read", path):
+            text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InvalidInputError(
             str(path), f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8"

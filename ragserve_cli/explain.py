@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from html import escape
+from html import escape as escape_html
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from ragserve.errors import InvalidInputError
+from ragserve.files import file_errors
+from ragserve.printable import printable
 from ragserve.results import Answer, Passage, TokenPosterior
 
 # From these probabilities on, a cell is so saturated that its figure needs the other ink (WCAG contrast 4.5).
@@ -19,15 +20,10 @@ FEW_TOKENS = 7  # up to which the cells may be wide
 
 
 def write_page(path: Path, question: str, answer: Answer) -> None:
-    """Write the page.
-
-    Raises:
-        InvalidInputError: the file cannot be written.
-    """
-    try:
-        path.write_text(render_page(question, answer), encoding="utf-8")
-    except OSError as error:
-        raise InvalidInputError("--explain", f"cannot write {path}: {error.strerror}") from error
+    """Write the page. Raises RagserveError where the file cannot be written."""
+    page = render_page(question, answer)
+    with file_errors("write the page of --explain to", path):
+        path.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def render_page(question: str, answer: Answer) -> str:
@@ -43,6 +39,11 @@ def render_page(question: str, answer: Answer) -> str:
         passages="".join(_passage(rank, found, answer.answer) for rank, found in enumerate(answer.passages, start=1)),
         tables=_other_answers(answer) + _timings(answer),
     )
+
+
+def escape(text: str) -> str:
+    """The text for HTML, with control characters and changes of direction shown as escapes."""
+    return escape_html(printable(text))
 
 
 def _facts(answer: Answer) -> str:

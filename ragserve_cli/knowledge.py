@@ -50,7 +50,7 @@ def info(
 
 
 @kb.command("search")
-def search(
+def search(  # noqa: PLR0913, PLR0917
     query: Annotated[str, typer.Argument(help="A question.")],
     k: Annotated[int, typer.Option("--k", "-k", help="Passages wanted.")] = 5,
     knowledge: Annotated[
@@ -62,10 +62,13 @@ def search(
     ] = None,
     filters: choices.FilterOption = None,
     knowledge_version: choices.VersionOption = None,
+    timeout: Annotated[
+        float, typer.Option("--timeout", metavar="SECONDS", help="Deadline of the request to --target.")
+    ] = choices.DEFAULT_TIMEOUT,
     as_json: JsonOption = False,
 ) -> None:
     """Find the passages nearest to a question."""
-    wanted = Wanted(query, k, parse_filters(filters), knowledge_version)
+    wanted = Wanted(query, k, parse_filters(filters), knowledge_version, timeout)
     rows = _search_running(target, wanted) if target else _search_files(wanted, knowledge, model)
     if as_json:
         console.print_json({"query": query, "passages": rows})
@@ -85,6 +88,7 @@ class Wanted:
     k: int
     filters: tuple[Condition, ...] | None
     knowledge_version: int | None
+    timeout: float
 
 
 def _search_files(wanted: Wanted, knowledge: Path | None, model: Path | None) -> list[dict[str, Any]]:
@@ -116,7 +120,7 @@ def _search_files(wanted: Wanted, knowledge: Path | None, model: Path | None) ->
 def _search_running(target: str, wanted: Wanted) -> list[dict[str, Any]]:
     from ragserve.client import Client  # noqa: PLC0415  (slow to import)
 
-    with reached(target), Client(target) as client:
+    with reached(target, timeout=wanted.timeout), Client(target, timeout_seconds=wanted.timeout) as client:
         found = client.retrieve(
             wanted.query, docs=wanted.k, filter=wanted.filters, knowledge_version=wanted.knowledge_version
         )

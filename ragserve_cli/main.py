@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ragserve.errors import RagserveError
+from ragserve import boundary
 from ragserve_cli import asking, changing, console
+from ragserve_cli.flags import in_flags
 from ragserve_cli.importing import import_command, quantize_command
 from ragserve_cli.knowledge import kb
 
@@ -29,12 +31,18 @@ StartupOption = Annotated[
     float, typer.Option("--startup-timeout", metavar="SECONDS", help="How long the services may take to load.")
 ]
 STARTUP_SECONDS = 180.0
-INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
+LexicalOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--lexical/--no-lexical",
+        help="Whether the retriever builds a word index (BM25), which --search-kind bm25, weighted and rrf "
+        "need; unset: as --config says, else not.",
+    ),
+]
 
 app = typer.Typer(
     help="Retrieval-Augmented Generation over gRPC: answers decoded from the exact marginal over passages.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 for command in (changing.add, changing.delete, changing.versions, changing.rollback, changing.diff, changing.compact):
@@ -48,17 +56,42 @@ app.command("import-checkpoint")(import_command)
 app.command("quantize-encoder")(quantize_command)
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        import ragserve  # noqa: PLC0415  (only for this)
+
+        print(f"ragserve {ragserve.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options_of_all(
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", envvar=boundary.DEBUG_VARIABLE, help="Show the traceback of an error as well."),
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Sets what holds for every command, and for the services that it starts."""
+    if debug:
+        os.environ[boundary.DEBUG_VARIABLE] = "1"
+
+
 @app.command("up")
 def up_command(
     config: ConfigOption = None,
     model: ModelOption = None,
     knowledge: KnowledgeOption = None,
+    lexical: LexicalOption = None,
     startup_timeout: StartupOption = STARTUP_SECONDS,
 ) -> None:
     """Run retriever, generator and orchestrator on this machine until Ctrl-C."""
-    from ragserve_cli.up import up  # noqa: PLC0415  (slow to import)
+    from ragserve_cli.plan import Assets  # noqa: PLC0415  (slow to import)
+    from ragserve_cli.up import up  # noqa: PLC0415
 
-    up(config, model, knowledge, startup_timeout)
+    up(Assets(config, model, knowledge, lexical), startup_timeout)
 
 
 @app.command("demo")
@@ -66,6 +99,7 @@ def demo_command(
     config: ConfigOption = None,
     model: ModelOption = None,
     knowledge: KnowledgeOption = None,
+    lexical: LexicalOption = None,
     questions: Annotated[
         Path | None, typer.Option("--questions", metavar="FILE", help="One question a line; unset: the embedded ones.")
     ] = None,
@@ -74,15 +108,16 @@ def demo_command(
 ) -> None:
     """Start the services with the embedded models, answer sample questions, then take yours."""
     from ragserve_cli.demo import demo  # noqa: PLC0415  (slow to import)
+    from ragserve_cli.plan import Assets  # noqa: PLC0415
 
-    demo(config, model, knowledge, questions, verbose=verbose, timeout=startup_timeout)
+    demo(Assets(config, model, knowledge, lexical), questions, verbose=verbose, timeout=startup_timeout)
 
 
 def main() -> None:
-    """Entry point: an error that a user can act on becomes one line on stderr and an exit status."""
-    try:
-        app()
-    except RagserveError as error:
-        sys.exit(console.report(error))
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+    """Entry point: an error becomes one line on stderr, in terms of the options given, and an exit status."""
+    sys.exit(boundary.guarded(_run, console.fail, lambda error: boundary.ending_of(in_flags(error, app, sys.argv[1:]))))
+
+
+def _run() -> int:
+    app()
+    return 0

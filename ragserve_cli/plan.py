@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ragserve.errors import InvalidInputError, NotFoundError
+from ragserve.files import read_toml
 
 HOST = "127.0.0.1"
 DEFAULT_PORTS = {"retriever": (50061, 9461), "generator": (50062, 9462), "orchestrator": (50051, 9451)}
@@ -50,7 +50,17 @@ def demo_directory() -> Path:
     return directory
 
 
-def plan(config: Path | None, model: Path | None, knowledge: Path | None) -> tuple[Launch, ...]:
+@dataclass(frozen=True)
+class Assets:
+    """What the flags of `up` and `demo` name; None: as the environment or the configuration file says."""
+
+    config: Path | None = None
+    model: Path | None = None
+    knowledge: Path | None = None
+    lexical: bool | None = None
+
+
+def plan(assets: Assets) -> tuple[Launch, ...]:
     """The three services, on ports that are free.
 
     Flags win over the environment, that over the file, that over the defaults, as in the services themselves; a port
@@ -60,14 +70,16 @@ def plan(config: Path | None, model: Path | None, knowledge: Path | None) -> tup
         InvalidInputError: a port is in use, or the file cannot be read.
         NotFoundError: nothing is named, and there are no embedded assets.
     """
-    known = Settings.read(config)
-    paths = {"model": model, "knowledge": knowledge}
+    config, known = assets.config, Settings.read(assets.config)
+    paths = {"model": assets.model, "knowledge": assets.knowledge}
     chosen: dict[str, list[str]] = {}
     for name, needs in NEEDS.items():
         chosen[name] = ["--config", str(config)] if config else []
         for key in needs:
             if (flag := _path_flag(known, name, key, paths[key])) is not None:
                 chosen[name] += [f"--{key}", str(flag)]
+    if assets.lexical is not None:
+        chosen["retriever"].append("--lexical" if assets.lexical else "--no-lexical")
     taken: set[int] = set()
     places = {name: _place(known, name, taken) for name in DEFAULT_PORTS}
     launches = {name: _launch(name, chosen[name], *places[name]) for name in ("retriever", "generator")}
@@ -97,12 +109,7 @@ class Settings:
         """Raises InvalidInputError when the file cannot be read."""
         if config is None:
             return cls({})
-        try:
-            return cls(tomllib.loads(config.read_text(encoding="utf-8")))
-        except OSError as error:
-            raise InvalidInputError("--config", f"cannot read {config}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise InvalidInputError("--config", f"{config} is not TOML: {error}") from error
+        return cls(read_toml(config))
 
     def get(self, service: str, *path: str) -> Any:
         """The value at `path` of a service, or None."""

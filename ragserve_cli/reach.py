@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ragserve.errors import UnavailableError
+from ragserve.errors import DeadlineExceededError, UnavailableError
 
 
 @contextmanager
-def reached(*targets: str, options: str = "--target") -> Iterator[None]:
-    """Adds to an UnavailableError where was asked, how to start the services, and options that name another place."""
+def reached(*targets: str, options: str = "--target", timeout: float | None = None) -> Iterator[None]:
+    """Adds to an UnavailableError where was asked, how to start the services, and options that name another place.
+
+    A DeadlineExceededError gets the `timeout`, in seconds, of the option --timeout.
+    """
     try:
         yield
     except UnavailableError as error:
@@ -19,3 +22,7 @@ def reached(*targets: str, options: str = "--target") -> Iterator[None]:
             f"another place with {options}",
             retry_after_seconds=error.retry_after_seconds,
         ) from error
+    except DeadlineExceededError as error:
+        waited = "in time" if timeout is None else f"within {timeout:g} s (--timeout)"
+        advice = "" if timeout is None else ": allow more with --timeout SECONDS"
+        raise DeadlineExceededError(f"no answer from {' or '.join(targets)} {waited}{advice}") from error

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Event
 
 from rich.table import Table
@@ -14,7 +13,7 @@ from rich.table import Table
 from ragserve_cli import console
 from ragserve_cli.choices import DEFAULT_TARGET
 from ragserve_cli.local import LocalServices, LogLine, stop_on_signals
-from ragserve_cli.plan import Launch, address, plan, reachable
+from ragserve_cli.plan import Assets, Launch, address, plan, reachable
 
 STARTUP_SECONDS = 180.0
 
@@ -53,9 +52,9 @@ def running(launches: tuple[Launch, ...], log: LogLine, timeout: float) -> Itera
             yield None
 
 
-def up(config: Path | None, model: Path | None, knowledge: Path | None, timeout: float) -> None:
+def up(assets: Assets, timeout: float) -> None:
     """Run the services until SIGINT or SIGTERM."""
-    launches = plan(config, model, knowledge)
+    launches = plan(assets)
     with running(launches, console.log_line, timeout) as started:
         if started is None:
             console.note("stopped while starting")

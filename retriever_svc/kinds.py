@@ -163,6 +163,8 @@ def require_words(snapshot: Snapshot) -> Bm25Index:
     """The index of words. Raises FailedPreconditionError where it is not held."""
     if snapshot.words is None:
         raise FailedPreconditionError(
-            "this retriever holds no index of words: start it with lexical=true", field="options.kind"
+            "this retriever has no word index: start it with --lexical (as 'ragserve up --lexical' does), or search by "
+            "vector (dense)",
+            field="options.kind",
         )
     return snapshot.words

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from datetime import UTC, datetime
+
+from ragserve.printable import to_json
 
 
 class KeyValueFormatter(logging.Formatter):
@@ -45,4 +46,4 @@ def fields(**values: object) -> dict[str, dict[str, object]]:
 def _quoted(value: object) -> str:
     text = str(value)
     plain = text and text.isprintable() and not any(character in text for character in ' "=')
-    return text if plain else json.dumps(text, ensure_ascii=False)
+    return text if plain else to_json(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.process_collector import ProcessCollector
+
+from ragserve.files import file_errors
 
 # Upper bounds in seconds, 100 microseconds to one minute.
 BUCKETS_SECONDS = (
@@ -88,22 +91,24 @@ class Metrics:
     """The metrics of one service, in a registry of their own."""
 
     def __init__(self) -> None:
+        """Raises RagserveError where PROMETHEUS_MULTIPROC_DIR names a directory that cannot be written to."""
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
         self._lock = threading.Lock()
         self._stages: dict[str, Histogram] = {}
         labels = ("grpc_service", "grpc_method")
-        self._handled = self.counter("grpc_server_handled_total", "Calls finished.", (*labels, "grpc_code"))
-        self._handling = Histogram(
-            "grpc_server_handling_seconds",
-            "Time from a call's arrival to its end.",
-            labels,
-            buckets=BUCKETS_SECONDS,
-            registry=self.registry,
-        )
+        with file_errors("write metrics to PROMETHEUS_MULTIPROC_DIR", os.environ.get("PROMETHEUS_MULTIPROC_DIR", "")):
+            self._handled = self.counter("grpc_server_handled_total", "Calls finished.", (*labels, "grpc_code"))
+            self._handling = Histogram(
+                "grpc_server_handling_seconds",
+                "Time from a call's arrival to its end.",
+                labels,
+                buckets=BUCKETS_SECONDS,
+                registry=self.registry,
+            )
+            self.in_flight = self.gauge("ragserve_calls_in_flight", "Calls at work.")
         self._calls: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}  # labels once looked up
-        self.in_flight = self.gauge("ragserve_calls_in_flight", "Calls at work.")
 
     def stage(self, name: str) -> Histogram:
         """The histogram `ragserve_<name>_seconds`."""

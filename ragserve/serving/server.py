@@ -14,6 +14,7 @@ import grpc.aio
 import uvloop
 from grpc_reflection.v1alpha import reflection
 
+from ragserve.boundary import BAD_INPUT, FAILED, Ending, ending_of, guarded, print_error
 from ragserve.errors import RagserveError
 from ragserve.serving import logs
 from ragserve.serving.admission import Admission, Phase
@@ -198,16 +199,16 @@ async def serve(
 
 
 def run(main: Callable[[], Coroutine[Any, Any, int]]) -> NoReturn:
-    """Runs a service's main and exits with its status; a RagserveError becomes one line and status 2."""
-    try:
-        status = uvloop.run(main())
-    except RagserveError as error:
-        named = error.field and not error.message.startswith(error.field)
-        print(f"error: {error.field}: {error.message}" if named else f"error: {error.message}", file=sys.stderr)
-        status = 2
-    except KeyboardInterrupt:
-        status = 128 + signal.SIGINT
-    sys.exit(status)
+    """Runs a service's main and exits with its status; an error becomes one line, a RagserveError status 2."""
+    sys.exit(guarded(lambda: uvloop.run(main()), print_error, _ending_of))
+
+
+def _ending_of(error: BaseException) -> Ending:
+    """Status 2 for everything that stands in the way of a start: `ragserve up` tells it from the end of a service."""
+    ending = ending_of(error)
+    if isinstance(error, RagserveError) and error.field and not error.message.startswith(error.field):
+        return Ending(f"{error.field}: {error.message}", BAD_INPUT)
+    return Ending(ending.text, BAD_INPUT if ending.status == FAILED else ending.status)
 
 
 async def _started(starting: asyncio.Task[None]) -> bool:
@@ -216,6 +217,9 @@ async def _started(starting: asyncio.Task[None]) -> bool:
         await starting
     except RagserveError as error:
         log.error("cannot start", extra=fields(field=error.field, reason=error.message))  # noqa: TRY400
+        return False
+    except (OSError, MemoryError) as error:
+        log.error("cannot start", extra=fields(reason=ending_of(error).text))  # noqa: TRY400
         return False
     except Exception:
         log.exception("cannot start")

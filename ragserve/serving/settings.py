@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
@@ -14,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, EnvSettingsSource, InitSettingsSource, SettingsError
 
 from ragserve.errors import InvalidInputError
+from ragserve.files import read_toml
 
 # Tables that a configuration file shared by the services may have.
 SECTIONS = ("retriever", "generator", "orchestrator")
@@ -114,12 +114,7 @@ def _without_config(arguments: Sequence[str]) -> list[str]:
 
 def _read_table(path: Path, table: str) -> dict[str, Any]:
     """The service's table of a TOML file; an absent table is empty."""
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidInputError("--config", f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidInputError("--config", f"{path} is not TOML: {error}") from error
+    content = read_toml(path)
     for key, value in content.items():
         if key not in {*SECTIONS, table}:
             known = ", ".join(sorted({*SECTIONS, table}))

@@ -182,7 +182,7 @@ def test_two_writers_of_the_same_files(cli: Cli, as_json: Json, assets: Assets, 
             for case in (
                 (["compact", "KB", "--keep-versions", "0"], 2, "keep_versions"),
                 (["compact", "/nowhere"], 1, "/nowhere is not a knowledge base"),
-                (["add", "KB", "SOURCE", "--model", "/nowhere"], 1, "/nowhere/ragserve.json does not exist"),
+                (["add", "KB", "SOURCE", "--model", "/nowhere"], 1, "/nowhere/ragserve.json is missing"),
             )
         ),
     ],

@@ -54,12 +54,12 @@ def test_start_is_quick_because_heavy_things_load_late() -> None:
         (["kb", "info", "/nowhere/kb"], 1, "/nowhere/kb is not a knowledge base"),
         (["kb", "build", "/nowhere.jsonl", "OUT", "--model", "/nowhere"], 1, "/nowhere.jsonl does not exist"),
         (["import-checkpoint", "/nowhere", "OUT"], 1, "/nowhere is not a directory"),
-        (["quantize-encoder", "/nowhere", "--precision", "int8"], 1, "/nowhere/ragserve.json does not exist"),
+        (["quantize-encoder", "/nowhere", "--precision", "int8"], 1, "/nowhere/ragserve.json is missing"),
         (["up", "--config", "/nowhere.toml"], 2, "error: --config: cannot read /nowhere.toml"),
         (["ask", "who?", "--target", "127.0.0.1:9", "--timeout", "20"], 1, "no answer from 127.0.0.1:9"),
         (["ask", "who?", "--bad-words", "a,b"], 2, "error: --bad-words: 'a,b' is not a list of token ids"),
-        (["ask", "who?", "--timeout", "-1"], 2, "timeout"),
-        (["kb", "search", "wh\udcff?"], 2, "error: query is not UTF-8 text"),
+        (["ask", "who?", "--timeout", "-1"], 2, "--timeout"),
+        (["kb", "search", "wh\udcff?"], 2, "error: QUERY is not UTF-8 text"),
     ],
 )
 def test_errors_are_one_line(cli: Cli, tmp_path: Path, arguments: list[str], status: int, said: str) -> None:
