@@ -14,6 +14,7 @@ from checkpoint_import.settings import generation_defaults, rag_settings
 from checkpoint_import.source import Pooling, Source, open_source
 from ragserve.checkpoint import KINDS, MANIFEST_NAME, Manifest, hash_files
 from ragserve.errors import InvalidInputError
+from ragserve.files import exists, file_errors
 
 Progress = Callable[[str, int, int], None]  # what is being done, steps done, steps in all
 
@@ -59,6 +60,7 @@ def import_checkpoint(
         NotFoundError: a file of the checkpoint is missing.
         FailedPreconditionError: it is not a checkpoint that can be served, or a pickle that is not allowed.
         DataLossError: a weight file is truncated.
+        RagserveError: a file may not be read, or `out` not be written.
     """
     options, report = options or ImportOptions(), progress or (lambda *_: None)
     _check(out, options)
@@ -69,7 +71,7 @@ def import_checkpoint(
         passage_encoder=options.passage_encoder,
     )
     kind, warnings = _kind(source, options.kind)
-    with _appears_when_complete(out) as directory:
+    with file_errors("write", out), _appears_when_complete(out) as directory:
         manifest = _export(source, directory, kind, options, report)
     return ImportedModel(out, manifest, warnings)
 
@@ -109,9 +111,9 @@ def _export(source: Source, directory: Path, kind: str, options: ImportOptions, 
 
 
 def _check(out: Path, options: ImportOptions) -> None:
-    if out.exists():
+    if exists(out):
         raise InvalidInputError("out", f"{out} exists already: remove it or name another directory")
-    if not out.parent.is_dir():
+    if not exists(out.parent, Path.is_dir):
         raise InvalidInputError("out", f"{out.parent} is not a directory")
     if options.kind is not None and options.kind not in KINDS:
         raise InvalidInputError("kind", f"{options.kind!r} is none of {', '.join(KINDS)}")

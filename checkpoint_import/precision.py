@@ -21,8 +21,9 @@ from tokenizers import Tokenizer
 
 from checkpoint_import.graphs import Precision, check_precisions, graph_name
 from checkpoint_import.int8 import fold_weights, to_int8
-from ragserve.checkpoint import MANIFEST_NAME, Manifest, load_manifest, sha256_of, verify_files
-from ragserve.errors import FailedPreconditionError, NotFoundError
+from ragserve.checkpoint import IMPORT_AGAIN, MANIFEST_NAME, Manifest, load_manifest, sha256_of, verify_files
+from ragserve.errors import FailedPreconditionError
+from ragserve.files import file_error, file_errors, require_file
 
 QUERY_ENCODER = "query_encoder"
 OUTPUT_NAME = "query_vector"
@@ -55,7 +56,8 @@ def add_precision(model: Path, precision: Precision) -> Path:
     verify_files(model, replace(manifest, files=listed), QUERY_ENCODER)
     path = convert(model / QUERY_ENCODER, precision)
     files = dict(sorted({**listed, f"{QUERY_ENCODER}/{name}": sha256_of(path)}.items()))
-    _write_manifest(model, replace(manifest, files=files))
+    with file_errors("write", model / MANIFEST_NAME):
+        _write_manifest(model, replace(manifest, files=files))
     return path
 
 
@@ -68,14 +70,15 @@ def convert(directory: Path, precision: Precision) -> Path:
     """
     source, path = directory / "model.onnx", directory / graph_name(precision)
     for needed in (source, directory / "tokenizer.json"):
-        if not needed.is_file():
-            raise NotFoundError(f"{needed} is missing: import the checkpoint again", field=str(needed))
+        require_file(needed, IMPORT_AGAIN)
     temporary = path.with_name(f".{path.name}")
     try:
         onnx.save(_converted(onnx.load(str(source)), precision), str(temporary))
         similarity = mean_cosine(source, temporary, directory / "tokenizer.json")
         _require_agreement(similarity, source, precision)
         temporary.replace(path)
+    except OSError as error:
+        raise file_error(error, "write", path) from error
     except FailedPreconditionError as error:
         raise FailedPreconditionError(f"{source}: {error.message}", field=str(source)) from error
     except Exception as error:  # onnx and ONNX Runtime raise bare exceptions of many kinds

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ragserve.errors import FailedPreconditionError, InvalidInputError, NotFoundError
+from ragserve.files import exists, file_errors, require_file
 
 Role = Literal["rag", "encoder", "generator"]
 Pooling = Literal["cls", "mean", "max"]
@@ -60,10 +61,10 @@ def read_json(path: Path) -> dict[str, Any]:
         NotFoundError: the file is missing.
         FailedPreconditionError: it holds something else.
     """
-    if not path.is_file():
-        raise NotFoundError(f"{path} is missing: is this a Hugging Face checkpoint?", field=str(path))
+    require_file(path, "is this a Hugging Face checkpoint?")
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
+        with file_errors("read", path):
+            body = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise FailedPreconditionError(f"{path} is not JSON: {error}", field=str(path)) from error
     if not isinstance(body, dict):
@@ -86,7 +87,8 @@ def read_list(path: Path) -> list[dict[str, Any]]:
         FailedPreconditionError: it holds something else.
     """
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
+        with file_errors("read", path):
+            body = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise FailedPreconditionError(f"{path} is not JSON: {error}", field=str(path)) from error
     if not isinstance(body, list) or not all(isinstance(entry, dict) for entry in body):
@@ -100,7 +102,7 @@ def role_of(directory: Path) -> tuple[Role, dict[str, Any]]:
     Raises:
         NotFoundError: the directory or its config.json is missing.
     """
-    if not directory.is_dir():
+    if not exists(directory, Path.is_dir):
         raise NotFoundError(f"{directory} is not a directory", field=str(directory))
     config = read_json(transformer_directory(directory) / "config.json")
     model_type = config.get("model_type")

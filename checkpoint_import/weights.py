@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ragserve.errors import DataLossError, FailedPreconditionError, NotFoundError
+from ragserve.files import exists, file_errors, require_file
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 
@@ -47,7 +48,7 @@ def find_weights(directory: Path) -> Path:
         NotFoundError: there is none.
     """
     for name in (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json"):
-        if (directory / name).is_file():
+        if exists(directory / name, Path.is_file):
             return directory / name
     raise NotFoundError(f"{directory} has no weights: neither {SAFETENSORS} nor {PICKLE}", field=str(directory))
 
@@ -63,6 +64,7 @@ def read_weights(directory: Path, *, allow_pickle: bool) -> Weights:
     path = find_weights(directory)
     tensors: dict[str, torch.Tensor] = {}
     for file in _shards(path) if path.suffix == ".json" else [path]:
+        require_file(file, "get it again")
         tensors.update(_read_pickle(file, allow_pickle) if file.suffix == ".bin" else _read_safetensors(file))
     return Weights(path, tensors)
 
@@ -70,7 +72,9 @@ def read_weights(directory: Path, *, allow_pickle: bool) -> Weights:
 def _shards(index: Path) -> list[Path]:
     """The files that an index names; each must lie next to it."""
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        with file_errors("read", index):
+            text = index.read_text(encoding="utf-8")
+        names = sorted(set(json.loads(text)["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise FailedPreconditionError(f"{index} is not an index of weights: {error}", field=str(index)) from error
     paths = [index.parent / name for name in names]

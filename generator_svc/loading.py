@@ -19,8 +19,9 @@ from generator_svc.models.precision import Precision
 from generator_svc.models.t5 import T5
 from generator_svc.text import Codec, load_codec
 from generator_svc.weights import TensorFile, WeightMap
-from ragserve.checkpoint import Manifest, RagSettings, load_manifest, verify_files
-from ragserve.errors import FailedPreconditionError, NotFoundError
+from ragserve.checkpoint import IMPORT_AGAIN, Manifest, RagSettings, load_manifest, verify_files
+from ragserve.errors import FailedPreconditionError
+from ragserve.files import exists, file_errors, require_file
 
 PART = "generator"
 WEIGHTS = "model.safetensors"
@@ -80,8 +81,7 @@ def load_generator(directory: Path, device: torch.device, precision: Precision =
 
 def _load_config(part: Path) -> Any:
     path = part / "config.json"
-    if not path.is_file():
-        raise NotFoundError(f"{path} is missing: import the checkpoint again", field=str(path))
+    require_file(path, IMPORT_AGAIN)
     try:
         config = AutoConfig.from_pretrained(str(part), local_files_only=True)
     except Exception as error:
@@ -97,9 +97,10 @@ def _generation(part: Path, manifest: Manifest) -> dict[str, Any]:
     """Generation parameters: the manifest's over generation_config.json's."""
     path = part / "generation_config.json"
     stored: dict[str, Any] = {}
-    if path.is_file():
+    if exists(path, Path.is_file):
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            with file_errors("read", path):
+                stored = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise FailedPreconditionError(f"{path} is not JSON: {error}", field=str(path)) from error
     both = {**stored, **manifest.generation}

@@ -10,7 +10,9 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from generator_svc.commands import RenderedSequence
-from ragserve.errors import FailedPreconditionError, NotFoundError
+from ragserve.checkpoint import IMPORT_AGAIN
+from ragserve.errors import FailedPreconditionError
+from ragserve.files import exists, require_file
 
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "vocab.json", "sentencepiece.bpe.model")
 REPLACEMENT = "\ufffd"  # what an incomplete UTF-8 sequence decodes to
@@ -99,9 +101,9 @@ def load_codec(directory: Path) -> Codec:
         NotFoundError: there is no tokenizer file.
         FailedPreconditionError: the files cannot be read.
     """
-    if not any((directory / name).is_file() for name in TOKENIZER_FILES):
-        path = directory / TOKENIZER_FILES[0]
-        raise NotFoundError(f"{path} is missing: import the checkpoint again", field=str(path))
+    there = [path for name in TOKENIZER_FILES if exists(path := directory / name, Path.is_file)]
+    for path in there or [directory / TOKENIZER_FILES[0]]:
+        require_file(path, IMPORT_AGAIN)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
     except Exception as error:

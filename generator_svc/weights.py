@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ragserve.errors import DataLossError, FailedPreconditionError, NotFoundError
+from ragserve.checkpoint import IMPORT_AGAIN
+from ragserve.errors import DataLossError, FailedPreconditionError
+from ragserve.files import require_file
 
 BASE_PREFIX = "model."  # BART has it before all names but the head's, T5 never
 SCALE_SUFFIX = ".scale"
@@ -25,12 +27,12 @@ class TensorFile:
 
     Raises, when made:
         NotFoundError: there is no such file.
+        FailedPreconditionError: the file may not be read.
         DataLossError: the file is truncated or is not a safetensors file.
     """
 
     def __init__(self, path: Path) -> None:
-        if not path.is_file():
-            raise NotFoundError(f"{path} is missing: import the checkpoint again", field=str(path))
+        require_file(path, IMPORT_AGAIN)
         self.path = path
         self._read = 0  # bytes through the mapping that is open
         try:

@@ -14,11 +14,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ragserve.errors import DataLossError, FailedPreconditionError, NotFoundError
+from ragserve.errors import DataLossError, FailedPreconditionError
+from ragserve.files import file_errors, require_file
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "ragserve.json"
 KINDS = ("rag-token", "rag-sequence", "pair")
+IMPORT_AGAIN = "import the checkpoint again"  # what to do about a model directory that lacks a file
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,10 @@ def load_manifest(directory: Path) -> Manifest:
         FailedPreconditionError: the manifest cannot be read, or is of a format or kind not known here.
     """
     path = directory / MANIFEST_NAME
-    if not path.is_file():
-        raise NotFoundError(
-            f"{path} does not exist: a model directory is written by 'ragserve import-checkpoint'", field=str(path)
-        )
+    require_file(path, "a model directory is written by 'ragserve import-checkpoint'")
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
+        with file_errors("read", path):
+            body = json.loads(path.read_text(encoding="utf-8"))
         version, kind = body["format_version"], body["kind"]
         manifest = Manifest(
             kind=kind,
@@ -118,9 +118,10 @@ def verify_files(directory: Path, manifest: Manifest, part: str) -> None:
         if not name.startswith(f"{part}/"):
             continue
         path = directory / name
-        if not path.is_file():
-            raise NotFoundError(f"{path} is missing: import the checkpoint again", field=str(path))
-        if sha256_of(path) != expected:
+        require_file(path, IMPORT_AGAIN)
+        with file_errors("read", path):
+            found = sha256_of(path)
+        if found != expected:
             raise DataLossError(
                 f"{path} does not have the checksum that {MANIFEST_NAME} lists (truncated or altered): "
                 "import the checkpoint again",

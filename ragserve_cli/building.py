@@ -42,11 +42,15 @@ class Engine(StrEnum):
 SOURCE = (
     "Passages: JSONL, TSV (psgs_w100.tsv), CSV, Parquet, Lance or a knowledge base, or a folder of .txt and .md files."
 )
+JSONL = (
+    'JSONL has one object per line: {"id": "a1", "text": "…", "title": "…", "metadata": {"lang": "en", "year": 1990}}. '
+    "id and text are required."
+)
 EMBEDDINGS = (
     "Vectors made by the model's passage encoder, in the order of SOURCE: a .npy file (a row each), or DPR pickles "
     "(files, in order, or a directory of them)."
 )
-Source = Annotated[Path, typer.Argument(help=SOURCE)]
+Source = Annotated[Path, typer.Argument(help=f"{SOURCE} {JSONL}")]
 Out = Annotated[Path, typer.Argument(help="Directory of the knowledge base to make.")]
 ModelOption = Annotated[
     Path | None, typer.Option("--model", metavar="DIR", help="Model directory; unset: the embedded one.")
@@ -144,9 +148,6 @@ def build(  # noqa: PLR0913
     """Embed passages with the model's passage encoder and commit them as a versioned knowledge base.
 
     A build that was killed goes on where it was when the same command is given again.
-
-    JSONL: one object a line, such as {"id": "a1", "text": "…", "title": "…", "metadata": {"lang": "en", "year": 1990}}.
-    id and text are required; further keys become metadata.
     """
     from retriever_svc.build import BuildOptions, build_knowledge_base  # noqa: PLC0415  (slow to import)
 

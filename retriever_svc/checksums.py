@@ -20,6 +20,7 @@ import lance
 
 from ragserve.checkpoint import sha256_of
 from ragserve.errors import DataLossError
+from ragserve.files import exists, file_error
 from ragserve.serving.logs import fields
 from retriever_svc.knowledge import DATASET_NAME, no_version
 from retriever_svc.manifests import FOLDER, file_of, removed
@@ -65,7 +66,7 @@ class FileChecks:
         """
         for name, kind in self._files(dataset):
             file = self._dataset / kind / name
-            if not file.is_file():
+            if not exists(file, Path.is_file):
                 if removed(self._dataset, int(dataset.version)):
                     raise no_version(self._knowledge, int(dataset.version))
                 raise DataLossError(
@@ -140,6 +141,8 @@ class FileChecks:
             altered = wanted is not None and sha256_of(Path(file)) != wanted
         except FileNotFoundError:
             return  # Lance says so
+        except OSError as error:
+            raise file_error(error, "read", self._knowledge) from error
         if altered:
             raise DataLossError(
                 f"{self._knowledge} is damaged, build it again or put this file back from a copy: {file} was altered "

@@ -7,7 +7,9 @@ import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from ragserve.errors import FailedPreconditionError, NotFoundError
+from ragserve.checkpoint import IMPORT_AGAIN
+from ragserve.errors import FailedPreconditionError
+from ragserve.files import file_errors, require_file
 
 PLACEHOLDER = re.compile(r"\{(title|text)\}")
 
@@ -42,10 +44,10 @@ def load_encoder_config(path: Path) -> EncoderConfig:
         NotFoundError: the file is missing.
         FailedPreconditionError: it is not JSON, or a value is missing, unknown or of the wrong kind.
     """
-    if not path.is_file():
-        raise NotFoundError(f"{path} is missing: import the checkpoint again", field=str(path))
+    require_file(path, IMPORT_AGAIN)
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
+        with file_errors("read", path):
+            body = json.loads(path.read_text(encoding="utf-8"))
         config = EncoderConfig(**body)
     except (ValueError, TypeError) as error:
         raise FailedPreconditionError(f"{path} is not an encoder's configuration: {error}", field=str(path)) from error

@@ -9,7 +9,9 @@ from typing import Literal, TypeVar
 import numpy as np
 import onnxruntime
 
-from ragserve.errors import FailedPreconditionError, NotFoundError
+from ragserve.checkpoint import IMPORT_AGAIN
+from ragserve.errors import FailedPreconditionError
+from ragserve.files import exists, require_file
 from ragserve.serving.cores import thread_count
 from retriever_svc.device import CPU_PROVIDER, CUDA_PROVIDER, Device, no_cuda, onnx_providers
 from retriever_svc.types import Float32, Int64
@@ -54,7 +56,7 @@ class EncoderSession:
         chosen = [(name, PROVIDER_OPTIONS.get(name, {})) for name in providers]
         session = read(path, lambda: onnxruntime.InferenceSession(str(path), options, providers=chosen))
         if "cuda" in (device, PRECISION_DEVICE.get(precision)) and session.get_providers()[0] == CPU_PROVIDER:
-            raise no_cuda("ONNX Runtime", "its CUDA provider did not start (driver, CUDA or cuDNN libraries)")
+            raise no_cuda("ONNX Runtime", "its CUDA provider did not start (driver, CUDA or cuDNN libraries)", device)
         _check_graph(path, session)
         return cls(session)
 
@@ -89,7 +91,7 @@ def graph_path(directory: Path, precision: Precision) -> Path:
     if precision == "float32":
         return directory / "model.onnx"
     path = directory / f"model.{precision}.onnx"
-    if not path.is_file():
+    if not exists(path, Path.is_file):
         raise FailedPreconditionError(
             f"encoder_precision is {precision!r}, but {path} is missing: make it with "
             f"'ragserve quantize-encoder {directory.parent} --precision {precision}'",
@@ -123,10 +125,9 @@ def read(path: Path, load: Callable[[], T]) -> T:
 
     Raises:
         NotFoundError: it is missing.
-        FailedPreconditionError: it cannot be loaded.
+        FailedPreconditionError: it may not be read, or cannot be loaded.
     """
-    if not path.is_file():
-        raise NotFoundError(f"{path} is missing: import the checkpoint again", field=str(path))
+    require_file(path, IMPORT_AGAIN)
     try:
         return load()
     except Exception as error:  # both libraries raise bare exceptions of their own kind

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ragserve.errors import DataLossError, FailedPreconditionError, NotFoundError, RagserveError, UnavailableError
+from ragserve.files import file_error, is_about_access
 from ragserve.serving.batching import Batcher, BatchLimits, Size
 from ragserve.serving.cores import thread_count
 from ragserve.serving.logs import fields
@@ -320,6 +321,8 @@ class RetrieverEngine:
         except BaseException as error:
             if not isinstance(error, OSError) and not is_panic(error):
                 raise
+            if is_about_access(error):
+                raise file_error(error, "read", self.knowledge) from error
             raise DataLossError(f"{self.knowledge} cannot be read: {error}", field="knowledge") from error
 
     def _search_alone(self, searcher: Searcher, job: _Job) -> tuple[QueryHits, ...] | Exception:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import lance
 import pyarrow as pa
 
-from ragserve.checkpoint import Manifest, sha256_of
+from ragserve.checkpoint import IMPORT_AGAIN, Manifest, sha256_of
 from ragserve.errors import DataLossError, FailedPreconditionError, NotFoundError, UnavailableError
+from ragserve.files import file_error, is_about_access, require_file
 from retriever_svc.manifests import (
     FOLDER,
     UNREADABLE,
@@ -124,6 +126,8 @@ class KnowledgeBase:
 def reading(path: Path, *versions: int) -> Iterator[None]:
     """Raises DataLossError for what Lance says when files of a knowledge base are damaged or gone.
 
+    Another RagserveError where the operating system does not let them be read.
+
     NotFoundError where one of the `versions` that are read is gone altogether: a compaction removed it meanwhile.
     """
     try:
@@ -134,6 +138,8 @@ def reading(path: Path, *versions: int) -> Iterator[None]:
         for version in versions if is_missing(error) else ():
             if removed(path / DATASET_NAME, version):
                 raise no_version(path, version) from error
+        if is_about_access(error):
+            raise file_error(error, "read", path) from error
         reason = str(error).partition(", /")[0]
         raise DataLossError(f"{path} is damaged, build it again: {reason}", field=str(path)) from error
 
@@ -181,8 +187,7 @@ def _hash(model: Path, manifest: Manifest, name: str) -> str:
     listed = manifest.files.get(file.relative_to(model).as_posix())
     if listed:
         return listed
-    if not file.is_file():
-        raise NotFoundError(f"{file} is missing: import the checkpoint again", field=str(file))
+    require_file(file, IMPORT_AGAIN)
     return sha256_of(file)
 
 
@@ -213,17 +218,15 @@ def newest_version(path: Path) -> int:
 
 def _open_dataset(path: Path, version: int) -> lance.LanceDataset:
     directory = path / DATASET_NAME
-    try:
-        there = directory.is_dir()
-    except OSError as error:  # as of a network file system that does not answer
-        raise UnavailableError(f"{directory} cannot be reached: {error}") from error
-    if not there:
+    if not _is_there(directory):
         raise NotFoundError(
             f"{path} is not a knowledge base (no {DATASET_NAME} in it): 'ragserve kb build' makes one", field=str(path)
         )
     try:
         dataset = _newest(directory)
     except UNREADABLE as error:
+        if is_about_access(error):
+            raise file_error(error, "read", directory) from error
         if committed(directory):
             raise _damaged(directory, "the newest version", error) from error
         raise FailedPreconditionError(f"{directory} cannot be opened: {error}", field=str(path)) from error
@@ -232,9 +235,26 @@ def _open_dataset(path: Path, version: int) -> lance.LanceDataset:
     try:
         return _numbered(directory, version)
     except UNREADABLE as error:
+        if is_about_access(error):
+            raise file_error(error, "read", directory) from error
         if version in committed(directory):
             raise _damaged(directory, f"version {version}", error) from error
         raise no_version(path, version) from error
+
+
+def _is_there(directory: Path) -> bool:
+    """Whether a dataset's directory is there. Its folders must be readable: Lance takes an unreadable one as empty."""
+    try:
+        if not directory.is_dir():
+            return False
+        for folder in (directory, directory / FOLDER):
+            with suppress(FileNotFoundError):
+                os.scandir(folder).close()
+    except OSError as error:
+        if is_about_access(error):
+            raise file_error(error, "read", directory) from error
+        raise UnavailableError(f"{directory} cannot be reached: {error}") from error  # as of a network file system
+    return True
 
 
 def _newest(directory: Path) -> lance.LanceDataset:

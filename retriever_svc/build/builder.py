@@ -13,6 +13,7 @@ import lance
 
 from ragserve.checkpoint import load_manifest
 from ragserve.errors import FailedPreconditionError
+from ragserve.files import exists, file_error, file_errors
 from retriever_svc.build.files import sync
 from retriever_svc.build.fingerprint import fingerprint
 from retriever_svc.build.journal import Journal, open_journal
@@ -78,7 +79,8 @@ def build_knowledge_base(  # noqa: PLR0913
     encoder = passage_encoder_hash(model, load_manifest(model))
     cut = _cut(model, split_words, build)
     dimension = load_encoder_config(passage_encoder_directory(model) / "encoder.json").dim
-    identity = fingerprint(source, source_format, embeddings, model, split_words, precision, build)
+    with file_errors("read", source):
+        identity = fingerprint(source, source_format, embeddings, model, split_words, precision, build)
     report = progress or (lambda _progress: None)
     with open_journal(out, identity) as journal:
         staged = load_staged(journal.staged, embeddings)
@@ -98,7 +100,7 @@ def build_knowledge_base(  # noqa: PLR0913
 
 def _check_target(out: Path, replace: bool) -> bool:
     """Whether a knowledge base is there already, which may be replaced."""
-    if not out.exists():
+    if not exists(out):
         return False
     if not replace:
         raise FailedPreconditionError(f"{out} exists: choose another name, or ask to replace it", field="out")
@@ -157,7 +159,7 @@ def _commit(plan: ShardPlan, out: Path, exists: bool) -> None:
     try:
         committed = lance.LanceDataset.commit(str(target), overwrite, enable_stable_row_ids=True)
     except OSError as error:
-        raise FailedPreconditionError(f"{target} could not be written: {error}", field=str(target)) from error
+        raise file_error(error, "write", target) from error
     file_checks(target.parent).record(committed)
     if not exists:
         _rename(journal, out)
@@ -182,6 +184,6 @@ def _share(source: Path, target: Path) -> None:
 def _rename(journal: Journal, out: Path) -> None:
     try:
         journal.knowledge.rename(out)
-    except OSError as error:
+    except FileExistsError as error:
         raise FailedPreconditionError(f"{out} was made by someone else meanwhile: {error}", field="out") from error
     sync(out.parent)

@@ -13,7 +13,7 @@ import pyarrow as pa
 from lance.fragment import FragmentMetadata, write_fragments
 
 from ragserve.checkpoint import sha256_of
-from ragserve.errors import FailedPreconditionError
+from ragserve.files import file_error
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -80,6 +80,4 @@ class _Guarded:
         if self._failure is not None and isinstance(error, Exception):
             raise self._failure from None
         if isinstance(error, OSError):
-            raise FailedPreconditionError(
-                f"{self._path} could not be written: {error}", field=str(self._path)
-            ) from error
+            raise file_error(error, "write", self._path) from error

@@ -22,6 +22,7 @@ from lance.fragment import FragmentMetadata
 
 from ragserve.checkpoint import sha256_of
 from ragserve.errors import FailedPreconditionError
+from ragserve.files import file_errors
 from retriever_svc.build.files import sync, write_atomically
 from retriever_svc.knowledge import DATASET_NAME
 
@@ -104,10 +105,10 @@ def open_journal(out: Path, fingerprint: Mapping[str, Any]) -> Iterator[Journal]
 
     Raises:
         FailedPreconditionError: another process is building there.
+        RagserveError: a file there cannot be written, also within the block.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
     directory = out.parent / f".{out.name}.building"
-    with _locked(directory, out):
+    with file_errors("write", out), _locked(directory, out):
         journal = Journal(directory)
         written = json.dumps(fingerprint, sort_keys=True, indent=1)
         if not _is_written(directory / FINGERPRINT, written):
@@ -144,6 +145,7 @@ def _remove(path: Path) -> None:
 @contextmanager
 def _locked(directory: Path, out: Path) -> Iterator[None]:
     """Make the directory and hold its lock, which ends with the process."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
     while True:
         directory.mkdir(exist_ok=True)
         handle = os.open(directory, os.O_RDONLY)

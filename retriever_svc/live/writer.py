@@ -13,14 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ragserve.errors import (
-    AbortedError,
-    DataLossError,
-    FailedPreconditionError,
-    InvalidInputError,
-    NotFoundError,
-    ResourceExhaustedError,
-)
+from ragserve.errors import AbortedError, DataLossError, InvalidInputError, NotFoundError
+from ragserve.files import file_error, is_about_access
 from retriever_svc.checksums import file_checks
 from retriever_svc.knowledge import DATASET_NAME, PRIMARY_KEY, KnowledgeBase, newest_version
 from retriever_svc.live.restoring import remove_left, restore_as_next
@@ -189,12 +183,8 @@ class KnowledgeWriter:
                 raise AbortedError(
                     f"another writer committed to {self._path} first: try again", retry_after_seconds=RETRY_SECONDS
                 ) from error
-            if "No space left" in text or "os error 28" in text or "Disk quota" in text:
-                raise ResourceExhaustedError(
-                    f"the disk of {self._path} is full: nothing was written; free space and try again"
-                ) from error
-            if "Permission denied" in text or "Read-only" in text:
-                raise FailedPreconditionError(f"{self._path} may not be written: {text}", field="knowledge") from error
+            if is_about_access(error):
+                raise file_error(error, "write", self._path) from error
             raise DataLossError(f"{self._path} could not be written or read: {text}", field="knowledge") from error
 
 
