@@ -118,7 +118,7 @@ class GeneratorEngine:
             max_hypotheses=options.max_hypotheses,
             max_targets=options.max_targets,
             max_question_characters=options.max_question_characters,
-            max_document_characters=options.max_document_characters,
+            max_passage_bytes=options.max_passage_bytes,
             max_drafts=options.draft_tokens,
             max_answer_bytes=options.max_message_bytes - BESIDE_ARRAYS,
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from generator_svc.models.precision import Precision
+from ragserve.passage_rules import MAX_PASSAGE_BYTES
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -31,5 +32,5 @@ class EngineOptions:
     max_hypotheses: int = 512
     max_targets: int = 512
     max_question_characters: int = 10_000
-    max_document_characters: int = 100_000
+    max_passage_bytes: int = MAX_PASSAGE_BYTES
     max_message_bytes: int = 64 * 2**20

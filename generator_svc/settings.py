@@ -68,8 +68,8 @@ class GeneratorSettings(BaseSettings):
     max_question_characters: int = Field(
         DEFAULTS.max_question_characters, ge=1, description="longest question, and longest target given as text"
     )
-    max_document_characters: int = Field(
-        DEFAULTS.max_document_characters, ge=1, description="longest document, title included"
+    max_passage_bytes: int = Field(
+        DEFAULTS.max_passage_bytes, ge=1, description="largest document: title and text in bytes of UTF-8"
     )
 
     def engine_options(self) -> EngineOptions:

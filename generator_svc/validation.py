@@ -15,6 +15,7 @@ from generator_svc.commands import (
     WidenCommand,
 )
 from ragserve.errors import InvalidInputError
+from ragserve.passage_rules import PassageLimits, size_problem
 
 MIN_CONTEXT_TOKENS = 8
 
@@ -30,7 +31,7 @@ class Limits:
     max_hypotheses: int
     max_targets: int
     max_question_characters: int
-    max_document_characters: int
+    max_passage_bytes: int
     max_drafts: int  # beyond it nothing is guessed; asking for more is no error
     max_answer_bytes: int  # of the arrays of a step's answer
 
@@ -151,8 +152,10 @@ def _check_documents(command: OpenCommand, limits: Limits) -> None:
     for i, document in enumerate(command.documents):
         if not math.isfinite(document.log_prior):
             raise InvalidInputError(f"open.documents[{i}].log_prior", f"{document.log_prior} is not a finite number")
-        size, limit = len(document.title) + len(document.text), limits.max_document_characters
-        _at_most(f"open.documents[{i}].text", size, limit, "characters", "max_document_characters")
+        problem = size_problem("", document.title, document.text, "", PassageLimits(limits.max_passage_bytes))
+        if problem is not None:
+            field = f"open.documents[{i}].{problem.column}"
+            raise InvalidInputError(field, f"{field} {problem.reason} (max_passage_bytes)")
 
 
 def _check_prefixes(command: OpenCommand, limits: Limits) -> None:

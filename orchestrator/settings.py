@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from ragserve.passage_rules import MAX_PASSAGE_BYTES
 from ragserve.serving.settings import ServerSettings
 
 
@@ -31,6 +32,9 @@ class OrchestratorSettings(BaseSettings):
     default_max_length: int = Field(50, ge=2, description="longest answer in tokens, when neither say")
     max_question_characters: int = Field(10_000, ge=1, description="longest question")
     max_answer_characters: int = Field(10_000, ge=1, description="longest answer to score")
+    max_passage_bytes: int = Field(
+        MAX_PASSAGE_BYTES, ge=1, description="largest document of a request: title and text in bytes of UTF-8"
+    )
     max_n_docs: int = Field(100, ge=1, description="most passages of a request")
     max_beams: int = Field(32, ge=1, description="most beams, and most samples")
     max_bad_words: int = Field(1_000, ge=0, description="most bad words of a request")

@@ -11,6 +11,7 @@ from orchestrator.requests import ContextOptions, GeneratorInfo, QuestionForm, S
 from orchestrator.settings import OrchestratorSettings
 from ragserve.errors import InvalidInputError
 from ragserve.filters import SearchOptions
+from ragserve.passage_rules import PassageLimits, document_problem
 
 # Priors are float32: one farther below the largest than this is -inf once they are normalized.
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
@@ -36,6 +37,9 @@ def check_sources(sources: Sources, settings: OrchestratorSettings) -> None:
     for index, document in enumerate(sources.documents):
         if not math.isfinite(document.log_prior):
             raise InvalidInputError(f"documents[{index}].log_prior", "must be a finite number")
+        problem = document_problem(document.title, document.text, PassageLimits(settings.max_passage_bytes))
+        if problem is not None:
+            raise InvalidInputError(f"documents[{index}].{problem.column}", problem.reason)
     _check_spread([document.log_prior for document in sources.documents])
 
 

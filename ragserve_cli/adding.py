@@ -12,7 +12,7 @@ from ragserve_cli import console
 from ragserve_cli.places import Place
 from retriever_svc.build.lines import bad_row
 from retriever_svc.build.sources import SourcePassage, read_rows
-from retriever_svc.build.split import by_words, split_passage
+from retriever_svc.splitting import by_words, split_passage
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ragserve.passage_rules import MAX_PASSAGE_BYTES
 from ragserve_cli import console
 from ragserve_cli.plan import demo_directory
 
@@ -30,6 +31,13 @@ class Format(StrEnum):
     PARQUET = "parquet"
     LANCE = "lance"
     FOLDER = "folder"
+
+
+class Split(StrEnum):
+    """How texts are split where no number is given."""
+
+    SENTENCES = "sentences"
+    NONE = "none"
 
 
 class Engine(StrEnum):
@@ -90,6 +98,24 @@ WordsOption = Annotated[
     int | None,
     typer.Option("--split-words", metavar="N", help="To passages of N words (DPR: 100).", rich_help_panel=SPLIT),
 ]
+SplitOption = Annotated[
+    Split,
+    typer.Option(
+        "--split",
+        help="sentences: texts that the encoder would not read to their end become passages ID#0, ID#1, ...; "
+        "none: every row stays one passage.",
+        rich_help_panel=SPLIT,
+    ),
+]
+MaxPassageOption = Annotated[
+    int,
+    typer.Option(
+        "--max-passage-bytes",
+        metavar="N",
+        help="The most UTF-8 bytes that a passage may have: id, title, text and metadata, after the split.",
+        rich_help_panel=INPUT,
+    ),
+]
 TokensOption = Annotated[
     int | None,
     typer.Option("--split-tokens", metavar="N", help="To passages of N encoder tokens.", rich_help_panel=SPLIT),
@@ -138,6 +164,8 @@ def build(  # noqa: PLR0913
     allow_pickle: AllowPickleOption = False,
     skip_bad_rows: SkipOption = False,
     max_text_bytes: MaxTextOption = 2**20,
+    max_passage_bytes: MaxPassageOption = MAX_PASSAGE_BYTES,
+    split: SplitOption = Split.SENTENCES,
     split_words: WordsOption = None,
     split_tokens: TokensOption = None,
     overlap: OverlapOption = 0,
@@ -152,12 +180,14 @@ def build(  # noqa: PLR0913
     from retriever_svc.build import BuildOptions, build_knowledge_base  # noqa: PLC0415  (slow to import)
 
     options = BuildOptions(
+        split=split.value,
         split_tokens=split_tokens,
         overlap=overlap,
         embeddings=tuple(embeddings or ()),
         allow_pickle=allow_pickle,
         skip_bad_rows=skip_bad_rows,
         max_text_bytes=max_text_bytes,
+        max_passage_bytes=max_passage_bytes,
         shard_passages=shard_passages,
         engine=engine.value,
         workers=workers,

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ragserve.errors import InvalidInputError
+from ragserve.passage_rules import MAX_PASSAGE_BYTES, PassageLimits, passage_problem
 from retriever_svc.filters import check_filter
 from retriever_svc.index import SearchOptions
 from retriever_svc.kinds import LookupOptions, SearchKind, require_words
 from retriever_svc.live.snapshot import Snapshot
-from retriever_svc.metadata import parse_metadata
 from retriever_svc.types import LARGEST, NewPassage, Passage, Query, usable_rows
 
 
@@ -24,7 +24,7 @@ class RequestLimits:
     max_batch_queries: int = 64
     max_query_characters: int = 10_000
     max_upsert_passages: int = 100_000
-    max_passage_characters: int = 100_000
+    max_passage_bytes: int = MAX_PASSAGE_BYTES
     max_stream_requests: int = 256
 
 
@@ -111,21 +111,11 @@ def check_ids(ids: Sequence[str], limits: RequestLimits) -> None:
 
 
 def _check_passage(field: str, passage: Passage, limits: RequestLimits) -> None:
-    for name in ("id", "text"):
-        if not getattr(passage, name).strip():
-            raise InvalidInputError(f"{field}.{name}", f"{field}.{name} is empty")
-    for name in ("id", "title", "text", "metadata_json"):
-        length = len(getattr(passage, name))
-        if length > limits.max_passage_characters:
-            raise InvalidInputError(
-                f"{field}.{name}",
-                f"{field}.{name} has {length} characters, more than {limits.max_passage_characters}: split the passage",
-            )
-    if passage.metadata_json:
-        try:
-            parse_metadata(passage.metadata_json)
-        except ValueError as error:
-            raise InvalidInputError(f"{field}.metadata_json", f"{field}.metadata_json {error}") from error
+    problem = passage_problem(
+        passage.id, passage.title, passage.text, passage.metadata_json, PassageLimits(limits.max_passage_bytes)
+    )
+    if problem is not None:
+        raise InvalidInputError(f"{field}.{problem.column}", f"{field}.{problem.column} {problem.reason}")
 
 
 def _check_text(field: str, text: str, max_characters: int) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from ragserve.passage_rules import MAX_PASSAGE_BYTES
 from ragserve.serving.settings import ServerSettings
 from retriever_svc.device import Device
 from retriever_svc.editing import EditOptions
@@ -101,7 +102,9 @@ class RetrieverSettings(BaseSettings):
     )
     max_waiting_writes: int = Field(64, ge=1, description="most writes queued; more are refused")
     max_upsert_passages: int = Field(100_000, ge=1, description="most passages, or ids, in one write")
-    max_passage_characters: int = Field(100_000, ge=1, description="longest text, title, id or metadata, in characters")
+    max_passage_bytes: int = Field(
+        MAX_PASSAGE_BYTES, ge=1, description="largest passage: id, title, text and metadata in bytes of UTF-8"
+    )
     max_k: int = Field(100, ge=1, description="most passages that a query may ask for")
     max_batch_queries: int = Field(64, ge=1, description="most queries in one request, and in one joined batch")
     max_query_characters: int = Field(10_000, ge=1, description="longest question, in characters")
@@ -123,7 +126,7 @@ class RetrieverSettings(BaseSettings):
                 max_batch_queries=self.max_batch_queries,
                 max_query_characters=self.max_query_characters,
                 max_upsert_passages=self.max_upsert_passages,
-                max_passage_characters=self.max_passage_characters,
+                max_passage_bytes=self.max_passage_bytes,
             ),
             follow=FollowOptions(
                 1 if self.knowledge_version else self.keep_versions, self.rebuild_min_rows, self.rebuild_fraction

@@ -14,6 +14,7 @@ import lance
 from ragserve.checkpoint import load_manifest
 from ragserve.errors import FailedPreconditionError
 from ragserve.files import exists, file_error, file_errors
+from ragserve.passage_rules import PassageLimits
 from retriever_svc.build.files import sync
 from retriever_svc.build.fingerprint import fingerprint
 from retriever_svc.build.journal import Journal, open_journal
@@ -21,7 +22,6 @@ from retriever_svc.build.options import BuildOptions
 from retriever_svc.build.ray_engine import write_shards_with_ray
 from retriever_svc.build.shards import ShardPlan, write_shard
 from retriever_svc.build.sources import check_source, read_rows
-from retriever_svc.build.split import Cut, by_tokens, by_words
 from retriever_svc.build.staged import load_staged
 from retriever_svc.build.staging import Stager
 from retriever_svc.build.vectors import embedding_files
@@ -35,6 +35,7 @@ from retriever_svc.knowledge import (
     passage_encoder_hash,
 )
 from retriever_svc.loading import RetrievalOptions
+from retriever_svc.splitting import BySentences, Cut, by_tokens, by_words
 
 Precision = Literal["float32", "float16"]
 
@@ -87,7 +88,9 @@ def build_knowledge_base(  # noqa: PLR0913
         if staged is None:
             _renew(journal.staged)
             rows = read_rows(source, source_format, build.max_text_bytes)
-            staged = Stager(journal.staged, source, cut, build.skip_bad_rows).stage(rows, embeddings, dimension)
+            limits = PassageLimits(build.max_passage_bytes)
+            stager = Stager(journal.staged, source, cut, build.skip_bad_rows, limits)
+            staged = stager.stage(rows, embeddings, dimension)
         if staged.skipped:
             build.notify(staged.report())
         size = build.shard_size(staged.stored)
@@ -115,7 +118,9 @@ def _cut(model: Path, split_words: int | None, build: BuildOptions) -> Cut | Non
         return by_words(split_words)
     if build.split_tokens is not None:
         return by_tokens(passage_encoder_directory(model), build.split_tokens, build.overlap)
-    return None
+    if build.split == "none" or build.embeddings:
+        return None
+    return BySentences(passage_encoder_directory(model))
 
 
 def _renew(directory: Path) -> None:

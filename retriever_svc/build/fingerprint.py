@@ -15,7 +15,7 @@ from retriever_svc.build.options import BuildOptions
 from retriever_svc.build.readers import open_lance, text_files
 from retriever_svc.knowledge import ENCODER_FILES, passage_encoder_directory
 
-JOURNAL_FORMAT = 2  # also counts rules by which shards are bounded
+JOURNAL_FORMAT = 3  # also counts rules by which shards are bounded
 
 
 def fingerprint(
@@ -39,10 +39,11 @@ def fingerprint(
         "source_format": source_format,
         "embeddings": digest_of((path.name, path) for path in embeddings),
         "encoder": _encoder(model),
-        "split": [split_words, build.split_tokens, build.overlap],
+        "split": build.split_rule(split_words),
         "precision": precision,
         "skip_bad_rows": build.skip_bad_rows,
         "max_text_bytes": build.max_text_bytes,
+        "max_passage_bytes": build.max_passage_bytes,
         "shard_passages": build.shard_passages,
     }
 

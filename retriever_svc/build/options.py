@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from ragserve.errors import InvalidInputError
+from ragserve.passage_rules import MAX_PASSAGE_BYTES
 from retriever_svc.build.sources import MAX_TEXT_BYTES
+from retriever_svc.splitting import SPLITS, Split
 
 Engine = Literal["local", "ray"]
 ENGINES = ("local", "ray")
@@ -22,23 +24,28 @@ AUTO_SHARDS = 1000
 class BuildOptions:
     """How to build.
 
+    split: where nothing else is said, texts that the passage encoder would not read to their end are split at
+        sentences ("sentences"), or stay whole ("none"). Rows with given vectors are never split.
     split_tokens, overlap: split texts by the passage encoder's tokens instead of words.
     embeddings: files of vectors computed by the model's passage encoder, one for each row of the source, in order.
     allow_pickle: whether these may be pickles, which run code when they are read.
     skip_bad_rows: leave bad rows out and report them, instead of refusing the source.
     max_text_bytes: UTF-8 bytes that a text may have before it is split.
+    max_passage_bytes: UTF-8 bytes that id, title, text and metadata of a passage may have together, after the split.
     shard_passages: passages that are finished together; 0: 1,024 (8,192 with given vectors), or a thousandth of the
         source where that is more.
     engine, workers: where texts are embedded; 0 workers: as many as the Ray cluster has room for.
     notify: is told, in one line, what was skipped or found finished.
     """
 
+    split: Split = "sentences"
     split_tokens: int | None = None
     overlap: int = 0
     embeddings: tuple[Path, ...] = ()
     allow_pickle: bool = False
     skip_bad_rows: bool = False
     max_text_bytes: int = MAX_TEXT_BYTES
+    max_passage_bytes: int = MAX_PASSAGE_BYTES
     shard_passages: int = 0
     engine: Engine = "local"
     workers: int = 0
@@ -48,7 +55,10 @@ class BuildOptions:
         """Raises InvalidInputError for what cannot be, alone or together."""
         if self.engine not in ENGINES:
             raise InvalidInputError("engine", f"engine is {self.engine!r}; it must be one of {', '.join(ENGINES)}")
+        if self.split not in SPLITS:
+            raise InvalidInputError("split", f"split is {self.split!r}; it must be one of {', '.join(SPLITS)}")
         _between("max_text_bytes", self.max_text_bytes, 1, 2**30)
+        _between("max_passage_bytes", self.max_passage_bytes, 1, 2**30)
         _between("shard_passages", self.shard_passages, 0, MAX_SHARD_PASSAGES)
         _between("workers", self.workers, 0, 2**16)
         if split_words is not None:
@@ -59,6 +69,11 @@ class BuildOptions:
             raise InvalidInputError("overlap", "overlap goes with split_tokens")
         if self.embeddings and (split_words is not None or self.split_tokens is not None):
             raise InvalidInputError("embeddings", "given vectors are those of whole rows: do not split the texts")
+
+    def split_rule(self, split_words: int | None) -> list[str | int | None]:
+        """Everything that decides how texts are split."""
+        chosen = split_words is not None or self.split_tokens is not None or self.embeddings
+        return ["none" if chosen else self.split, split_words, self.split_tokens, self.overlap]
 
     def shard_size(self, passages: int) -> int:
         """Passages of one shard of a source with that many."""

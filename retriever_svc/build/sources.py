@@ -15,10 +15,18 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ragserve.errors import InvalidInputError, NotFoundError
+from ragserve.passage_rules import (
+    DEFAULT_LIMITS,
+    PassageLimits,
+    check_metadata,
+    content_problem,
+    parse_metadata,
+    size_problem,
+)
 from retriever_svc.build.lines import bad_row, too_long
 from retriever_svc.build.readers import READERS
 from retriever_svc.knowledge import DATASET_NAME
-from retriever_svc.metadata import check_metadata, parse_metadata
+from retriever_svc.splitting import Cut, split_passage
 
 FORMATS = ("jsonl", "tsv", "csv", "parquet", "lance", "folder")
 DIRECTORIES = ("lance", "folder")
@@ -28,7 +36,7 @@ MAX_TEXT_BYTES = 2**20  # UTF-8 bytes of one text before it is split; a 100-word
 
 @dataclass(frozen=True)
 class SourcePassage:
-    """A passage as it stands in a file. `line` counts from 1 (Parquet, Lance: the row); `row` from 0, bad ones too."""
+    """A passage as it stands in `file`. `line` counts from 1 (Parquet, Lance: the row); `row` from 0, bad ones too."""
 
     id: str
     title: str
@@ -36,6 +44,7 @@ class SourcePassage:
     metadata_json: str
     line: int
     row: int = 0
+    file: str = ""
 
 
 SourceRow: TypeAlias = SourcePassage | InvalidInputError
@@ -99,6 +108,17 @@ def read_rows(
             yield passage
 
 
+def split_row(row: SourcePassage, cut: Cut | None, limits: PassageLimits = DEFAULT_LIMITS) -> list[SourcePassage]:
+    """The passages of a row. Raises InvalidInputError, with file and line, if one of them may not be stored."""
+    passages = split_passage(row, cut)
+    for passage in passages:
+        problem = size_problem(passage.id, passage.title, passage.text, passage.metadata_json, limits)
+        if problem:
+            column = problem.column.removesuffix("_json")
+            raise bad_row(Path(row.file), row.line, f"column '{column}' {problem.reason}")
+    return passages
+
+
 def _to_passage(source: Path, line: int, row: int, values: Mapping[str, Any], max_text_bytes: int) -> SourcePassage:
     identifier = values.get("id")
     if isinstance(identifier, int) and not isinstance(identifier, bool):
@@ -106,7 +126,10 @@ def _to_passage(source: Path, line: int, row: int, values: Mapping[str, Any], ma
     texts: dict[str, Any] = {"id": identifier, "title": values.get("title") or "", "text": values.get("text")}
     for column, value in texts.items():
         _check_text(source, line, column, value, max_text_bytes)
-    return SourcePassage(**texts, metadata_json=_metadata(source, line, values), line=line, row=row)
+    problem = content_problem(**texts)
+    if problem:
+        raise bad_row(source, line, f"column '{problem.column}' {problem.reason}")
+    return SourcePassage(**texts, metadata_json=_metadata(source, line, values), line=line, row=row, file=str(source))
 
 
 def _check_text(source: Path, line: int, column: str, value: object, max_text_bytes: int) -> None:
@@ -114,12 +137,7 @@ def _check_text(source: Path, line: int, column: str, value: object, max_text_by
         raise bad_row(source, line, f"column '{column}' is missing")
     if not isinstance(value, str):
         raise bad_row(source, line, f"column '{column}' is {reprlib.repr(value)}; it must be a text")
-    if not value.strip() and column != "title":
-        raise bad_row(source, line, f"column '{column}' is empty")
-    try:
-        length = len(value.encode())
-    except UnicodeEncodeError:
-        raise bad_row(source, line, f"column '{column}' holds half a surrogate pair, which is no text") from None
+    length = len(value.encode("utf-8", "surrogatepass"))
     if length > max_text_bytes:
         raise too_long(source, line, f"column '{column}' has {length} bytes and", max_text_bytes)
 

@@ -12,13 +12,14 @@ import numpy as np
 import pyarrow as pa
 
 from ragserve.errors import InvalidInputError
+from ragserve.passage_rules import DEFAULT_LIMITS, PassageLimits
 from retriever_svc.build.duplicates import NameTable
 from retriever_svc.build.files import write_batches
 from retriever_svc.build.lines import bad_row
-from retriever_svc.build.sources import SourcePassage, SourceRow
-from retriever_svc.build.split import Cut, split_passage
+from retriever_svc.build.sources import SourcePassage, SourceRow, split_row
 from retriever_svc.build.staged import DROPPED, RAW_VECTORS, TEXTS, Staged, among, scan
 from retriever_svc.build.vectors import VectorFile, open_npy, unpickle
+from retriever_svc.splitting import Cut
 from retriever_svc.types import LARGEST, Int64
 
 COLUMNS = {"id": "id", "title": "title", "text": "text", "metadata": "metadata_json", "line": "line", "row": "row"}
@@ -31,8 +32,11 @@ NAMED = 5  # bad rows that are quoted in the report
 class Stager:
     """Reads a source into a directory. A bad row is raised, or counted and left out where `skip` says so."""
 
-    def __init__(self, directory: Path, source: Path, cut: Cut | None, skip: bool) -> None:
+    def __init__(
+        self, directory: Path, source: Path, cut: Cut | None, skip: bool, limits: PassageLimits = DEFAULT_LIMITS
+    ) -> None:
         self._directory, self._source, self._cut, self._skip = directory, source, cut, skip
+        self._limits = limits
         self._rows = self._stored = self._unread = 0
         self._examples: list[str] = []
 
@@ -76,8 +80,14 @@ class Stager:
                 self._unread += 1
                 self._bad(row)
                 continue
+            try:
+                passages = split_row(row, self._cut, self._limits)
+            except InvalidInputError as error:
+                self._unread += 1
+                self._bad(error)
+                continue
             names.add(row.id, row.row)
-            for passage in split_passage(row, self._cut):
+            for passage in passages:
                 if passage is not row:
                     names.add(passage.id, row.row)
                 yield passage

@@ -49,7 +49,7 @@ def sent_by_the_generator(room: Room, rows: int, candidates: int, requested: int
         max_hypotheses=10**6,
         max_targets=1,
         max_question_characters=1,
-        max_document_characters=1,
+        max_passage_bytes=1,
         max_drafts=0,
         max_answer_bytes=room.max_bytes - BESIDE_ARRAYS,
     )

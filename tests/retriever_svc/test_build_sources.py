@@ -18,10 +18,10 @@ from tokenizers import Tokenizer
 from ragserve.errors import InvalidInputError, NotFoundError
 from retriever_svc.build import BuildOptions, build_knowledge_base
 from retriever_svc.build.sources import MAX_TEXT_BYTES, read_rows
-from retriever_svc.build.split import by_tokens, by_words
 from retriever_svc.knowledge import KnowledgeBase
 from retriever_svc.loading import RetrievalOptions
 from retriever_svc.rows import MemoryRows
+from retriever_svc.splitting import by_tokens, by_words
 from retriever_svc.types import Passage
 from tests.retriever_svc.sources import read_passages
 from tests.tiny import tiny_text
@@ -209,7 +209,7 @@ def test_tokens_are_cut_with_overlap_out_of_the_original_text(model: Path) -> No
     words = [word for word in tiny_text(60, random.Random(1)).split() if len(tokenizer.encode(word).ids) == 3]
     text = "".join(word + ("\n" if number % 5 == 0 else "  ") for number, word in enumerate(words))
     cut = by_tokens(model / "passage_encoder", 6, 2)
-    chunks = cut(text)
+    chunks = cut("", text)
     assert len(chunks) > 4
     assert all(chunk in text for chunk in chunks)
 
@@ -222,8 +222,8 @@ def test_tokens_are_cut_with_overlap_out_of_the_original_text(model: Path) -> No
         assert tokens(before)[-2:] == tokens(after)[:2]
         rebuilt += tokens(after)[2:]
     assert rebuilt == tokens(text)
-    assert cut("city") == ["city"]
-    assert by_words(2)("a b c") == ["a b", "c"]
+    assert cut("", "city") == ["city"]
+    assert by_words(2)("", "a b c") == ["a b", "c"]
 
 
 def test_token_chunks_keep_title_and_metadata(model: Path, options: RetrievalOptions, tmp_path: Path) -> None:
