@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, NoReturn
 # The largest k of a service (100) times this stays below the largest message (64 MiB).
 MAX_PASSAGE_BYTES = 2**19
 MAX_ID_BYTES = 2048
+MAX_TEXT_BYTES = 2**20  # of one text before it is split; a 100-word passage has some 600
 MAX_METADATA_LEVELS = 64  # Python's JSON reader gives up at some hundreds to thousands, depending on its version
 MAX_METADATA_KEYS = 1000
 IN_AN_ID = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ragserve.passage_rules import MAX_PASSAGE_BYTES
 from ragserve_cli import console
 from ragserve_cli.plan import demo_directory
+
+if TYPE_CHECKING:
+    from retriever_svc.build import BuildOptions
 
 SPLIT, INPUT, SCALE = "Splitting", "Input", "Scale"
 
@@ -177,7 +180,7 @@ def build(  # noqa: PLR0913
 
     A build that was killed goes on where it was when the same command is given again.
     """
-    from retriever_svc.build import BuildOptions, build_knowledge_base  # noqa: PLC0415  (slow to import)
+    from retriever_svc.build import BuildOptions  # noqa: PLC0415  (slow to import)
 
     options = BuildOptions(
         split=split.value,
@@ -193,12 +196,28 @@ def build(  # noqa: PLR0913
         workers=workers,
         notify=console.note,
     )
+    name = source_format.value if source_format else None
+    _build(source, out, model, name, split_words, precision, replace, options)
+
+
+def _build(
+    source: Path,
+    out: Path,
+    model: Path | None,
+    source_format: str | None,
+    split_words: int | None,
+    precision: Precision,
+    replace: bool,
+    options: BuildOptions,
+) -> None:
+    from retriever_svc.build import build_knowledge_base  # noqa: PLC0415  (slow to import)
+
     with console.progress_bar("embedding", unit="passages") as bar:
         made = build_knowledge_base(
             source,
             out,
             model or demo_directory() / "model",
-            source_format=source_format.value if source_format else None,
+            source_format=source_format,
             split_words=split_words,
             precision=precision.value,
             replace=replace,

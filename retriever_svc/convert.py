@@ -17,7 +17,8 @@ from retriever_svc.filters import Condition, Filter
 from retriever_svc.kinds import LookupOptions, SearchKind
 from retriever_svc.live.history import Version, VersionDiff
 from retriever_svc.live.writer import Compaction, Deletion, Upsert
-from retriever_svc.types import Float32, Hit, NewPassage, Passage, Query
+from retriever_svc.splitting import SplitOptions
+from retriever_svc.types import Float32, Hit, NewPassage, Passage, Query, Truncated
 
 FLOAT32_BYTES = 4
 KINDS = {
@@ -113,13 +114,23 @@ def passage_to_proto(passage: Passage) -> common_pb2.Passage:
     )
 
 
-def upsert_to_proto(upsert: Upsert, timings: Sequence[StageTiming]) -> retriever_pb2.UpsertPassagesResponse:
+def split_from_proto(message: retriever_pb2.SplitOptions) -> SplitOptions:
+    """How the texts of an upsert are split."""
+    return SplitOptions(words=message.words or None, tokens=message.tokens or None, overlap=message.overlap)
+
+
+def upsert_to_proto(
+    upsert: Upsert, truncated: Truncated, timings: Sequence[StageTiming]
+) -> retriever_pb2.UpsertPassagesResponse:
     """The response to UpsertPassages."""
     return retriever_pb2.UpsertPassagesResponse(
         knowledge_version=upsert.version,
         inserted=upsert.inserted,
         updated=upsert.updated,
         timings=timings_to_proto(timings),
+        truncated_passages=truncated.count,
+        truncated_ids=truncated.names,
+        removed_chunks=upsert.removed,
     )
 
 

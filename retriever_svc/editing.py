@@ -12,13 +12,16 @@ from typing import TypeVar
 import numpy as np
 
 from ragserve.errors import FailedPreconditionError, ResourceExhaustedError, UnavailableError
+from ragserve.passage_rules import MAX_PASSAGE_BYTES, PassageLimits
 from ragserve.serving.logs import fields
 from ragserve.serving.metrics import StageClock
 from retriever_svc.encoder import TextEncoder
 from retriever_svc.live.follower import Follower
 from retriever_svc.live.priority import be_nice
 from retriever_svc.live.writer import Compaction, Deletion, KnowledgeWriter, Upsert
-from retriever_svc.types import Float32, NewPassage
+from retriever_svc.requests import split_passages
+from retriever_svc.splitting import Cut, SplitOptions
+from retriever_svc.types import Float32, NewPassage, Truncated
 
 CHUNK_PASSAGES = 64  # embedded together, sorted by length
 RETRY_SECONDS = 1.0
@@ -33,6 +36,7 @@ class EditOptions:
 
     writable: bool = True
     max_waiting: int = 64
+    max_passage_bytes: int = MAX_PASSAGE_BYTES
 
 
 class Editor:
@@ -43,30 +47,43 @@ class Editor:
         writer: KnowledgeWriter,
         follower: Follower,
         load_encoder: Callable[[], TextEncoder],
+        load_cut: Callable[[SplitOptions], Cut | None],
         options: EditOptions,
         changed: Callable[[str], None],
     ) -> None:
-        """`load_encoder` gives the passage encoder when first needed; `changed` is told each commit's operation."""
+        """Nothing is loaded yet.
+
+        `load_encoder` gives the passage encoder when first needed, `load_cut` what splits texts for it; `changed` is
+        told each commit's operation.
+        """
         self._writer = writer
         self._follower = follower
         self._load_encoder = load_encoder
         self._options = options
         self._changed = changed
+        self._load_cut = load_cut
+        self._limits = PassageLimits(options.max_passage_bytes)
         self._encoder: TextEncoder | None = None
+        self._cut: tuple[SplitOptions, Cut | None] | None = None  # the one used last
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="editor", initializer=be_nice)
         self._waiting = 0
         self._ending = False
 
-    async def upsert(self, passages: Sequence[NewPassage], clock: StageClock) -> Upsert:
+    async def upsert(
+        self, passages: Sequence[NewPassage], clock: StageClock, split: SplitOptions | None = None
+    ) -> tuple[Upsert, Truncated]:
         """Add or replace passages in one commit; the clock gets the stages embed, commit and apply.
 
-        Raises what `KnowledgeWriter.upsert` raises, and see `_run`.
+        Also says which passages are longer than the passage encoder reads. Raises what `split_passages` and
+        `KnowledgeWriter.upsert` raise, and see `_run`.
         """
 
-        def work() -> Upsert:
+        def work() -> tuple[Upsert, Truncated]:
             with clock.measure("embed"):
-                vectors = self._vectors(passages)
-            return self._measured(lambda: self._writer.upsert([new.passage for new in passages], vectors), clock)
+                new, chunks = self._split(passages, split)
+                vectors, truncated = self._vectors(new)
+            stored = [one.passage for one in new]
+            return self._measured(lambda: self._writer.upsert(stored, vectors, chunks), clock), truncated
 
         return await self._run("upsert", work, clock)
 
@@ -119,8 +136,22 @@ class Editor:
         self._changed(operation)
         return result
 
-    def _vectors(self, passages: Sequence[NewPassage]) -> Float32:
+    def _split(
+        self, passages: Sequence[NewPassage], split: SplitOptions | None
+    ) -> tuple[Sequence[NewPassage], dict[str, int] | None]:
+        """The passages that are to be stored, and how many of them each passage became, by its id."""
+        if split is None:
+            return passages, None
+        if self._cut is None or self._cut[0] != split:
+            self._cut = split, self._load_cut(split)
+        new = split_passages(passages, self._cut[1], self._limits)
+        return [one for chunks in new for one in chunks], {
+            given.passage.id: len(chunks) for given, chunks in zip(passages, new, strict=True)
+        }
+
+    def _vectors(self, passages: Sequence[NewPassage]) -> tuple[Float32, Truncated]:
         """The vectors given, and those that the passage encoder makes for the others, [n_passages, dim]."""
+        truncated = Truncated()
         vectors = np.empty((len(passages), self._follower.newest.dimension), np.float32)
         rows = [row for row, new in enumerate(passages) if new.vector is None]
         for row, new in enumerate(passages):
@@ -130,8 +161,12 @@ class Editor:
             if self._ending:
                 raise UnavailableError("the retriever is shutting down: nothing was written")
             chunk = rows[start : start + CHUNK_PASSAGES]
-            vectors[chunk] = self._passage_encoder().encode_passages([passages[row].passage for row in chunk])
-        return vectors
+            texts = [passages[row].passage for row in chunk]
+            vectors[chunk] = self._passage_encoder().encode_passages(
+                texts,
+                lambda row, texts=texts: truncated.add(texts[row].id),  # type: ignore[misc]
+            )
+        return vectors, truncated
 
     def _passage_encoder(self) -> TextEncoder:
         if self._encoder is None:

@@ -6,7 +6,7 @@ nothing is computed here but the batching.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -109,10 +109,18 @@ class TextEncoder:
         """Vectors of queries, [n_texts, dim]."""
         return self.encode_tokens(self.tokenize_queries(texts))
 
-    def encode_passages(self, passages: Sequence[Passage]) -> Float32:
-        """Vectors of passages, [n_passages, dim]: title and text by the template, or as a token pair (DPR)."""
+    def encode_passages(self, passages: Sequence[Passage], truncated: Callable[[int], None] | None = None) -> Float32:
+        """Vectors of passages, [n_passages, dim]: title and text by the template, or as a token pair (DPR).
+
+        `truncated` is called with the position of each passage that is longer than the encoder reads.
+        """
         inputs = [self.config.passage_input(passage.title, passage.text) for passage in passages]
-        return self.encode_tokens([self._tokenizer.encode(first, second).ids for first, second in inputs])
+        encodings = [self._tokenizer.encode(first, second) for first, second in inputs]
+        if truncated is not None:
+            for row, encoding in enumerate(encodings):
+                if encoding.overflowing:
+                    truncated(row)
+        return self.encode_tokens([encoding.ids for encoding in encodings])
 
     def encode_tokens(
         self, token_ids: Sequence[Sequence[int]], max_padding: int | None = None, *, beside: bool = False

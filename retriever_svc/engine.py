@@ -20,7 +20,7 @@ from ragserve.serving.metrics import Metrics, StageClock, StageTiming
 from retriever_svc.editing import EditOptions, Editor
 from retriever_svc.encoder import BATCHES_AT_A_TIME, TextEncoder
 from retriever_svc.kinds import DEFAULT_OPTIONS, Lookup, LookupOptions
-from retriever_svc.knowledge import reading
+from retriever_svc.knowledge import passage_encoder_directory, reading
 from retriever_svc.live.follower import Follower, FollowEvents, FollowOptions
 from retriever_svc.live.snapshot import Snapshot
 from retriever_svc.live.writer import KnowledgeWriter
@@ -29,6 +29,7 @@ from retriever_svc.manifests import is_panic
 from retriever_svc.query_cache import QueryCache
 from retriever_svc.requests import RequestLimits, check_k, check_options, check_queries
 from retriever_svc.searcher import Searcher
+from retriever_svc.splitting import Cut, SplitOptions
 from retriever_svc.telemetry import RetrieverMetrics
 from retriever_svc.types import Query, QueryHits
 
@@ -247,8 +248,11 @@ class RetrieverEngine:
         else:
             log.warning("the knowledge base holds no passages yet", extra=fields(knowledge=self.knowledge))
         writer = KnowledgeWriter(self.knowledge, source.encoder)
-        editor = Editor(writer, follower, self._passage_encoder, self._options.edit, self._committed)
+        editor = Editor(writer, follower, self._passage_encoder, self._load_cut, self._options.edit, self._committed)
         return searcher, follower, editor
+
+    def _load_cut(self, split: SplitOptions) -> Cut | None:
+        return split.cut(passage_encoder_directory(self._model))
 
     def _lanes(self, searcher: Searcher) -> int:
         """Batches at a time: two share the encoder's threads better than one can use them.

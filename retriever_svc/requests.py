@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ragserve.errors import InvalidInputError
-from ragserve.passage_rules import MAX_PASSAGE_BYTES, PassageLimits, passage_problem
+from ragserve.passage_rules import MAX_PASSAGE_BYTES, MAX_TEXT_BYTES, PassageLimits, passage_problem, size_problem
 from retriever_svc.filters import check_filter
 from retriever_svc.index import SearchOptions
 from retriever_svc.kinds import LookupOptions, SearchKind, require_words
 from retriever_svc.live.snapshot import Snapshot
+from retriever_svc.splitting import Cut, chunk_parent, split_passage
 from retriever_svc.types import LARGEST, NewPassage, Passage, Query, usable_rows
 
 
@@ -77,11 +78,18 @@ def check_options(options: LookupOptions, snapshot: Snapshot, queries: Sequence[
 
 
 def check_new_passages(
-    passages: Sequence[NewPassage], first: int, seen: set[str], dimension: int, limits: RequestLimits
+    passages: Sequence[NewPassage],
+    first: int,
+    seen: set[str],
+    dimension: int,
+    limits: RequestLimits,
+    *,
+    split: bool = False,
 ) -> None:
     """Raises InvalidInputError for the first passage that cannot be stored.
 
-    They are counted from `first`, and `seen` holds the ids of those before them; these ids are added to it.
+    They are counted from `first`, and `seen` holds the ids of those before them; these ids are added to it. `split`:
+    a text may be as long as that of a row of a source, since it is split before it is stored.
     """
     if first + len(passages) > limits.max_upsert_passages:
         raise InvalidInputError(
@@ -89,7 +97,8 @@ def check_new_passages(
         )
     for number, new in enumerate(passages, start=first):
         field = f"passages[{number}]"
-        _check_passage(f"{field}.passage", new.passage, limits)
+        most = limits.max_passage_bytes + (MAX_TEXT_BYTES if split and new.vector is None else 0)
+        _check_passage(f"{field}.passage", new.passage, PassageLimits(most))
         if new.passage.id in seen:
             raise InvalidInputError(
                 f"{field}.passage.id", f"{field}.passage.id is {new.passage.id!r} for a second time"
@@ -97,6 +106,39 @@ def check_new_passages(
         seen.add(new.passage.id)
         if new.vector is not None:
             _check_vector(f"{field}.vector", new.vector, dimension)
+
+
+def split_passages(passages: Sequence[NewPassage], cut: Cut | None, limits: PassageLimits) -> list[list[NewPassage]]:
+    """The chunks of each passage; one with a vector stays whole.
+
+    Raises:
+        InvalidInputError: a chunk is too large, or has the id of another passage.
+    """
+    first: dict[str, int] = {}
+    found = []
+    for number, new in enumerate(passages):
+        field = f"passages[{number}].passage"
+        chunks = [new.passage] if new.vector is not None else split_passage(new.passage, cut)
+        for chunk in chunks:
+            problem = size_problem(chunk.id, chunk.title, chunk.text, chunk.metadata_json, limits)
+            if problem is not None:
+                raise InvalidInputError(f"{field}.{problem.column}", f"{field}.{problem.column} {problem.reason}")
+        for name in {new.passage.id, *(chunk.id for chunk in chunks)}:
+            if first.setdefault(name, number) != number:
+                raise InvalidInputError(f"{field}.id", f"{field}.id is {name!r}, as in passages[{first[name]}]")
+        found.append([new if chunk is new.passage else NewPassage(chunk) for chunk in chunks])
+    _refuse_names_of_chunks([new.passage.id for new in passages])
+    return found
+
+
+def _refuse_names_of_chunks(ids: Sequence[str]) -> None:
+    """Raises InvalidInputError for an id ID#N beside ID: while texts are split it names a chunk of ID."""
+    known = set(ids)
+    for number, identifier in enumerate(ids):
+        parent = chunk_parent(identifier)
+        if parent in known:
+            field = f"passages[{number}].passage.id"
+            raise InvalidInputError(field, f"{field} is {identifier!r}, which names a part of {parent!r}: rename one")
 
 
 def check_ids(ids: Sequence[str], limits: RequestLimits) -> None:
@@ -110,10 +152,8 @@ def check_ids(ids: Sequence[str], limits: RequestLimits) -> None:
             raise InvalidInputError(f"ids[{number}]", f"ids[{number}] is empty")
 
 
-def _check_passage(field: str, passage: Passage, limits: RequestLimits) -> None:
-    problem = passage_problem(
-        passage.id, passage.title, passage.text, passage.metadata_json, PassageLimits(limits.max_passage_bytes)
-    )
+def _check_passage(field: str, passage: Passage, limits: PassageLimits) -> None:
+    problem = passage_problem(passage.id, passage.title, passage.text, passage.metadata_json, limits)
     if problem is not None:
         raise InvalidInputError(f"{field}.{problem.column}", f"{field}.{problem.column} {problem.reason}")
 

@@ -16,6 +16,7 @@ from retriever_svc.live.history import diff_versions, list_versions, read_passag
 from retriever_svc.live.writer import DEFAULT_KEEP_SECONDS, DEFAULT_KEEP_VERSIONS
 from retriever_svc.pipelining import pipelined
 from retriever_svc.requests import check_ids, check_new_passages
+from retriever_svc.splitting import SplitOptions
 from retriever_svc.types import NewPassage
 
 SERVICE_NAME = retriever_pb2.DESCRIPTOR.services_by_name["RetrieverService"].full_name
@@ -66,18 +67,25 @@ class RetrieverServicer(retriever_pb2_grpc.RetrieverServiceServicer):
         """Adds or replaces passages: each part is checked as it comes, all of them are one commit."""
         editor, seen = self._engine.editor, set[str]()
         passages: list[NewPassage] = []
+        split: SplitOptions | None = None
         async for part in request_iterator:
+            if not passages and part.HasField("split"):
+                split = convert.split_from_proto(part.split)
+                split.check()
             for start in range(0, len(part.passages), SLICE_PASSAGES):
                 messages = part.passages[start : start + SLICE_PASSAGES]
                 new = convert.new_passages_from_proto(messages, len(passages))
-                check_new_passages(new, len(passages), seen, self._engine.dimension, self._engine.limits)
+                check_new_passages(
+                    new, len(passages), seen, self._engine.dimension, self._engine.limits, split=split is not None
+                )
                 passages += new
                 await asyncio.sleep(0)
         await require_ended_by_client(context)
         if not passages:
             raise InvalidInputError("passages", "passages is empty: give at least one passage")
         clock = self._engine.clock()
-        return convert.upsert_to_proto(await editor.upsert(passages, clock), clock.timings())
+        upsert, truncated = await editor.upsert(passages, clock, split)
+        return convert.upsert_to_proto(upsert, truncated, clock.timings())
 
     async def DeletePassages(  # noqa: N802
         self, request: retriever_pb2.DeletePassagesRequest, context: Any

@@ -131,7 +131,9 @@ class RetrieverSettings(BaseSettings):
             follow=FollowOptions(
                 1 if self.knowledge_version else self.keep_versions, self.rebuild_min_rows, self.rebuild_fraction
             ),
-            edit=EditOptions(self.writable and not self.knowledge_version, self.max_waiting_writes),
+            edit=EditOptions(
+                self.writable and not self.knowledge_version, self.max_waiting_writes, self.max_passage_bytes
+            ),
             lookup=LookupOptions(kind=self.search_kind, lexical_weight=self.lexical_weight),
             max_waiting=self.max_waiting,
             query_cache_entries=self.query_cache_entries,

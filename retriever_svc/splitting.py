@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
@@ -32,8 +32,10 @@ P = TypeVar("P", "Passage", "SourcePassage")
 CHARACTERS_A_TOKEN, CHARACTERS_A_WORD = 8, 40
 LONGEST_WORD = 100  # characters; what is longer without a space counts as several words
 SPREAD = 8  # a chunk may be longer than the mean chunk by this part of what the encoder reads
+MOST_WORDS = 2**30
 LOCALE = "en"  # words and sentences of other scripts are found by script, not by locale
 
+CHUNK_ID = re.compile(r"(.+)#(?:0|[1-9][0-9]{0,8})", re.DOTALL)
 WORD = re.compile(r"\S+")
 # Thai, Lao, Burmese, Khmer, kana, Han: words stand without spaces.
 UNSPACED = re.compile(
@@ -42,6 +44,48 @@ UNSPACED = re.compile(
 PARAGRAPH = re.compile(r"\n[^\S\n]*\n\s*")
 LINE = re.compile(r"\n\s*")
 SINGLE_NEWLINE = re.compile(r"(?<![\n\r])\r?\n(?![\r\n])")
+
+
+def chunk_parent(identifier: str) -> str | None:
+    """The id of the passage whose chunk an id names; None for an id that names no chunk."""
+    found = CHUNK_ID.fullmatch(identifier)
+    return None if found is None else found.group(1)
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """How texts are split: by words, by tokens (each sharing `overlap` with the one before), else by `split`."""
+
+    split: Split = "sentences"
+    words: int | None = None
+    tokens: int | None = None
+    overlap: int = 0
+
+    def check(self) -> None:
+        """Raises InvalidInputError for what cannot be, alone or together."""
+        if self.split not in SPLITS:
+            raise InvalidInputError("split", f"split is {self.split!r}; it must be one of {', '.join(SPLITS)}")
+        if self.words is not None and not 1 <= self.words <= MOST_WORDS:
+            wanted = f"it must be at least 1 and at most {MOST_WORDS}"
+            raise InvalidInputError("split_words", f"split_words is {self.words}; {wanted}")
+        if self.words is not None and self.tokens is not None:
+            raise InvalidInputError("split_tokens", "split by words or by tokens, not both")
+        if self.overlap and self.tokens is None:
+            raise InvalidInputError("overlap", "overlap goes with split_tokens")
+
+    @property
+    def whole(self) -> bool:
+        """Whether texts are not split."""
+        return self.split == "none" and self.words is None and self.tokens is None
+
+    def cut(self, encoder: Path) -> Cut | None:
+        """What splits texts for the passage encoder in a directory. Raises what `check` and `by_tokens` raise."""
+        self.check()
+        if self.words is not None:
+            return by_words(self.words)
+        if self.tokens is not None:
+            return by_tokens(encoder, self.tokens, self.overlap)
+        return None if self.whole else BySentences(encoder)
 
 
 def split_passage(passage: P, cut: Cut | None) -> list[P]:
@@ -141,8 +185,6 @@ def by_words(words: int) -> Cut:
     A word is what stands between spaces. In scripts without spaces ICU finds the words; a run of more than 100
     characters without any boundary counts as several.
     """
-    if words < 1:
-        raise InvalidInputError("split_words", f"split_words is {words}; it must be at least 1")
     most_characters = max(words * CHARACTERS_A_WORD, LONGEST_WORD)
 
     def cut(_title: str, text: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -12,6 +13,7 @@ Float32: TypeAlias = NDArray[np.float32]
 Int64: TypeAlias = NDArray[np.int64]
 
 
+NAMED_TRUNCATED = 10
 LARGEST = 1e15  # of a vector's values: products of two vectors then fit float32, whatever their width
 
 
@@ -46,6 +48,20 @@ class NewPassage:
 
     passage: Passage
     vector: Float32 | None = None
+
+
+class Truncated:
+    """Counts passages that are longer than the passage encoder reads, and keeps the first few names."""
+
+    def __init__(self, count: int = 0, names: Iterable[str] = ()) -> None:
+        self.count = count
+        self.names = list(names)[:NAMED_TRUNCATED]
+
+    def add(self, name: str) -> None:
+        """Count one."""
+        self.count += 1
+        if len(self.names) < NAMED_TRUNCATED:
+            self.names.append(name)
 
 
 @dataclass(frozen=True)

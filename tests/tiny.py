@@ -325,9 +325,9 @@ def tiny_kb(directory: Path, model: Path, n: int = 12, seed: int = 0) -> Path:
     rows = [{**asdict(passage), "number": number} for number, passage in enumerate(tiny_passages(n, seed))]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     out = directory / f"kb-{n}-{seed}"
-    from retriever_svc.build import build_knowledge_base  # noqa: PLC0415 - lance and faiss, which a GPU machine may lack
+    from retriever_svc.build import BuildOptions, build_knowledge_base  # noqa: PLC0415 - lance and faiss, which a GPU machine may lack
 
-    build_knowledge_base(source, out, model)
+    build_knowledge_base(source, out, model, build=BuildOptions(split="none"))
     return out
 
 

@@ -530,6 +530,8 @@ class OpenResult(_message.Message):
     CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
     TRUNCATED_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
+    TRUNCATED_TOKENS_FIELD_NUMBER: _builtins.int
+    DOCUMENT_TOKENS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def context_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Number of tokens in each document's context, after truncation."""
@@ -542,16 +544,26 @@ class OpenResult(_message.Message):
     def step(self) -> Global___StepResult:
         """The first step; absent after encode_only."""
 
+    @_builtins.property
+    def truncated_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Number of tokens cut from each document's context."""
+
+    @_builtins.property
+    def document_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Number of tokens of each document that was truncated, title included, before it was cut; 0 for the others."""
+
     def __init__(
         self,
         *,
         context_tokens: _abc.Iterable[_builtins.int] | None = ...,
         truncated: _abc.Iterable[_builtins.bool] | None = ...,
         step: Global___StepResult | None = ...,
+        truncated_tokens: _abc.Iterable[_builtins.int] | None = ...,
+        document_tokens: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "step", b"step", "truncated", b"truncated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "document_tokens", b"document_tokens", "step", b"step", "truncated", b"truncated", "truncated_tokens", b"truncated_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -347,6 +347,7 @@ class AnswerPassage(_message.Message):
     SCORE_FIELD_NUMBER: _builtins.int
     PRIOR_FIELD_NUMBER: _builtins.int
     POSTERIOR_FIELD_NUMBER: _builtins.int
+    TRUNCATED_TOKENS_FIELD_NUMBER: _builtins.int
     score: _builtins.float
     """Inner product with the query."""
     prior: _builtins.float
@@ -355,6 +356,8 @@ class AnswerPassage(_message.Message):
     """Its part in the best answer y. RAG-Sequence: p(z|x,y). RAG-Token: the expected share of the tokens that came from
     it, the mean of its token posteriors.
     """
+    truncated_tokens: _builtins.int
+    """Tokens that were cut from its context because the generator reads no more; 0 where there was no generation."""
     @_builtins.property
     def passage(self) -> _common_pb2.Passage:
         """The passage."""
@@ -366,10 +369,11 @@ class AnswerPassage(_message.Message):
         score: _builtins.float = ...,
         prior: _builtins.float = ...,
         posterior: _builtins.float = ...,
+        truncated_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["passage", b"passage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["passage", b"passage", "posterior", b"posterior", "prior", b"prior", "score", b"score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["passage", b"passage", "posterior", b"posterior", "prior", b"prior", "score", b"score", "truncated_tokens", b"truncated_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -782,6 +786,7 @@ class RagServiceRetrieveResponse(_message.Message):
     PASSAGES_FIELD_NUMBER: _builtins.int
     KNOWLEDGE_VERSION_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     knowledge_version: _builtins.int
     """Version of the knowledge base."""
     @_builtins.property
@@ -792,16 +797,21 @@ class RagServiceRetrieveResponse(_message.Message):
     def timings(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.StageTiming]:
         """Stages of this request."""
 
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the caller should know, such as a question that is longer than the query encoder reads."""
+
     def __init__(
         self,
         *,
         passages: _abc.Iterable[Global___AnswerPassage] | None = ...,
         knowledge_version: _builtins.int = ...,
         timings: _abc.Iterable[_common_pb2.StageTiming] | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["knowledge_version", b"knowledge_version", "passages", b"passages", "timings", b"timings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["knowledge_version", b"knowledge_version", "passages", b"passages", "timings", b"timings", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -222,6 +222,7 @@ class RetrieverServiceRetrieveResponse(_message.Message):
     RESULTS_FIELD_NUMBER: _builtins.int
     KNOWLEDGE_VERSION_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     knowledge_version: _builtins.int
     """The version of the knowledge base that answered."""
     @_builtins.property
@@ -232,16 +233,21 @@ class RetrieverServiceRetrieveResponse(_message.Message):
     def timings(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.StageTiming]:
         """Stages: queue, encode, search, fetch."""
 
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the caller should know, such as a query that is longer than the query encoder reads."""
+
     def __init__(
         self,
         *,
         results: _abc.Iterable[Global___QueryResult] | None = ...,
         knowledge_version: _builtins.int = ...,
         timings: _abc.Iterable[_common_pb2.StageTiming] | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["knowledge_version", b"knowledge_version", "results", b"results", "timings", b"timings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["knowledge_version", b"knowledge_version", "results", b"results", "timings", b"timings", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -367,22 +373,61 @@ class UpsertPassagesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PASSAGES_FIELD_NUMBER: _builtins.int
+    SPLIT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def passages(self) -> _containers.RepeatedCompositeFieldContainer[Global___NewPassage]:
         """Any number of passages; an id may come only once in a stream."""
+
+    @_builtins.property
+    def split(self) -> Global___SplitOptions:
+        """How texts are split; counts in the first part of a stream. Default: every passage is stored as it is."""
 
     def __init__(
         self,
         *,
         passages: _abc.Iterable[Global___NewPassage] | None = ...,
+        split: Global___SplitOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["split", b"split"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["passages", b"passages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["passages", b"passages", "split", b"split"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UpsertPassagesRequest: _TypeAlias = UpsertPassagesRequest  # noqa: Y015
+
+@_typing.final
+class SplitOptions(_message.Message):
+    """Splits each passage whose text is too long into passages ID#0, ID#1, ... with the same title and metadata. A passage
+    that fits, and one that comes with a vector, stays as it is. What an earlier upsert split a passage of the same id
+    into is removed in the same commit. Neither words nor tokens: at sentences, to what the passage encoder reads.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORDS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    OVERLAP_FIELD_NUMBER: _builtins.int
+    words: _builtins.int
+    """Words of a passage; 0: not by words."""
+    tokens: _builtins.int
+    """Tokens of the passage encoder; 0: not by tokens."""
+    overlap: _builtins.int
+    """Tokens that a passage shares with the one before; goes with tokens."""
+    def __init__(
+        self,
+        *,
+        words: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+        overlap: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["overlap", b"overlap", "tokens", b"tokens", "words", b"words"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SplitOptions: _TypeAlias = SplitOptions  # noqa: Y015
 
 @_typing.final
 class UpsertPassagesResponse(_message.Message):
@@ -394,15 +439,26 @@ class UpsertPassagesResponse(_message.Message):
     INSERTED_FIELD_NUMBER: _builtins.int
     UPDATED_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
+    TRUNCATED_PASSAGES_FIELD_NUMBER: _builtins.int
+    TRUNCATED_IDS_FIELD_NUMBER: _builtins.int
+    REMOVED_CHUNKS_FIELD_NUMBER: _builtins.int
     knowledge_version: _builtins.int
     """The version that holds the passages. Searches on this replica find them from now on."""
     inserted: _builtins.int
     """Passages that were not there."""
     updated: _builtins.int
     """Passages that replaced one of the same id."""
+    truncated_passages: _builtins.int
+    """Passages that are longer than the passage encoder reads: their vectors do not know how they end."""
+    removed_chunks: _builtins.int
+    """Passages removed because they were parts of an earlier text of a passage that was replaced (see SplitOptions)."""
     @_builtins.property
     def timings(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.StageTiming]:
         """Stages: encode, commit, apply."""
+
+    @_builtins.property
+    def truncated_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of the first 10 of them."""
 
     def __init__(
         self,
@@ -411,10 +467,13 @@ class UpsertPassagesResponse(_message.Message):
         inserted: _builtins.int = ...,
         updated: _builtins.int = ...,
         timings: _abc.Iterable[_common_pb2.StageTiming] | None = ...,
+        truncated_passages: _builtins.int = ...,
+        truncated_ids: _abc.Iterable[_builtins.str] | None = ...,
+        removed_chunks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["inserted", b"inserted", "knowledge_version", b"knowledge_version", "timings", b"timings", "updated", b"updated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inserted", b"inserted", "knowledge_version", b"knowledge_version", "removed_chunks", b"removed_chunks", "timings", b"timings", "truncated_ids", b"truncated_ids", "truncated_passages", b"truncated_passages", "updated", b"updated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -35,7 +35,6 @@ from retriever_svc.knowledge import (
     passage_encoder_hash,
 )
 from retriever_svc.loading import RetrievalOptions
-from retriever_svc.splitting import BySentences, Cut, by_tokens, by_words
 
 Precision = Literal["float32", "float16"]
 
@@ -78,7 +77,7 @@ def build_knowledge_base(  # noqa: PLR0913
     source_format = check_source(source, source_format)
     embeddings = embedding_files(build.embeddings, build.allow_pickle) if build.embeddings else ()
     encoder = passage_encoder_hash(model, load_manifest(model))
-    cut = _cut(model, split_words, build)
+    cut = build.splitting(split_words).cut(passage_encoder_directory(model))
     dimension = load_encoder_config(passage_encoder_directory(model) / "encoder.json").dim
     with file_errors("read", source):
         identity = fingerprint(source, source_format, embeddings, model, split_words, precision, build)
@@ -88,8 +87,7 @@ def build_knowledge_base(  # noqa: PLR0913
         if staged is None:
             _renew(journal.staged)
             rows = read_rows(source, source_format, build.max_text_bytes)
-            limits = PassageLimits(build.max_passage_bytes)
-            stager = Stager(journal.staged, source, cut, build.skip_bad_rows, limits)
+            stager = Stager(journal.staged, source, cut, build.skip_bad_rows, PassageLimits(build.max_passage_bytes))
             staged = stager.stage(rows, embeddings, dimension)
         if staged.skipped:
             build.notify(staged.report())
@@ -110,17 +108,6 @@ def _check_target(out: Path, replace: bool) -> bool:
     if not (out / DATASET_NAME).is_dir():
         raise FailedPreconditionError(f"{out} exists and is not a knowledge base: choose another name", field="out")
     return True
-
-
-def _cut(model: Path, split_words: int | None, build: BuildOptions) -> Cut | None:
-    """How texts are split."""
-    if split_words is not None:
-        return by_words(split_words)
-    if build.split_tokens is not None:
-        return by_tokens(passage_encoder_directory(model), build.split_tokens, build.overlap)
-    if build.split == "none" or build.embeddings:
-        return None
-    return BySentences(passage_encoder_directory(model))
 
 
 def _renew(directory: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def fingerprint(
         "source_format": source_format,
         "embeddings": digest_of((path.name, path) for path in embeddings),
         "encoder": _encoder(model),
-        "split": build.split_rule(split_words),
+        "split": list(astuple(build.splitting(split_words))),
         "precision": precision,
         "skip_bad_rows": build.skip_bad_rows,
         "max_text_bytes": build.max_text_bytes,

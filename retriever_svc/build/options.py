@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from ragserve.errors import InvalidInputError
-from ragserve.passage_rules import MAX_PASSAGE_BYTES
-from retriever_svc.build.sources import MAX_TEXT_BYTES
-from retriever_svc.splitting import SPLITS, Split
+from ragserve.passage_rules import MAX_PASSAGE_BYTES, MAX_TEXT_BYTES
+from retriever_svc.splitting import Split, SplitOptions
 
 Engine = Literal["local", "ray"]
 ENGINES = ("local", "ray")
@@ -55,25 +54,17 @@ class BuildOptions:
         """Raises InvalidInputError for what cannot be, alone or together."""
         if self.engine not in ENGINES:
             raise InvalidInputError("engine", f"engine is {self.engine!r}; it must be one of {', '.join(ENGINES)}")
-        if self.split not in SPLITS:
-            raise InvalidInputError("split", f"split is {self.split!r}; it must be one of {', '.join(SPLITS)}")
+        self.splitting(split_words).check()
         _between("max_text_bytes", self.max_text_bytes, 1, 2**30)
         _between("max_passage_bytes", self.max_passage_bytes, 1, 2**30)
         _between("shard_passages", self.shard_passages, 0, MAX_SHARD_PASSAGES)
         _between("workers", self.workers, 0, 2**16)
-        if split_words is not None:
-            _between("split_words", split_words, 1, 2**30)
-        if split_words is not None and self.split_tokens is not None:
-            raise InvalidInputError("split_tokens", "split by words or by tokens, not both")
-        if self.overlap and self.split_tokens is None:
-            raise InvalidInputError("overlap", "overlap goes with split_tokens")
         if self.embeddings and (split_words is not None or self.split_tokens is not None):
             raise InvalidInputError("embeddings", "given vectors are those of whole rows: do not split the texts")
 
-    def split_rule(self, split_words: int | None) -> list[str | int | None]:
-        """Everything that decides how texts are split."""
-        chosen = split_words is not None or self.split_tokens is not None or self.embeddings
-        return ["none" if chosen else self.split, split_words, self.split_tokens, self.overlap]
+    def splitting(self, split_words: int | None) -> SplitOptions:
+        """How texts are split: those with given vectors stay whole unless something else is asked for."""
+        return SplitOptions("none" if self.embeddings else self.split, split_words, self.split_tokens, self.overlap)
 
     def shard_size(self, passages: int) -> int:
         """Passages of one shard of a source with that many."""

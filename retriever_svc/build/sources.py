@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 from ragserve.errors import InvalidInputError, NotFoundError
 from ragserve.passage_rules import (
     DEFAULT_LIMITS,
+    MAX_TEXT_BYTES,
     PassageLimits,
     check_metadata,
     content_problem,
@@ -31,7 +32,6 @@ from retriever_svc.splitting import Cut, split_passage
 FORMATS = ("jsonl", "tsv", "csv", "parquet", "lance", "folder")
 DIRECTORIES = ("lance", "folder")
 COLUMNS = ("id", "title", "text", "metadata")
-MAX_TEXT_BYTES = 2**20  # UTF-8 bytes of one text before it is split; a 100-word passage has some 600
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -35,6 +35,7 @@ class Upsert:
     version: int
     inserted: int
     updated: int
+    removed: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,11 @@ class KnowledgeWriter:
         self._encoder = encoder
         self._files = file_checks(path)
 
-    def upsert(self, passages: Sequence[Passage], vectors: Float32) -> Upsert:
+    def upsert(self, passages: Sequence[Passage], vectors: Float32, chunks: Mapping[str, int] | None = None) -> Upsert:
         """Add passages with their vectors [n_passages, dim], or replace those whose ids are there, in one commit.
+
+        `chunks`: how many of the passages are chunks of a longer one, by its id; 1: it is there whole. What its former
+        text was split into, and is not replaced, is removed in the same commit.
 
         Raises:
             InvalidInputError: a vector has another width than those of the knowledge base, or does not fit float16.
@@ -79,9 +83,14 @@ class KnowledgeWriter:
         with self._committing(dataset):
             self._name_key(dataset)
             merge = dataset.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+            stale = stale_chunks(dataset, chunks) if chunks else []
+            if stale:
+                quoted = ", ".join("'" + identifier.replace("'", "''") + "'" for identifier in stale)
+                merge = merge.when_not_matched_by_source_delete(f"id IN ({quoted})")
             counts = merge.conflict_retries(0).execute(table)
         self._files.record(dataset)
-        return Upsert(int(dataset.version), counts["num_inserted_rows"], counts["num_updated_rows"])
+        # Where rows are deleted too, Lance counts each updated one as deleted and inserted again.
+        return Upsert(int(dataset.version), counts["num_inserted_rows"], counts["num_updated_rows"], len(stale))
 
     def delete(self, ids: Sequence[str]) -> Deletion:
         """Delete passages by id in one commit; none is made when none of them is there."""
@@ -195,6 +204,32 @@ def find_ids(dataset: lance.LanceDataset, ids: Sequence[str]) -> list[str]:
     expression = pc.field("id").isin(pa.array(list(dict.fromkeys(ids)), pa.string()))
     found: list[str] = dataset.to_table(columns=["id"], filter=expression).column("id").to_pylist()
     return found
+
+
+def stale_chunks(dataset: lance.LanceDataset, chunks: Mapping[str, int]) -> list[str]:
+    """Ids of the chunks, of passages by id, that texts with fewer chunks leave behind.
+
+    Chunks of one text are numbered from 0 without gaps, and the text is not there whole beside them: other ids with
+    a number sign are their owner's.
+    """
+    parents = pa.array(list(chunks), pa.string())
+    numbers: dict[str, set[int]] = {identifier: set() for identifier in chunks}
+    whole: set[str] = set()
+    for batch in dataset.to_batches(columns=["id"]):
+        ids = batch.column("id")
+        whole.update(ids.filter(pc.is_in(ids, parents)).to_pylist())
+        of = pc.replace_substring_regex(ids, r"#(0|[1-9][0-9]{0,8})$", "")
+        mask = pc.and_(pc.is_in(of, parents), pc.not_equal(of, ids))
+        for parent, identifier in zip(of.filter(mask).to_pylist(), ids.filter(mask).to_pylist(), strict=True):
+            numbers[parent].add(int(identifier[len(parent) + 1 :]))
+    stale = []
+    for parent, count in chunks.items():
+        kept = count if count > 1 else 0
+        if parent in whole and count > 1:
+            stale.append(parent)
+        elif parent not in whole and numbers[parent] == set(range(len(numbers[parent]))):
+            stale += [f"{parent}#{number}" for number in range(kept, len(numbers[parent]))]
+    return stale
 
 
 def _to_table(passages: Sequence[Passage], vectors: Float32, schema: pa.Schema) -> pa.Table:

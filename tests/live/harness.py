@@ -25,6 +25,7 @@ from retriever_svc.live.writer import KnowledgeWriter
 from retriever_svc.loading import RetrievalOptions
 from retriever_svc.types import Passage
 from tests.retriever_svc.models import DIMENSION, write_model
+from tests.retriever_svc.sources import WHOLE
 from tests.tiny import tiny_passages, write_jsonl
 
 TIMEOUT_SECONDS = 60.0
@@ -46,7 +47,9 @@ class Home:
         """A tiny model, and a knowledge base that it embedded."""
         model = write_model(directory / "model", own_passage_encoder=False)
         source = write_jsonl(directory / "passages.jsonl", tiny_passages(n_passages, seed=5))
-        build_knowledge_base(source, directory / "kb", model, options=RetrievalOptions(device="cpu", threads=1))
+        build_knowledge_base(
+            source, directory / "kb", model, options=RetrievalOptions(device="cpu", threads=1), build=WHOLE
+        )
         return cls(model, directory / "kb", directory / "logs")
 
     def grow(self, n_passages: int) -> None:

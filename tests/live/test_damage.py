@@ -20,6 +20,7 @@ from retriever_svc.manifests import file_of
 from tests.live.harness import Home, eventually, found, new_passage, refused
 from tests.live.test_replicas import far_away, first
 from tests.retriever_svc.models import DIMENSION, write_model
+from tests.retriever_svc.sources import WHOLE
 from tests.tiny import tiny_passages, write_jsonl
 
 ONES = np.ones(DIMENSION, np.float32)
@@ -51,7 +52,9 @@ def test_another_encoder_is_refused_at_start_and_while_serving(home: Home, tmp_p
     replica = home.replica(refresh_seconds=0.4)
     other = write_model(tmp_path / "other", seed=9, own_passage_encoder=False)
     source = write_jsonl(tmp_path / "others.jsonl", tiny_passages(30, seed=8))
-    build_knowledge_base(source, home.knowledge, other, options=RetrievalOptions(device="cpu", threads=1), replace=True)
+    build_knowledge_base(
+        source, home.knowledge, other, options=RetrievalOptions(device="cpu", threads=1), replace=True, build=WHOLE
+    )
     eventually(lambda: replica.metric("ragserve_knowledge_load_failures_total") > 0)
     assert "embedded by another passage encoder" in replica.process.log_text()
     assert replica.search(ONES, 5).knowledge_version == replica.info().knowledge_version == 1

@@ -10,6 +10,7 @@ from retriever_svc.knowledge import KnowledgeBase
 from retriever_svc.loading import RetrievalOptions
 from retriever_svc.rows import MemoryRows
 from tests.retriever_svc.models import write_model
+from tests.retriever_svc.sources import WHOLE
 from tests.tiny import tiny_passages, write_jsonl
 
 N_PASSAGES = 120
@@ -36,7 +37,7 @@ def knowledge_base(
 ) -> Path:
     directory = tmp_path_factory.mktemp("knowledge")
     source = write_jsonl(directory / "passages.jsonl", passages)
-    build_knowledge_base(source, directory / "kb", model, options=options)
+    build_knowledge_base(source, directory / "kb", model, options=options, build=WHOLE)
     return directory / "kb"
 
 

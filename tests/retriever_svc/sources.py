@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ragserve.errors import InvalidInputError
+from retriever_svc.build import BuildOptions
 from retriever_svc.build.sources import SourcePassage, read_rows
+
+WHOLE = BuildOptions(split="none")  # tiny passages are longer than a tiny encoder reads
 
 
 def read_passages(source: Path, *options: Any, **named: Any) -> Iterator[SourcePassage]:

@@ -13,11 +13,12 @@ from ragserve.errors import NotFoundError
 from retriever_svc.build import BuildOptions, build_knowledge_base
 from retriever_svc.knowledge import KnowledgeBase, describe
 from retriever_svc.loading import RetrievalOptions
+from tests.retriever_svc.sources import WHOLE
 from tests.tiny import tiny_passages, write_jsonl
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 N_PASSAGES = 12
-BUILD = BuildOptions(shard_passages=4)
+BUILD = BuildOptions(split="none", shard_passages=4)
 
 # Builds, and is killed by itself before its change number `last` to the file system below `directory`.
 KILLED = """
@@ -44,7 +45,7 @@ def watch(event, arguments):
         os.kill(os.getpid(), signal.SIGKILL)
 
 sys.addaudithook(watch)
-build = BuildOptions(shard_passages=4)
+build = BuildOptions(split="none", shard_passages=4)
 build_knowledge_base(source, out, model, replace=True, options=RetrievalOptions(device="cpu", threads=1), build=build)
 print(changes)
 """
@@ -63,14 +64,14 @@ def rows(out: Path) -> pa.Table:
 def test_a_build_killed_anywhere(replacing: bool, model: Path, options: RetrievalOptions, tmp_path: Path) -> None:
     old = write_jsonl(tmp_path / "old.jsonl", tiny_passages(5, seed=1))
     source = write_jsonl(tmp_path / "new.jsonl", tiny_passages(N_PASSAGES, seed=2))
-    build_knowledge_base(old, tmp_path / "old", model, options=options)
+    build_knowledge_base(old, tmp_path / "old", model, options=options, build=WHOLE)
     build_knowledge_base(source, tmp_path / "new", model, options=options, build=BUILD)
     before, after = rows(tmp_path / "old"), rows(tmp_path / "new")
 
     def start(name: str) -> Path:
         out = tmp_path / name / "kb"
         if replacing:
-            build_knowledge_base(old, out, model, options=options)
+            build_knowledge_base(old, out, model, options=options, build=WHOLE)
         return out
 
     whole = run(source, start("whole"), model, 0)

@@ -14,6 +14,7 @@ from retriever_svc.build import BuildOptions, Progress, build_knowledge_base
 from retriever_svc.knowledge import KnowledgeBase
 from retriever_svc.loading import RetrievalOptions
 from tests.retriever_svc.models import DIMENSION
+from tests.retriever_svc.sources import WHOLE
 from tests.retriever_svc.test_build_resume import building
 from tests.tiny import tiny_passages, write_jsonl
 
@@ -37,7 +38,9 @@ def test_without_ray_the_error_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray.data", None)
     with pytest.raises(FailedPreconditionError, match=r"pip install 'ragserve\[ray\]'"):
-        build_knowledge_base(source, tmp_path / "kb", model, options=options, build=BuildOptions(engine="ray"))
+        build_knowledge_base(
+            source, tmp_path / "kb", model, options=options, build=BuildOptions(split="none", engine="ray")
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -45,7 +48,7 @@ def test_without_ray_the_error_says_what_to_install(
 def test_two_workers_make_the_same_rows_and_go_on_where_a_killed_build_was(
     source: Path, model: Path, options: RetrievalOptions, tmp_path: Path
 ) -> None:
-    build_knowledge_base(source, tmp_path / "local", model, options=options)
+    build_knowledge_base(source, tmp_path / "local", model, options=options, build=WHOLE)
     with building(source, tmp_path / "kb", model, 130):
         pass  # in this process's stead: 2 of 8 shards are finished
     messages: list[str] = []
@@ -54,7 +57,7 @@ def test_two_workers_make_the_same_rows_and_go_on_where_a_killed_build_was(
     def progress(progress: Progress) -> None:
         done.append(progress.done)
 
-    build = BuildOptions(engine="ray", workers=2, shard_passages=50, notify=messages.append)
+    build = BuildOptions(split="none", engine="ray", workers=2, shard_passages=50, notify=messages.append)
     info = build_knowledge_base(source, tmp_path / "kb", model, progress=progress, options=options, build=build)
     assert messages == ["going on with an earlier build: 2 of 8 shards are finished (100 of 400 passages)"]
     assert done == [100, 150, 200, 250, 300, 350, 400]
@@ -71,7 +74,7 @@ def test_what_goes_wrong_in_an_actor_is_raised_as_it_was(source: Path, model: Pa
     vectors = np.ones((N_PASSAGES, DIMENSION), dtype=np.float32)
     vectors[-1] = 1e6
     np.save(tmp_path / "v.npy", vectors)
-    build = BuildOptions(engine="ray", workers=1, shard_passages=100, embeddings=(tmp_path / "v.npy",))
+    build = BuildOptions(split="none", engine="ray", workers=1, shard_passages=100, embeddings=(tmp_path / "v.npy",))
     with pytest.raises(InvalidInputError, match="a vector is too large for float16: store float32") as raised:
         build_knowledge_base(source, tmp_path / "kb", model, precision="float16", build=build)
     assert raised.value.field == "precision"
@@ -97,7 +100,7 @@ def test_a_ray_that_hangs_at_its_start_is_started_again(
     starts = tmp_path / "starts"
     hangs_once = f"[ $(wc -l < {starts}) = 1 ] && exec sleep 600"
     assert _a_first_process_that(hangs_once, tmp_path, monkeypatch) == starts
-    build = BuildOptions(engine="ray", workers=1, shard_passages=200)
+    build = BuildOptions(split="none", engine="ray", workers=1, shard_passages=200)
     info = build_knowledge_base(source, tmp_path / "kb", model, options=options, build=build)
     assert info.passages == N_PASSAGES
     assert len(starts.read_text().split()) == 2
@@ -109,7 +112,7 @@ def test_a_ray_that_never_starts_is_an_error_that_says_what_to_do(
     source: Path, model: Path, options: RetrievalOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     starts = _a_first_process_that("exec sleep 600", tmp_path, monkeypatch)
-    build = BuildOptions(engine="ray", workers=1, shard_passages=200)
+    build = BuildOptions(split="none", engine="ray", workers=1, shard_passages=200)
     with pytest.raises(FailedPreconditionError, match=r"Ray did not start on this machine: .*RAY_ADDRESS") as raised:
         build_knowledge_base(source, tmp_path / "kb", model, options=options, build=build)
     assert raised.value.field == "engine"
@@ -125,7 +128,7 @@ def _running(starts: Path) -> list[str]:
 def test_more_workers_than_there_is_room_for_are_refused(source: Path, model: Path, tmp_path: Path) -> None:
     ray = importlib.import_module("ray")
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
-    build = BuildOptions(engine="ray", workers=2, shard_passages=100)
+    build = BuildOptions(split="none", engine="ray", workers=2, shard_passages=100)
     try:
         with pytest.raises(FailedPreconditionError, match=r"2 workers need as many CPUs; Ray has 1"):
             build_knowledge_base(source, tmp_path / "kb", model, build=build)

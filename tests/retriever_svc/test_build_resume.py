@@ -20,6 +20,7 @@ from ragserve.errors import FailedPreconditionError, NotFoundError
 from retriever_svc.build import BuildOptions, Progress, build_knowledge_base
 from retriever_svc.knowledge import KnowledgeBase, describe
 from retriever_svc.loading import RetrievalOptions
+from tests.retriever_svc.sources import WHOLE
 from tests.tiny import tiny_passages, write_jsonl
 
 N_PASSAGES, SHARD = 400, 50
@@ -41,7 +42,7 @@ def report(progress):
 
 build_knowledge_base(
     source, out, model, replace=True, progress=report, options=RetrievalOptions(device="cpu", threads=1),
-    build=BuildOptions(shard_passages=shard, notify=lambda message: print(message, flush=True)),
+    build=BuildOptions(split="none", shard_passages=shard, notify=lambda message: print(message, flush=True)),
 )
 """
 
@@ -76,7 +77,7 @@ def uninterrupted(
     source: Path, model: Path, options: RetrievalOptions, tmp_path_factory: pytest.TempPathFactory
 ) -> pa.Table:
     out = tmp_path_factory.mktemp("whole") / "kb"
-    build_knowledge_base(source, out, model, options=options, build=BuildOptions(shard_passages=SHARD))
+    build_knowledge_base(source, out, model, options=options, build=BuildOptions(split="none", shard_passages=SHARD))
     return rows(out)
 
 
@@ -86,7 +87,7 @@ class Told:
     def __init__(self, **build: Any) -> None:
         self.messages: list[str] = []
         self.done: list[int] = []
-        self.build = BuildOptions(**{"shard_passages": SHARD, **build}, notify=self.messages.append)
+        self.build = BuildOptions(split="none", **{"shard_passages": SHARD, **build}, notify=self.messages.append)
 
     def progress(self, progress: Progress) -> None:
         self.done.append(progress.done)
@@ -143,7 +144,7 @@ def test_a_build_that_names_no_shards_repeats_little_after_a_kill(
     ],
 )
 def test_how_many_passages_are_finished_together(build: dict[str, Any], passages: int, size: int) -> None:
-    assert BuildOptions(**build).shard_size(passages) == size
+    assert BuildOptions(split="none", **build).shard_size(passages) == size
 
 
 def test_another_source_or_option_starts_over(
@@ -200,7 +201,7 @@ def test_a_killed_replacement_goes_on_and_old_versions_stay(
 ) -> None:
     out = tmp_path / "kb"
     old = write_jsonl(tmp_path / "old.jsonl", tiny_passages(60, seed=1))
-    build_knowledge_base(old, out, model, options=options)
+    build_knowledge_base(old, out, model, options=options, build=WHOLE)
     first = rows(out)
     with building(source, out, model, 130):
         assert rows(out).equals(first)
@@ -224,7 +225,7 @@ def test_two_builds_of_one_name_are_refused(
         building(source, out, model, 130),
         pytest.raises(FailedPreconditionError, match="is being built by another process"),
     ):
-        build_knowledge_base(source, out, model, options=options)
+        build_knowledge_base(source, out, model, options=options, build=WHOLE)
     told = Told()
     build_knowledge_base(source, out, model, progress=told.progress, options=options, build=told.build)
     assert told.done[0] == 100

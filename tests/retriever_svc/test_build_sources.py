@@ -23,7 +23,7 @@ from retriever_svc.loading import RetrievalOptions
 from retriever_svc.rows import MemoryRows
 from retriever_svc.splitting import by_tokens, by_words
 from retriever_svc.types import Passage
-from tests.retriever_svc.sources import read_passages
+from tests.retriever_svc.sources import WHOLE, read_passages
 from tests.tiny import tiny_text
 
 
@@ -74,7 +74,7 @@ def test_a_bad_file_is_named_or_left_out(
 def test_a_knowledge_base_and_a_lance_dataset_are_sources(
     model: Path, knowledge_base: Path, options: RetrievalOptions, tmp_path: Path
 ) -> None:
-    build_knowledge_base(knowledge_base, tmp_path / "again", model, options=options)
+    build_knowledge_base(knowledge_base, tmp_path / "again", model, options=options, build=WHOLE)
     assert stored(tmp_path / "again") == stored(knowledge_base)
     table = pa.table({"id": [7, 8], "text": ["a", "b"], "year": [1999, 2000]})
     lance.write_dataset(table, str(tmp_path / "x.lance"))

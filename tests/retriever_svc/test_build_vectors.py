@@ -16,6 +16,7 @@ from retriever_svc.knowledge import KnowledgeBase, describe
 from retriever_svc.loading import RetrievalOptions
 from retriever_svc.rows import MemoryRows
 from tests.retriever_svc.models import DIMENSION
+from tests.retriever_svc.sources import WHOLE
 from tests.tiny import tiny_passages, write_jsonl
 
 N = 40
@@ -52,7 +53,7 @@ def test_an_array_is_stored_as_it_is(source: Path, dtype: str, model: Path, tmp_
 def test_given_vectors_carry_the_encoder_that_made_them(
     source: Path, model: Path, options: RetrievalOptions, tmp_path: Path
 ) -> None:
-    build_knowledge_base(source, tmp_path / "embedded", model, options=options)
+    build_knowledge_base(source, tmp_path / "embedded", model, options=options, build=WHOLE)
     build = BuildOptions(embeddings=(save(tmp_path / "v.npy", stored(tmp_path / "embedded")),))
     build_knowledge_base(source, tmp_path / "given", model, build=build)
     np.testing.assert_array_equal(stored(tmp_path / "given"), stored(tmp_path / "embedded"))

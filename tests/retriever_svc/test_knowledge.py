@@ -18,6 +18,7 @@ from retriever_svc.knowledge import KnowledgeBase, describe, passage_encoder_dir
 from retriever_svc.loading import RetrievalOptions, load_snapshot
 from retriever_svc.rows import DiskRows, MemoryRows
 from tests.retriever_svc.models import DIMENSION
+from tests.retriever_svc.sources import WHOLE
 from tests.tiny import tiny_passages, write_jsonl
 
 
@@ -31,7 +32,7 @@ def two_versions(model: Path, options: RetrievalOptions, tmp_path: Path) -> Path
     """Version 1 with 20 passages, version 2 with 30 others."""
     for n, seed in ((20, 1), (30, 2)):
         source = write_jsonl(tmp_path / "passages.jsonl", tiny_passages(n, seed))
-        build_knowledge_base(source, tmp_path / "kb", model, replace=True, options=options)
+        build_knowledge_base(source, tmp_path / "kb", model, replace=True, options=options, build=WHOLE)
     return tmp_path / "kb"
 
 
@@ -99,7 +100,7 @@ def test_other_rows_under_the_same_version_have_another_key(
     contents = set()
     for seed in (1, 2):
         source = write_jsonl(tmp_path / "passages.jsonl", tiny_passages(20, seed))
-        build_knowledge_base(source, tmp_path / f"kb{seed}", model, options=options)
+        build_knowledge_base(source, tmp_path / f"kb{seed}", model, options=options, build=WHOLE)
         knowledge = KnowledgeBase.open(tmp_path / f"kb{seed}")
         assert knowledge.version == 1
         assert knowledge.content == KnowledgeBase.open(tmp_path / f"kb{seed}").content

@@ -16,6 +16,7 @@ from checkpoint_import import ImportOptions, import_checkpoint
 from ragserve.v1 import common_pb2, generator_pb2, orchestrator_pb2, orchestrator_pb2_grpc
 from retriever_svc.build import build_knowledge_base
 from tests import tiny
+from tests.retriever_svc.sources import WHOLE
 from tests.system.cases import FAMILIES, Case
 from tests.system.oracle import Doc, Search
 
@@ -53,7 +54,7 @@ class Assets:
         for family, model in models.items():
             import_checkpoint(composites[family], model, ImportOptions(score_scale=SCORE_SCALE))
         source = tiny.write_jsonl(directory / "passages.jsonl", passages())
-        build_knowledge_base(source, directory / "kb", models[FAMILIES[0]])
+        build_knowledge_base(source, directory / "kb", models[FAMILIES[0]], build=WHOLE)
         return cls(models, composites, directory / "kb")
 
 
