@@ -19,11 +19,12 @@ _NAMES = {PassagesEvent: "passages", TokensEvent: "tokens", Answer: "answer"}  #
 
 @dataclass(frozen=True)
 class Output:
-    """How the answer is wanted: token by token, as JSON, as a page."""
+    """How the answer is wanted: token by token, as JSON, as a page, with all figures."""
 
     stream: bool = False
     as_json: bool = False
     explain: Path | None = None
+    verbose: bool = False
 
 
 def answer(question: str, target: str, timeout: float, keywords: dict[str, Any], output: Output) -> Answer:
@@ -35,7 +36,7 @@ def answer(question: str, target: str, timeout: float, keywords: dict[str, Any],
         else:
             found = client.generate(question, token_posteriors=wants_posteriors, **keywords)
     if not output.as_json:
-        answers.show_answer(found, with_text=not output.stream)
+        answers.show_answer(found, with_text=not output.stream, verbose=output.verbose)
     elif not output.stream:
         console.print_json(found.to_dict())
     if output.explain is not None:

@@ -63,12 +63,13 @@ def ask(  # noqa: PLR0913
     stream: choices.StreamOption = False,
     as_json: choices.JsonOption = False,
     explain: choices.ExplainOption = None,
+    verbose: choices.VerboseOption = False,
 ) -> None:
     """Ask a question and show the answer with the passages it comes from."""
     asked = locals()
     from ragserve_cli.answering import Output, answer  # noqa: PLC0415  (slow to import)
 
-    output = Output(stream=stream, as_json=as_json, explain=explain)
+    output = Output(stream=stream, as_json=as_json, explain=explain, verbose=verbose)
     answer(question, target, timeout, keywords(asked), output)
 
 
@@ -84,6 +85,7 @@ def score(  # noqa: PLR0913
     filters: choices.FilterOption = None,
     search_kind: choices.SearchKindOption = None,
     as_json: choices.JsonOption = False,
+    verbose: choices.VerboseOption = False,
 ) -> None:
     """Say how probable an answer is: log p(answer | question), marginalized over the passages."""
     from ragserve.client import Client  # noqa: PLC0415  (slow to import)
@@ -97,10 +99,10 @@ def score(  # noqa: PLR0913
     if as_json:
         console.print_json(found.to_dict())
     else:
-        answers.show_score(found)
+        answers.show_score(found, verbose=verbose)
 
 
-def retrieve(
+def retrieve(  # noqa: PLR0913
     question: choices.Question,
     *,
     target: choices.TargetOption = DEFAULT_TARGET,
@@ -110,6 +112,7 @@ def retrieve(
     filters: choices.FilterOption = None,
     search_kind: choices.SearchKindOption = None,
     as_json: choices.JsonOption = False,
+    verbose: choices.VerboseOption = False,
 ) -> None:
     """Show the passages that a question retrieves, with their priors."""
     from ragserve.client import Client  # noqa: PLC0415  (slow to import)
@@ -122,7 +125,7 @@ def retrieve(
     if as_json:
         console.print_json(found.to_dict())
     else:
-        answers.show_retrieval(found)
+        answers.show_retrieval(found, verbose=verbose)
 
 
 def info(

@@ -63,6 +63,12 @@ TargetOption = Annotated[
     str, typer.Option("--target", metavar="HOST:PORT", envvar="RAGSERVE_TARGET", help="The orchestrator.")
 ]
 TimeoutOption = Annotated[float, typer.Option("--timeout", metavar="SECONDS", help="Deadline of the request.")]
+VerboseOption = Annotated[
+    bool,
+    typer.Option(
+        "--verbose", "-v", help="Show scores, more of each passage and the time of every stage.", rich_help_panel=OUTPUT
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=OUTPUT)]
 
 ModeOption = Annotated[Mode | None, typer.Option("--mode", help="Unset: as the checkpoint was trained.")]

@@ -19,6 +19,8 @@ from ragserve_cli.plan import demo_directory
 from ragserve_cli.reach import reached
 from ragserve_cli.text import excerpt
 
+EXCERPT_CELLS = 160  # of a passage in the table of `kb search`, or two terminal lines if these are longer
+
 kb = typer.Typer(
     help="Build, describe and search knowledge bases.", no_args_is_help=True, pretty_exceptions_enable=False
 )
@@ -74,8 +76,9 @@ def search(  # noqa: PLR0913, PLR0917
         console.print_json({"query": query, "passages": rows})
         return
     table = Table("score", "prior", "id", "title", "text")
+    cells = max(EXCERPT_CELLS, 2 * console.out.width)
     for row in rows:
-        title, text = escape(row["title"]), escape(excerpt(row["text"]))
+        title, text = escape(row["title"]), escape(excerpt(row["text"], cells))
         table.add_row(f"{row['score']:.4f}", f"{row['prior']:.3f}", escape(row["id"]), title, text)
     console.out.print(table)
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ragserve import boundary
-from ragserve_cli import asking, changing, console
+from ragserve_cli import asking, changing, choices, console
 from ragserve_cli.flags import in_flags
 from ragserve_cli.importing import import_command, quantize_command
 from ragserve_cli.knowledge import kb
@@ -30,6 +30,7 @@ ConfigOption = Annotated[
 StartupOption = Annotated[
     float, typer.Option("--startup-timeout", metavar="SECONDS", help="How long the services may take to load.")
 ]
+LogsOption = Annotated[bool, typer.Option("--logs", help="Show the services' logs.")]
 STARTUP_SECONDS = 180.0
 LexicalOption = Annotated[
     bool | None,
@@ -103,14 +104,16 @@ def demo_command(
     questions: Annotated[
         Path | None, typer.Option("--questions", metavar="FILE", help="One question a line; unset: the embedded ones.")
     ] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show the services' logs.")] = False,
+    verbose: choices.VerboseOption = False,
+    logs: LogsOption = False,
     startup_timeout: StartupOption = STARTUP_SECONDS,
 ) -> None:
     """Start the services with the embedded models, answer sample questions, then take yours."""
     from ragserve_cli.demo import demo  # noqa: PLC0415  (slow to import)
     from ragserve_cli.plan import Assets  # noqa: PLC0415
 
-    demo(Assets(config, model, knowledge, lexical), questions, verbose=verbose, timeout=startup_timeout)
+    assets = Assets(config, model, knowledge, lexical)
+    demo(assets, questions, verbose=verbose, logs=logs, timeout=startup_timeout)
 
 
 def main() -> None:

@@ -1,10 +1,34 @@
-"""Text for narrow places."""
+"""Text cut to the width of the terminal."""
 
 from __future__ import annotations
 
-EXCERPT = 160  # characters of a passage in a table
+from rich.cells import cell_len, set_cell_size
+
+from ragserve.printable import printable
+
+LEAD = 0.4  # part of an excerpt that may stand before the words it shows
+ELLIPSIS = "…"
 
 
-def excerpt(text: str) -> str:
-    """The beginning of a passage."""
-    return text if len(text) <= EXCERPT else text[: EXCERPT - 1].rstrip() + "…"
+def excerpt(text: str, cells: int, around: str = "") -> str:
+    """A part of a text in one line of at most `cells` terminal cells, which shows `around` where the text holds it."""
+    line = " ".join(printable(text).split())
+    if cell_len(line) <= cells:
+        return line
+    start = _start(line, cells, around)
+    lead = ELLIPSIS if start else ""
+    room = max(1, cells - cell_len(lead))
+    rest = line[start:]
+    if cell_len(rest) <= room:
+        return lead + rest
+    return lead + set_cell_size(rest, room - 1).rstrip() + ELLIPSIS
+
+
+def _start(line: str, cells: int, around: str) -> int:
+    """Where the excerpt begins: at the beginning, unless `around` would then be cut off."""
+    found = line.casefold().find(around.casefold()) if around else -1
+    if found < 0 or len(line.casefold()) != len(line) or cell_len(line[: found + len(around)]) < cells:
+        return 0
+    start = max(0, found - int(cells * LEAD))
+    space = line.find(" ", start, found)
+    return space + 1 if space >= 0 else start

@@ -1,0 +1,185 @@
+"""The prompt of `ragserve demo` and `ragserve quickstart`: questions and commands, until the end of input."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from rich.markup import escape
+
+from ragserve.client import Client
+from ragserve.errors import InvalidInputError, RagserveError
+from ragserve.results import Answer
+from ragserve_cli import answers, console
+from ragserve_cli.explain import write_page
+from ragserve_cli.explain_terminal import show_token_posteriors
+from ragserve_cli.up import Running
+
+POLL_SECONDS = 0.2
+PROMPT = "question> "
+QUIT_WORDS = ("quit", "exit", ":q")  # what people type who do not know /quit yet
+HISTORY_FILE = "history"
+
+
+class LineReader(Protocol):
+    """Where questions come from."""
+
+    def read(self) -> str | None:
+        """The next line; None at the end of the input, or when the services are told to stop."""
+        ...
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of the prompt, such as /help."""
+
+    usage: str
+    meaning: str
+    run: Callable[[str], bool]  # takes what follows the name; False ends the prompt
+
+
+@dataclass
+class Prompt:
+    """Answers questions line by line; commands begin with a slash and look at the last answer."""
+
+    client: Client
+    started: Running
+    verbose: bool = False
+    _last: tuple[str, Answer] | None = None
+    _commands: dict[str, Command] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._commands = {
+            "/help": Command("/help", "show these commands", self._help),
+            "/passages": Command("/passages [N]", "show the answer's passages, or passage N whole", self._passages),
+            "/explain": Command(
+                "/explain [FILE.html]", "show which passage each token came from, or write a page", self._explain
+            ),
+            "/verbose": Command("/verbose", "show all figures with each answer, or no longer", self._verbose),
+            "/quit": Command("/quit", "end (also Ctrl-D)", lambda _: False),
+        }
+
+    def run(self) -> None:
+        """Answer until the end of input, /quit or SIGTERM. Errors of a question are shown, and the next one is read.
+
+        Raises:
+            UnavailableError: a service has ended.
+        """
+        at_terminal = sys.stdin.isatty()
+        if at_terminal:
+            console.note("Type a question, or /help. Ctrl-D ends.")
+        lines = terminal_lines(self.started, tuple(self._commands)) if at_terminal else PipedLines(self.started)
+        while (line := lines.read()) is not None:
+            try:
+                if not self.answer_line(line.strip()):
+                    return
+            except RagserveError as error:
+                console.report(error)
+
+    def answer_line(self, line: str) -> bool:
+        """Answer a question or run a command; False for one that ends the prompt."""
+        if not line:
+            return True
+        if line.lower() in QUIT_WORDS:
+            return False
+        if line.startswith("/"):
+            name, _, argument = line.partition(" ")
+            if name not in self._commands:
+                raise InvalidInputError(name, f"unknown command {name}: type /help for the commands")
+            return self._commands[name].run(argument.strip())
+        self.ask(_checked(line))
+        return True
+
+    def ask(self, question: str) -> None:
+        """Show the answer to a question."""
+        answer = self.client.generate(question, token_posteriors=True)
+        self._last = (question, answer)
+        answers.show_answer(answer, verbose=self.verbose)
+        console.out.print()
+
+    def _help(self, _argument: str) -> bool:
+        for command in self._commands.values():
+            console.out.print(f"  {command.usage:<22}{command.meaning}", markup=False, soft_wrap=True)
+        return True
+
+    def _passages(self, argument: str) -> bool:
+        _, answer = self._answered()
+        if not argument:
+            answers.show_passages(answer.passages, posterior=True, verbose=True, around=answer.answer.strip())
+            return True
+        if not argument.isdecimal() or not 1 <= int(argument) <= len(answer.passages):
+            raise InvalidInputError(
+                "/passages", f"{argument!r} is not a passage: give a number from 1 to {len(answer.passages)}"
+            )
+        answers.show_whole_passage(answer.passages[int(argument) - 1])
+        return True
+
+    def _explain(self, argument: str) -> bool:
+        question, answer = self._answered()
+        if argument:
+            write_page(Path(argument).expanduser(), question, answer)
+            console.note(f"{argument} shows which passage each token came from")
+        else:
+            show_token_posteriors(answer)
+        return True
+
+    def _verbose(self, _argument: str) -> bool:
+        self.verbose = not self.verbose
+        console.note("answers come with all figures" if self.verbose else "answers come in short form")
+        return True
+
+    def _answered(self) -> tuple[str, Answer]:
+        if self._last is None:
+            raise InvalidInputError("", "there is no answer yet: ask a question first")
+        return self._last
+
+
+@dataclass(frozen=True)
+class PipedLines:
+    """Questions from a pipe or a file."""
+
+    started: Running
+
+    def read(self) -> str | None:
+        """The next line; None at the end."""
+        while not self.started.stop.is_set():
+            self.started.services.check_alive()
+            if select.select([sys.stdin], [], [], POLL_SECONDS)[0]:
+                line = sys.stdin.buffer.readline().decode(sys.stdin.encoding, "surrogateescape")
+                if not line:
+                    return None
+                console.out.rule(escape(line.strip()), align="left", style="dim")
+                return line
+        return None
+
+
+def terminal_lines(started: Running, commands: tuple[str, ...]) -> LineReader:
+    """A reader with line editing, history and completion."""
+    from ragserve_cli.terminal import TerminalLines  # noqa: PLC0415  (only where there is a terminal)
+
+    return TerminalLines(started, commands, history_file())
+
+
+def history_file() -> Path | None:
+    """Where questions are kept for the next time (XDG_STATE_HOME); None where nothing can be written."""
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()) / "ragserve"
+    try:
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (state / HISTORY_FILE).touch(mode=0o600)
+    except (OSError, RuntimeError):  # read-only, or no home directory
+        return None
+    return state / HISTORY_FILE
+
+
+def _checked(line: str) -> str:
+    """The line. Raises InvalidInputError for bytes that are no text."""
+    try:
+        line.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError("question", "the question is not UTF-8 text: type it again") from error
+    return line
