@@ -15,6 +15,7 @@ from ragserve_cli.text import excerpt
 
 TEXT_LINES = 4  # of a passage in a table
 NARROWEST_TEXT = 20  # terminal cells
+SMALLEST_SHOWN = 0.001  # a smaller probability is written with an exponent
 UNLIKELY = 0.1  # below this probability of the answer, the reader is told to check the passages
 # How a stage of `timings_seconds` is called here, and what it is.
 STAGES = {
@@ -59,13 +60,12 @@ def show_retrieval(found: Retrieval, *, verbose: bool = False) -> None:
 
 
 def show_score(score: AnswerScore, *, verbose: bool = False) -> None:
-    """The probability of an answer; with `verbose`, also what each token adds."""
+    """The probability of an answer, and what each token adds."""
     _show_probability(score.log_prob)
-    if verbose:
-        added = "  ".join(
-            f"{token}:{value:.3f}" for token, value in zip(score.token_ids, score.token_log_probs, strict=True)
-        )
-        console.out.print(f"by token: {added}", soft_wrap=True)
+    added = "  ".join(
+        f"{token}:{value:.3f}" for token, value in zip(score.token_ids, score.token_log_probs, strict=True)
+    )
+    console.out.print(f"by token: {added}", soft_wrap=True)
     show_passages(score.passages, posterior=True, verbose=verbose)
     show_timings(score.timings_seconds, verbose=verbose)
     for warning in score.warnings:
@@ -98,7 +98,8 @@ def show_timings(timings: Mapping[str, float], *, verbose: bool) -> None:
 
 def _show_probability(log_prob: float) -> None:
     probability = math.exp(min(0.0, log_prob))
-    console.out.print(f"p(y|x) = {probability:.1%}   log p(y|x) = {log_prob:.4f}", style="dim")
+    shown = f"{probability:.1%}" if probability >= SMALLEST_SHOWN else f"{probability:.0e}"
+    console.out.print(f"p(y|x) = {shown}   log p(y|x) = {log_prob:.4f}", style="dim")
 
 
 def _passage_lines(passages: Sequence[Passage], posterior: bool, around: str) -> Table:

@@ -116,6 +116,34 @@ def demo_command(
     demo(assets, questions, verbose=verbose, logs=logs, timeout=startup_timeout)
 
 
+@app.command("quickstart")
+def quickstart_command(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH",
+            help="Your documents: a folder or a file of Markdown, text, HTML, PDF, JSONL, CSV, TSV or Parquet.",
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="KB", help="Knowledge base to make; unset: in ~/.local/share/ragserve."),
+    ] = None,
+    config: ConfigOption = None,
+    model: ModelOption = None,
+    lexical: LexicalOption = None,
+    verbose: choices.VerboseOption = False,
+    logs: LogsOption = False,
+    startup_timeout: StartupOption = STARTUP_SECONDS,
+) -> None:
+    """Build a knowledge base from your documents, start the services on it, and answer your questions."""
+    from ragserve_cli.plan import Assets  # noqa: PLC0415  (slow to import)
+    from ragserve_cli.quickstart import quickstart  # noqa: PLC0415  (slow to import)
+
+    assets = Assets(config, model, out, lexical)
+    quickstart(path, assets, verbose=verbose, logs=logs, timeout=startup_timeout)
+
+
 def main() -> None:
     """Entry point: an error becomes one line on stderr, in terms of the options given, and an exit status."""
     sys.exit(boundary.guarded(_run, console.fail, lambda error: boundary.ending_of(in_flags(error, app, sys.argv[1:]))))

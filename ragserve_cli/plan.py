@@ -60,11 +60,12 @@ class Assets:
     lexical: bool | None = None
 
 
-def plan(assets: Assets) -> tuple[Launch, ...]:
+def plan(assets: Assets, *, free_ports: bool = False) -> tuple[Launch, ...]:
     """The three services, on ports that are free.
 
     Flags win over the environment, that over the file, that over the defaults, as in the services themselves; a port
-    0 becomes a free one. Without any model or knowledge base, the embedded ones are served.
+    0 becomes a free one. Without any model or knowledge base, the embedded ones are served. With `free_ports`, a
+    default port that is in use is replaced by a free one.
 
     Raises:
         InvalidInputError: a port is in use, or the file cannot be read.
@@ -81,7 +82,7 @@ def plan(assets: Assets) -> tuple[Launch, ...]:
     if assets.lexical is not None:
         chosen["retriever"].append("--lexical" if assets.lexical else "--no-lexical")
     taken: set[int] = set()
-    places = {name: _place(known, name, taken) for name in DEFAULT_PORTS}
+    places = {name: _place(known, name, taken, free_ports) for name in DEFAULT_PORTS}
     launches = {name: _launch(name, chosen[name], *places[name]) for name in ("retriever", "generator")}
     downstream = [f"--{name}={launch.target}" for name, launch in launches.items()]
     orchestrator = _launch("orchestrator", chosen["orchestrator"] + downstream, *places["orchestrator"])
@@ -131,14 +132,19 @@ def _path_flag(known: Settings, service: str, key: str, given: Path | None) -> P
     return demo_directory() / {"model": "model", "knowledge": "kb"}[key]
 
 
-def _place(known: Settings, service: str, taken: set[int]) -> tuple[str, int, str, int]:
+def _place(known: Settings, service: str, taken: set[int], free_ports: bool) -> tuple[str, int, str, int]:
     """Host and port, of gRPC and of metrics, checked to be free and not in `taken`, to which they are added."""
     found: list[Any] = []
     for prefix, default in zip(("", "metrics_"), DEFAULT_PORTS[service], strict=True):
         host = str(known.get(service, "server", f"{prefix}host") or HOST)
         value = known.get(service, "server", f"{prefix}port")
         setting = f"{service} server.{prefix}port"
-        port = _free_port(host, default if value is None else value, setting)
+        try:
+            port = _free_port(host, default if value is None else value, setting)
+        except InvalidInputError:
+            if value is not None or not free_ports:
+                raise
+            port = _free_port(host, 0, setting)
         while port in taken:
             if str(value) != "0":
                 raise InvalidInputError(setting, f"port {port} is given to two services")

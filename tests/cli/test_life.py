@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import pty
-import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import psutil
@@ -17,7 +13,7 @@ import pytest
 from ragserve.errors import UnavailableError
 from ragserve_cli.local import LocalServices
 from ragserve_cli.plan import Launch
-from tests.cli.conftest import RAGSERVE, Assets, Cli
+from tests.cli.conftest import Assets, Cli
 
 
 def launch(module: str, *arguments: str) -> Launch:
@@ -83,32 +79,3 @@ def test_demo_without_a_terminal_answers_the_samples_and_ends(cli: Cli, assets: 
         assert question in found.stdout
     assert found.stdout.count("log p(y|x)") == 2
     assert found.stdout.count("posterior") == 2
-
-
-def read_until(master: int, words: bytes, seconds: float = 90.0) -> bytes:
-    seen, deadline = b"", time.monotonic() + seconds
-    while words not in seen:
-        assert time.monotonic() < deadline, seen.decode()
-        seen += os.read(master, 65536)
-    return seen
-
-
-@pytest.mark.long
-def test_demo_at_a_terminal_takes_questions_until_ctrl_c(assets: Assets, tmp_path: Path) -> None:
-    questions = tmp_path / "questions.txt"
-    questions.write_text("who built the tower?\n")
-    master, slave = pty.openpty()
-    command = [str(RAGSERVE), "demo", "--config", str(assets.config), *assets.options, "--questions", str(questions)]
-    with subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True) as process:
-        os.close(slave)
-        read_until(master, b"question>")
-        os.write(master, b"who was the painter?\n")
-        assert b"log p(y|x)" in read_until(master, b"question>")
-        os.write(master, b"wh\xff?\n")
-        assert b"the question is not utf-8 text" in read_until(master, b"question>")
-        children = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGINT)
-        read_until(master, b"stopping")
-        assert process.wait(timeout=60) == 0
-        assert psutil.wait_procs(children, timeout=5)[1] == []
-    os.close(master)

@@ -1,0 +1,139 @@
+"""`ragserve quickstart PATH`: a knowledge base from your own documents, the three services on it, and a prompt."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ragserve.client import Client
+from ragserve.errors import FailedPreconditionError, InvalidInputError, NotFoundError
+from ragserve_cli import console
+from ragserve_cli.local import LogLine
+from ragserve_cli.plan import Assets, demo_directory, plan
+from ragserve_cli.prompt import Prompt
+from ragserve_cli.up import running
+
+STATE_FILE = "quickstart.json"  # in the knowledge base: what it was built from
+STATE_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The documents of a quickstart, the knowledge base they go into, and the model that embeds them."""
+
+    path: Path
+    out: Path
+    model: Path
+
+    @classmethod
+    def of(cls, path: Path, out: Path | None, model: Path | None) -> Sources:
+        """Raises NotFoundError when the path or the model is not there."""
+        if not path.exists():
+            raise NotFoundError(f"{path} does not exist: name a file or a folder of documents", field="PATH")
+        path = path.resolve()
+        return cls(path, (out or default_out(path)).absolute(), model or demo_directory() / "model")
+
+    def state(self) -> dict[str, object]:
+        """What the knowledge base depends on: paths, sizes and times of the documents, and the encoder."""
+        from ragserve.checkpoint import load_manifest  # noqa: PLC0415  (slow to import)
+        from retriever_svc.knowledge import passage_encoder_hash  # noqa: PLC0415  (slow to import)
+
+        seen = hashlib.sha256()
+        for file in _files(self.path):
+            stat = file.stat()
+            seen.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+        return {
+            "format": STATE_FORMAT,
+            "source": str(self.path),
+            "files": seen.hexdigest(),
+            "encoder": passage_encoder_hash(self.model, load_manifest(self.model)),
+        }
+
+
+def quickstart(path: Path, assets: Assets, *, verbose: bool, logs: bool, timeout: float) -> None:
+    """Build what has changed, start the services, and answer what is asked at the prompt or piped in."""
+    sources = Sources.of(path, assets.knowledge, assets.model)
+    build_if_changed(sources)
+    log: LogLine = console.log_line if logs else lambda _service, _line: None
+    served = replace(assets, model=sources.model, knowledge=sources.out)
+    with running(plan(served, free_ports=True), log, timeout) as started:
+        if started is None:
+            return
+        console.note(f"The API is at {started.target}. To serve these documents again: {_up_command(sources)}")
+        with Client(started.target) as client:
+            Prompt(client, started, verbose=verbose).run()
+        console.note("stopping the services")
+
+
+def build_if_changed(sources: Sources) -> None:
+    """Build the knowledge base, unless it was built from the same documents with the same encoder.
+
+    Raises:
+        FailedPreconditionError: the directory holds something that quickstart did not make.
+        InvalidInputError: no document can be read.
+    """
+    from retriever_svc.build import BuildOptions, build_knowledge_base  # noqa: PLC0415  (slow to import)
+
+    state, known = sources.state(), _known_state(sources.out)
+    if known == state:
+        console.note(f"{sources.path} has not changed: using {sources.out}")
+        return
+    options = BuildOptions(skip_bad_rows=True, notify=console.note)
+    with console.progress_bar("embedding", unit="passages") as bar:
+        made = build_knowledge_base(
+            sources.path,
+            sources.out,
+            sources.model,
+            replace=known is not None,
+            progress=lambda progress: bar.update(progress.done, progress.total),
+            build=options,
+        )
+    (sources.out / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
+    console.note(f"{sources.out}: version {made.version}, {made.passages} passages")
+
+
+def default_out(path: Path) -> Path:
+    """A directory for the knowledge base of a path: in XDG_DATA_HOME, named after the path.
+
+    Raises:
+        InvalidInputError: there is no home directory.
+    """
+    try:
+        data = Path(os.environ.get("XDG_DATA_HOME") or Path("~/.local/share").expanduser())
+    except RuntimeError as error:
+        raise InvalidInputError("--out", "there is no home directory: name a directory with --out") from error
+    digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
+    return data / "ragserve" / f"{path.stem or 'root'}-{digest}"
+
+
+def _known_state(out: Path) -> dict[str, object] | None:
+    """What a knowledge base was built from; None where there is none yet."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return None
+    try:
+        found = json.loads((out / STATE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict):
+        raise FailedPreconditionError(
+            f"{out} was not made by quickstart: name another directory with --out, or serve it with "
+            f"'ragserve up --knowledge {out}'",
+            field="--out",
+        )
+    return found
+
+
+def _files(path: Path) -> list[Path]:
+    """The file, or every file below the folder, in one order."""
+    if not path.is_dir():
+        return [path]
+    return sorted(Path(folder) / name for folder, _, names in os.walk(path) for name in names)
+
+
+def _up_command(sources: Sources) -> str:
+    model = "" if sources.model == demo_directory() / "model" else f"--model {sources.model} "
+    return f"ragserve up {model}--knowledge {sources.out}"
