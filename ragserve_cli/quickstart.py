@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ragserve.client import Client
 from ragserve.errors import FailedPreconditionError, InvalidInputError, NotFoundError
+from ragserve.files import file_errors
 from ragserve_cli import console
 from ragserve_cli.local import LogLine
 from ragserve_cli.plan import Assets, demo_directory, plan
@@ -43,7 +44,8 @@ class Sources:
 
         seen = hashlib.sha256()
         for file in _files(self.path):
-            stat = file.stat()
+            with file_errors("read", file):
+                stat = file.stat()
             seen.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
         return {
             "format": STATE_FORMAT,
@@ -91,7 +93,8 @@ def build_if_changed(sources: Sources) -> None:
             progress=lambda progress: bar.update(progress.done, progress.total),
             build=options,
         )
-    (sources.out / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
+    with file_errors("write", sources.out / STATE_FILE):
+        (sources.out / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
     console.note(f"{sources.out}: version {made.version}, {made.passages} passages")
 
 
@@ -112,7 +115,8 @@ def default_out(path: Path) -> Path:
 def _known_state(out: Path) -> dict[str, object] | None:
     """What a knowledge base was built from; None where there is none yet."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        out.parent.mkdir(parents=True, exist_ok=True)
+        with file_errors("make the folder", out.parent):
+            out.parent.mkdir(parents=True, exist_ok=True)
         return None
     try:
         found = json.loads((out / STATE_FILE).read_text(encoding="utf-8"))
