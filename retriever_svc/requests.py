@@ -27,6 +27,7 @@ class RequestLimits:
     max_upsert_passages: int = 100_000
     max_passage_bytes: int = MAX_PASSAGE_BYTES
     max_stream_requests: int = 256
+    max_message_bytes: int = 64 * 2**20
 
 
 def check_k(k: int, n_passages: int, limits: RequestLimits) -> None:

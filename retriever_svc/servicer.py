@@ -8,6 +8,7 @@ from typing import Any
 
 from ragserve.errors import InvalidInputError
 from ragserve.serving.interceptor import told
+from ragserve.serving.messages import require_sendable
 from ragserve.serving.streams import require_ended_by_client
 from ragserve.v1 import retriever_pb2, retriever_pb2_grpc
 from retriever_svc import convert
@@ -20,6 +21,7 @@ from retriever_svc.splitting import SplitOptions
 from retriever_svc.types import NewPassage
 
 SERVICE_NAME = retriever_pb2.DESCRIPTOR.services_by_name["RetrieverService"].full_name
+BESIDE_RESPONSE = 64  # bytes of a message of a stream besides the response in it, at most
 SLICE_PASSAGES = (
     4  # checked at a time, so that an upsert holds up no search for longer than a fraction of a millisecond
 )
@@ -48,6 +50,7 @@ class RetrieverServicer(retriever_pb2_grpc.RetrieverServiceServicer):
         async def answer(item: retriever_pb2.RetrieveStreamRequest) -> retriever_pb2.RetrieveStreamResponse:
             try:
                 response = await self.Retrieve(item.request, context)
+                require_sendable(response.ByteSize() + BESIDE_RESPONSE, self._engine.limits.max_message_bytes)
             except Exception as error:
                 return convert.stream_error_to_proto(item.id, told(error, f"{SERVICE_NAME}/RetrieveStream"))
             return retriever_pb2.RetrieveStreamResponse(id=item.id, response=response)

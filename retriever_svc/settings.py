@@ -127,6 +127,7 @@ class RetrieverSettings(BaseSettings):
                 max_query_characters=self.max_query_characters,
                 max_upsert_passages=self.max_upsert_passages,
                 max_passage_bytes=self.max_passage_bytes,
+                max_message_bytes=self.server.max_message_bytes,
             ),
             follow=FollowOptions(
                 1 if self.knowledge_version else self.keep_versions, self.rebuild_min_rows, self.rebuild_fraction

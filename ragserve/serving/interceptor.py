@@ -18,7 +18,7 @@ from ragserve.errors import DeadlineExceededError, InternalError, RagserveError
 from ragserve.serving.admission import Admission
 from ragserve.serving.deadlines import remaining_seconds
 from ragserve.serving.logs import fields
-from ragserve.serving.messages import checked, checked_all, tolerant
+from ragserve.serving.messages import Serializer, checked, checked_all, sized, tolerant
 from ragserve.serving.metrics import Metrics
 from ragserve.serving.status import code_of, status_of
 
@@ -45,8 +45,9 @@ log = logging.getLogger(__name__)
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps the handlers of our services; health checks and reflection pass untouched."""
 
-    def __init__(self, admission: Admission, metrics: Metrics) -> None:
+    def __init__(self, admission: Admission, metrics: Metrics, max_message_bytes: int) -> None:
         self._admission = admission
+        self._max_message_bytes = max_message_bytes
         self._metrics = metrics
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
@@ -67,25 +68,26 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _wrap(self, name: str, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
         check = checked_all if handler.request_streaming else checked
+        write = sized(handler.response_serializer, self._max_message_bytes)
         if handler.response_streaming:
             inner = handler.stream_stream or handler.unary_stream
-            wrapped = self._streaming(name, inner, check)
+            wrapped = self._streaming(name, inner, check, write)
         else:
             inner = handler.stream_unary or handler.unary_unary
-            wrapped = self._single(name, inner, check)
+            wrapped = self._single(name, inner, check, write)
         make = MAKERS[handler.request_streaming, handler.response_streaming]
-        return make(wrapped, tolerant(handler.request_deserializer), handler.response_serializer)
+        return make(wrapped, tolerant(handler.request_deserializer), write)
 
-    def _single(self, name: str, inner: Any, check: Callable[[Any], Any]) -> Any:
+    def _single(self, name: str, inner: Any, check: Callable[[Any], Any], write: Serializer) -> Any:
         async def call(request: Any, context: Context) -> Any:
             async def answer() -> Any:
-                return await inner(check(request), context)
+                return write(await inner(check(request), context))
 
             return await self._guarded(name, context, answer)
 
         return call
 
-    def _streaming(self, name: str, inner: Any, check: Callable[[Any], Any]) -> Any:
+    def _streaming(self, name: str, inner: Any, check: Callable[[Any], Any], write: Serializer) -> Any:
         # Writing here, in the call's own task, ends the inner generator at once when the call is cancelled.
         async def call(request: Any, context: Context) -> None:
             async def answer() -> None:
@@ -94,7 +96,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     return
                 async with aclosing(inner(check(request), context)) as responses:
                     async for response in responses:
-                        await context.write(response)
+                        await context.write(write(response))
                 # A caller that left looks like the end of its requests; the cancellation follows at once.
                 await asyncio.sleep(0)
 

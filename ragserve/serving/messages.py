@@ -1,7 +1,8 @@
-"""Request bytes to messages, with an error that names the field where text is not UTF-8."""
+"""Request bytes to messages, with an error that names the field where text is not UTF-8, and replies to bytes."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +11,17 @@ from google.protobuf import empty_pb2, unknown_fields
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError
 
-from ragserve.errors import InvalidInputError
+from ragserve.errors import InvalidInputError, ResourceExhaustedError
+from ragserve.serving.logs import fields
 
 LENGTH_DELIMITED = 2  # wire type of strings and messages
 
+MESSAGE_LIMIT = "server.max_message_bytes"
+
 Deserializer = Callable[[bytes], Any]
+Serializer = Callable[[Any], bytes]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,34 @@ def tolerant(deserialize: Deserializer) -> Deserializer:
             return Malformed(_explain(descriptor, data))
 
     return read
+
+
+def sized(serialize: Serializer, most_bytes: int) -> Serializer:
+    """The serializer, but raising ResourceExhaustedError for a reply that gRPC would not send.
+
+    gRPC itself answers with a status that names no cause, and nobody on the server hears of it.
+    """
+
+    def write(reply: Any) -> bytes:
+        if isinstance(reply, bytes):
+            return reply
+        data = serialize(reply)
+        require_sendable(len(data), most_bytes)
+        return data
+
+    return write
+
+
+def require_sendable(size: int, most_bytes: int) -> None:
+    """Raises ResourceExhaustedError, and logs, if a reply is larger than a message may be."""
+    if size <= most_bytes:
+        return
+    log.warning("a reply is too large to be sent", extra=fields(bytes=size, max_message_bytes=most_bytes))
+    raise ResourceExhaustedError(
+        f"the reply has {size} bytes; a message may have {most_bytes} (server.max_message_bytes). Ask for less: fewer "
+        "passages (k, n_docs), queries, ids or versions; or raise the limit of services and clients",
+        field=MESSAGE_LIMIT,
+    )
 
 
 def checked(request: Any) -> Any:

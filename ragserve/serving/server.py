@@ -78,7 +78,7 @@ class Server:
 
     async def listen(self) -> None:
         """Binds both ports and answers health checks; calls get UNAVAILABLE. Raises InvalidInputError."""
-        interceptor = CallInterceptor(self._admission, self._metrics)
+        interceptor = CallInterceptor(self._admission, self._metrics, self._settings.max_message_bytes)
         server = grpc.aio.server(interceptors=(interceptor,), options=server_options(self._settings))
         self._server = server
         self.port = bind_grpc(server, self._settings.host, self._settings.port)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -15,6 +16,8 @@ from ragserve import errors
 
 DETAILS_KEY = "grpc-status-details-bin"
 DOMAIN = "ragserve"
+# What gRPC says of a message over its limit.
+TOO_LARGE = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)")
 # Details travel in HTTP/2 headers, which are limited to 8 KiB in all; percent-encoded text takes three times its bytes.
 MAX_TEXT_BYTES = 600
 
@@ -73,6 +76,10 @@ def error_from_rpc(error: grpc.RpcError) -> errors.RagserveError:
     """The error that a failed call stands for; the reverse of `status_of`."""
     code, text = error.code(), error.details() or ""
     field, retry_after = _read_details(error.trailing_metadata() or ())
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and (large := TOO_LARGE.search(text)):
+        size, most = large.groups()
+        text = f"a message has {size} bytes, and may have {most} (server.max_message_bytes): ask for less or send less"
+        return error_of(code, text, "server.max_message_bytes", None)
     if field:
         text = text.removeprefix(f"{field}: ")
     return error_of(code, text or code.name.lower(), field, retry_after)

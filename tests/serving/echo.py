@@ -46,6 +46,11 @@ ERRORS: dict[str, Exception] = {
 }
 
 
+def _enlarged(text: str) -> str:
+    """The text; as many letters as a text "large N" says."""
+    return "x" * int(text.removeprefix("large ")) if text.startswith("large ") else text
+
+
 @dataclass
 class Echo(retriever_pb2_grpc.RetrieverServiceServicer, generator_pb2_grpc.GeneratorServiceServicer):
     """Raises the error a query names, waits the seconds a query says, or echoes its text."""
@@ -66,7 +71,7 @@ class Echo(retriever_pb2_grpc.RetrieverServiceServicer, generator_pb2_grpc.Gener
             await asyncio.sleep(float(text.removeprefix("sleep ")))
         if text == "share of objects that garbage collection leaves out":
             text = str(gc.get_freeze_count() / (gc.get_freeze_count() + len(gc.get_objects())))
-        result = retriever_pb2.QueryResult(decoded_query=text)
+        result = retriever_pb2.QueryResult(decoded_query=_enlarged(text))
         return retriever_pb2.RetrieverServiceRetrieveResponse(results=[result])
 
     async def Decode(self, request_iterator: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:  # noqa: N802
@@ -76,7 +81,7 @@ class Echo(retriever_pb2_grpc.RetrieverServiceServicer, generator_pb2_grpc.Gener
                 question = request.open.question
                 if question in ERRORS:
                     raise ERRORS[question]
-                rendered = generator_pb2.RenderedSequence(text=question)
+                rendered = generator_pb2.RenderedSequence(text=_enlarged(question))
                 yield generator_pb2.DecodeResponse(render=generator_pb2.RenderResult(sequences=[rendered]))
         finally:
             self.closed.append("decode")

@@ -121,6 +121,25 @@ async def test_messages_that_are_too_large(running: Running) -> None:
     assert (await running.retrieve("x" * 1000)).results
 
 
+@pytest.mark.parametrize("loading", [{"max_message_bytes": 4096}], indirect=True)
+async def test_a_reply_that_is_too_large_says_so_and_is_logged(
+    running: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    error = await failure(running.retrieve("large 5000"))
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert error_from_rpc(error).field == "server.max_message_bytes"
+    assert "the reply has 50" in error.details()
+    assert "a message may have 4096 (server.max_message_bytes)" in error.details()
+    assert "a reply is too large to be sent" in caplog.text
+    assert count(running, "RESOURCE_EXHAUSTED") == 1
+    error = await failure(running.generator.Decode(requests(opened("large 5000"))).read())
+    assert error_from_rpc(error).field == "server.max_message_bytes"
+    error = await failure(running.retrieve("x" * 5000))  # gRPC itself refuses the request
+    assert "has 50" in error_from_rpc(error).message
+    assert error_from_rpc(error).field == "server.max_message_bytes"
+    assert (await running.retrieve("large 3000")).results
+
+
 async def test_deadline_of_a_caller_is_counted(running: Running) -> None:
     error = await failure(running.retrieve("sleep 60", timeout=0.3))
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
