@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, ValidationInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from ragserve.errors import InvalidInputError
 from ragserve.passage_rules import MAX_PASSAGE_BYTES
 from ragserve.serving.settings import ServerSettings
+from ragserve.targets import parse_target
+
+
+def _target(value: str, info: ValidationInfo) -> str:
+    try:
+        return parse_target(value, info.field_name or "target")
+    except InvalidInputError as error:
+        raise ValueError(error.message) from error
+
+
+Target = Annotated[str, AfterValidator(_target)]
 
 
 class OrchestratorSettings(BaseSettings):
@@ -17,8 +31,8 @@ class OrchestratorSettings(BaseSettings):
     )
 
     server: ServerSettings = Field(ServerSettings(port=50051, metrics_port=9451), description="where it listens")
-    retriever: str = Field("127.0.0.1:50061", min_length=1, description="gRPC target of the retriever replicas")
-    generator: str = Field("127.0.0.1:50062", min_length=1, description="gRPC target of the generator replicas")
+    retriever: Target = Field("127.0.0.1:50061", description="gRPC target of the retriever replicas")
+    generator: Target = Field("127.0.0.1:50062", description="gRPC target of the generator replicas")
     max_attempts: int = Field(3, ge=1, le=5, description="tries of a call to replicas that are gone, or full")
     startup_wait_seconds: float = Field(30.0, ge=0, description="how long to wait for both at the start")
     info_max_age_seconds: float = Field(30.0, gt=0, description="when the generator's state is asked for again")

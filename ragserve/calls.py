@@ -1,4 +1,4 @@
-"""What the clients do around a call: its deadline, its errors, and the pauses before it is tried again."""
+"""What the clients do around a call: its deadline, and the pauses before it is tried again."""
 
 from __future__ import annotations
 
@@ -6,51 +6,37 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-import grpc
-
-from ragserve.errors import InvalidInputError, RagserveError
-from ragserve.serving.status import error_from_rpc
+from ragserve import arguments
+from ragserve.errors import RagserveError
 
 FIRST_PAUSE_SECONDS = 0.1  # where the service does not say when to come back
 LONGEST_PAUSE_SECONDS = 5.0
+MOST_ATTEMPTS = 10**9
 
 T = TypeVar("T")
 Errors = tuple[type[RagserveError], ...]
 
 
-def deadline(default: float | None, chosen: float | None) -> float | None:
-    """Seconds that a call may take. Raises InvalidInputError unless they are above 0."""
-    if chosen is None:
-        return default
-    if not chosen > 0:
-        raise InvalidInputError("timeout_seconds", f"must be above 0, not {chosen!r}")
-    return chosen
-
-
-@contextmanager
-def typed_errors() -> Iterator[None]:
-    """Raises the error of `ragserve.errors` that a failed call stands for."""
-    try:
-        yield
-    except grpc.RpcError as error:
-        raise error_from_rpc(error) from error
+def deadline(default: float | None, chosen: float | None, name: str = "timeout_seconds") -> float | None:
+    """Seconds that a call may take; None: no limit. Raises InvalidInputError unless they are above 0."""
+    return default if chosen is None else arguments.seconds(name, chosen)
 
 
 @dataclass(frozen=True)
 class TimeLeft:
-    """Until when something must be done, on the monotonic clock."""
+    """Until when something must be done, on the monotonic clock, and how many seconds it was given."""
 
     until: float
+    limit: float | None = None
 
     @classmethod
     def of(cls, seconds: float | None) -> TimeLeft:
         """So many seconds from now; None: no limit."""
-        return cls(math.inf if seconds is None else time.monotonic() + seconds)
+        return cls(math.inf if seconds is None else time.monotonic() + seconds, seconds)
 
     def seconds(self) -> float | None:
         """What is left, never below 0; None: no limit."""
@@ -69,8 +55,7 @@ class Retries:
     longest_pause_seconds: float = LONGEST_PAUSE_SECONDS
 
     def __post_init__(self) -> None:
-        if self.max_attempts < 1:
-            raise InvalidInputError("max_attempts", f"max_attempts is {self.max_attempts}; it must be at least 1")
+        arguments.whole("max_attempts", "max_attempts", self.max_attempts, most=MOST_ATTEMPTS, least=1)
 
     def pause(self, failed: int, error: RagserveError, left: TimeLeft) -> float:
         """Seconds to wait after the attempt of that number. Raises the error when no time is left after them."""

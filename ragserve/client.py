@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator
+from contextlib import aclosing, closing
 from types import TracebackType
 from typing import Self, Unpack
 
-from ragserve import requests, responses
-from ragserve.calls import deadline, typed_errors
+from ragserve import arguments, requests, responses
+from ragserve.calls import TimeLeft, deadline
+from ragserve.connection import AsyncConnection, Connection
+from ragserve.failures import ORCHESTRATOR
 from ragserve.options import GenerateKeywords, RetrieveKeywords, ScoreKeywords
 from ragserve.responses import Event
 from ragserve.results import Answer, AnswerScore, Retrieval
-from ragserve.serving.channel import MAX_ATTEMPTS, channel, sync_channel
+from ragserve.serving.channel import MAX_ATTEMPTS
 from ragserve.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 
 DEFAULT_TIMEOUT_SECONDS = 60.0
+MOST_ATTEMPTS = 5  # gRPC's own limit
 # Streams are not tried again: the caller may have seen events already.
 RETRIED_METHODS = tuple(f"/ragserve.v1.RagService/{method}" for method in ("Generate", "Score", "Retrieve"))
 
@@ -24,7 +28,10 @@ class Client:
 
     target: "host:port", or a gRPC name such as "dns:///orchestrator:50051". timeout_seconds: deadline of each
     call; None for none. max_attempts: how often a unary call is tried while the service is unavailable, 1 to 5.
-    All methods raise the errors of `ragserve.errors`; the service validates what is passed.
+
+    All methods raise the errors of `ragserve.errors` only: InvalidInputError for an argument of the wrong type or
+    beyond a limit, FailedPreconditionError after `close`. What the caller's own iterables raise passes unchanged.
+    The connection is made at the first call, so a client may be made before a process is forked, but not used.
     """
 
     def __init__(
@@ -35,8 +42,9 @@ class Client:
         max_attempts: int = MAX_ATTEMPTS,
     ) -> None:
         self._timeout_seconds = deadline(None, timeout_seconds)
-        self._channel = sync_channel(target, retried_methods=RETRIED_METHODS, max_attempts=max_attempts)
-        self._stub = orchestrator_pb2_grpc.RagServiceStub(self._channel)
+        attempts = arguments.whole("max_attempts", "max_attempts", max_attempts, most=MOST_ATTEMPTS, least=1)
+        make_stub = orchestrator_pb2_grpc.RagServiceStub
+        self._connection = Connection(make_stub, ORCHESTRATOR, target, RETRIED_METHODS, attempts)
 
     def __enter__(self) -> Self:
         return self
@@ -45,15 +53,14 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Closes the connection; calls at work are cancelled."""
-        self._channel.close()
+        """Closes the connection. Calls at work are cancelled, later ones raise FailedPreconditionError."""
+        self._connection.close()
 
     def generate(self, question: str, **keywords: Unpack[GenerateKeywords]) -> Answer:
         """Answers a question. GenerationOptions and SourceKeywords describe the keywords."""
         request = requests.generate_request(question, keywords)
-        timeout = deadline(self._timeout_seconds, keywords.get("timeout_seconds"))
-        with typed_errors():
-            return responses.answer(self._stub.Generate(request, timeout=timeout))
+        left = TimeLeft.of(deadline(self._timeout_seconds, keywords.get("timeout_seconds")))
+        return responses.answer(self._connection.call("Generate", request, left))
 
     def generate_stream(self, question: str, **keywords: Unpack[GenerateKeywords]) -> Generator[Event, None, None]:
         """Answers in events: one PassagesEvent, TokensEvents as tokens become final, at the end the Answer.
@@ -66,33 +73,28 @@ class Client:
     def retrieve(self, question: str, **keywords: Unpack[RetrieveKeywords]) -> Retrieval:
         """The passages that a question retrieves, with their priors. RetrieveKeywords describes the keywords."""
         request = requests.retrieve_request(question, keywords)
-        timeout = deadline(self._timeout_seconds, keywords.get("timeout_seconds"))
-        with typed_errors():
-            return responses.retrieval(self._stub.Retrieve(request, timeout=timeout))
+        left = TimeLeft.of(deadline(self._timeout_seconds, keywords.get("timeout_seconds")))
+        return responses.retrieval(self._connection.call("Retrieve", request, left))
 
     def score(self, question: str, answer: str, **keywords: Unpack[ScoreKeywords]) -> AnswerScore:
         """The log-probability of an answer, log p(y|x), marginalized over the passages."""
         request = requests.score_request(question, answer, keywords)
-        timeout = deadline(self._timeout_seconds, keywords.get("timeout_seconds"))
-        with typed_errors():
-            return responses.answer_score(self._stub.Score(request, timeout=timeout))
+        left = TimeLeft.of(deadline(self._timeout_seconds, keywords.get("timeout_seconds")))
+        return responses.answer_score(self._connection.call("Score", request, left))
 
     def _events(
         self, request: orchestrator_pb2.GenerateStreamRequest, timeout_seconds: float | None
     ) -> Generator[Event, None, None]:
-        call = self._stub.GenerateStream(request, timeout=timeout_seconds)
-        try:
-            with typed_errors():
-                for response in call:
-                    yield responses.event(response)
-        finally:
-            call.cancel()
+        with closing(self._connection.stream("GenerateStream", request, TimeLeft.of(timeout_seconds))) as events:
+            for response in events:
+                yield responses.event(response)
 
 
 class AsyncClient:
     """The asyncio twin of Client. Use it as an async context manager, or await `close`.
 
-    Cancelling the task that awaits a method cancels the call.
+    Cancelling the task that awaits a method cancels the call; only then does CancelledError come out. The client may
+    be made outside of an event loop, and used in several: each loop gets a connection of its own.
     """
 
     def __init__(
@@ -103,8 +105,9 @@ class AsyncClient:
         max_attempts: int = MAX_ATTEMPTS,
     ) -> None:
         self._timeout_seconds = deadline(None, timeout_seconds)
-        self._channel = channel(target, retried_methods=RETRIED_METHODS, max_attempts=max_attempts)
-        self._stub = orchestrator_pb2_grpc.RagServiceStub(self._channel)
+        attempts = arguments.whole("max_attempts", "max_attempts", max_attempts, most=MOST_ATTEMPTS, least=1)
+        make_stub = orchestrator_pb2_grpc.RagServiceStub
+        self._connection = AsyncConnection(make_stub, ORCHESTRATOR, target, RETRIED_METHODS, attempts)
 
     async def __aenter__(self) -> Self:
         return self
@@ -115,15 +118,14 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Closes the connection; calls at work are cancelled."""
-        await self._channel.close()
+        """Closes the connection. Calls at work are cancelled, later ones raise FailedPreconditionError."""
+        await self._connection.close()
 
     async def generate(self, question: str, **keywords: Unpack[GenerateKeywords]) -> Answer:
         """Answers a question. GenerationOptions and SourceKeywords describe the keywords."""
         request = requests.generate_request(question, keywords)
-        timeout = deadline(self._timeout_seconds, keywords.get("timeout_seconds"))
-        with typed_errors():
-            return responses.answer(await self._stub.Generate(request, timeout=timeout))
+        left = TimeLeft.of(deadline(self._timeout_seconds, keywords.get("timeout_seconds")))
+        return responses.answer(await self._connection.call("Generate", request, left))
 
     def generate_stream(self, question: str, **keywords: Unpack[GenerateKeywords]) -> AsyncGenerator[Event, None]:
         """Answers in events: one PassagesEvent, TokensEvents as tokens become final, at the end the Answer.
@@ -136,24 +138,18 @@ class AsyncClient:
     async def retrieve(self, question: str, **keywords: Unpack[RetrieveKeywords]) -> Retrieval:
         """The passages that a question retrieves, with their priors. RetrieveKeywords describes the keywords."""
         request = requests.retrieve_request(question, keywords)
-        timeout = deadline(self._timeout_seconds, keywords.get("timeout_seconds"))
-        with typed_errors():
-            return responses.retrieval(await self._stub.Retrieve(request, timeout=timeout))
+        left = TimeLeft.of(deadline(self._timeout_seconds, keywords.get("timeout_seconds")))
+        return responses.retrieval(await self._connection.call("Retrieve", request, left))
 
     async def score(self, question: str, answer: str, **keywords: Unpack[ScoreKeywords]) -> AnswerScore:
         """The log-probability of an answer, log p(y|x), marginalized over the passages."""
         request = requests.score_request(question, answer, keywords)
-        timeout = deadline(self._timeout_seconds, keywords.get("timeout_seconds"))
-        with typed_errors():
-            return responses.answer_score(await self._stub.Score(request, timeout=timeout))
+        left = TimeLeft.of(deadline(self._timeout_seconds, keywords.get("timeout_seconds")))
+        return responses.answer_score(await self._connection.call("Score", request, left))
 
     async def _events(
         self, request: orchestrator_pb2.GenerateStreamRequest, timeout_seconds: float | None
     ) -> AsyncGenerator[Event, None]:
-        call = self._stub.GenerateStream(request, timeout=timeout_seconds)
-        try:
-            with typed_errors():
-                async for response in call:
-                    yield responses.event(response)
-        finally:
-            call.cancel()
+        async with aclosing(self._connection.stream("GenerateStream", request, TimeLeft.of(timeout_seconds))) as events:
+            async for response in events:
+                yield responses.event(response)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
+# Where a field stands in a request; callers of the Python clients know it without that.
+GROUPS = ("options.", "search.")
+
 
 class RagserveError(Exception):
     """Something a caller should be told.
 
-    `message` says what is wrong and what to do; `field` names the request field or file that is at fault.
+    `message` says what is wrong and what to do; `field` names the request field or file that is at fault. The text of
+    the error has both.
     """
 
     def __init__(self, message: str, *, field: str = "", retry_after_seconds: float | None = None) -> None:
@@ -14,6 +20,28 @@ class RagserveError(Exception):
         self.message = message
         self.field = field
         self.retry_after_seconds = retry_after_seconds
+
+    def __str__(self) -> str:
+        return self.message if not self.field or _names(self.message, self.field) else f"{self.field}: {self.message}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickles and copies without the arguments of `__init__`, which subclasses may have others of."""
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _names(message: str, field: str) -> bool:
+    """Whether a message says the name of its field already, as a whole word."""
+    if re.search(rf"(?<![\w.\[]){re.escape(field)}(?![\w\[]|\.\w)", message):
+        return True
+    short = [field.removeprefix(group) for group in GROUPS if field.startswith(group)]
+    return any(re.match(rf"{re.escape(name)}(?![\w\[]|\.\w)", message) for name in short)
+
+
+def _restored(cls: type[RagserveError], args: tuple[object, ...], state: dict[str, object]) -> RagserveError:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 class InvalidInputError(RagserveError):

@@ -14,6 +14,7 @@ from decimal import Decimal
 from numbers import Integral, Real
 from typing import Any, TypeAlias
 
+from ragserve import arguments
 from ragserve.errors import InvalidInputError
 
 # Numbers (those of numpy too) and booleans stand for their JSON text, dates and times for ISO 8601.
@@ -102,12 +103,11 @@ def conditions(wanted: Filter | None) -> tuple[Condition, ...]:
         return tuple(_condition(key, value) for key, value in wanted.items())
     if isinstance(wanted, list | tuple) and all(isinstance(one, Condition) for one in wanted):
         return tuple(wanted)
-    raise InvalidInputError(
-        "filter", f"filter is {_shown(wanted)}; it must be a mapping, as {{'lang': 'en'}}, or a list of conditions"
-    )
+    raise arguments.refused("filter", "filter", wanted, "a mapping, as {'lang': 'en'}, or a list of conditions")
 
 
 def _condition(key: str, value: Any) -> Condition:
+    arguments.text("filter", f"a key of filter ({arguments.shown(key)})", key)
     field, value = f"filter[{key!r}]", _plain(value)
     if isinstance(value, Range):
         given = {bound.name: getattr(value, bound.name) for bound in fields(Range)}
@@ -129,7 +129,7 @@ def _text(field: str, value: Any) -> str:
     """A value as the text that the retriever compares with."""
     value = _plain(value)
     if isinstance(value, str):
-        return value
+        return arguments.text(field, field, value)
     if isinstance(value, date):
         return value.isoformat()
     if isinstance(value, bool):
@@ -143,14 +143,4 @@ def _text(field: str, value: Any) -> str:
             return repr(number)
     except (ValueError, OverflowError) as error:  # more digits than Python writes, a fraction beyond float64
         raise InvalidInputError(field, f"{field} has a number that is too long: {error}") from error
-    raise InvalidInputError(
-        field, f"{field} is {_shown(value)}; it must be a text, a finite number, a boolean or a date"
-    )
-
-
-def _shown(value: object) -> str:
-    """The value in an error."""
-    try:
-        return repr(value)[:200]
-    except ValueError:  # an integer of more digits than Python writes
-        return f"of type {type(value).__name__}"
+    raise arguments.refused(field, field, value, "a text, a finite number, a boolean or a date")

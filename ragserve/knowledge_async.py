@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping
+from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from ragserve import arguments
 from ragserve import knowledge_calls as calls
-from ragserve.calls import Retries, TimeLeft, deadline, typed_errors
+from ragserve.calls import Retries, TimeLeft, deadline
+from ragserve.connection import AsyncConnection
+from ragserve.errors import RagserveError
+from ragserve.failures import RETRIEVER
 from ragserve.filters import Filter
 from ragserve.knowledge import (
     Compacted,
@@ -31,8 +36,6 @@ from ragserve.knowledge_client import (
     READS,
 )
 from ragserve.knowledge_messages import Progress, stream_request, streamed
-from ragserve.serving.channel import channel
-from ragserve.serving.streams import ClientStream
 from ragserve.v1 import retriever_pb2, retriever_pb2_grpc
 
 R = TypeVar("R")
@@ -41,7 +44,9 @@ R = TypeVar("R")
 class AsyncKnowledgeClient:
     """The asyncio twin of KnowledgeClient. Use it as an async context manager, or await `close`.
 
-    Cancelling the task that awaits a method cancels the call; whether a write was committed is then not known.
+    Cancelling the task that awaits a method cancels the call; only then does CancelledError come out, and whether a
+    write was committed is not known. The client may be made outside of an event loop, and used in several: each loop
+    gets a connection of its own.
     """
 
     def __init__(
@@ -53,11 +58,10 @@ class AsyncKnowledgeClient:
         max_attempts: int = DEFAULT_ATTEMPTS,
     ) -> None:
         self._timeout_seconds = deadline(None, timeout_seconds)
-        self._write_timeout_seconds = deadline(None, write_timeout_seconds)
+        self._write_timeout_seconds = deadline(None, write_timeout_seconds, "write_timeout_seconds")
         self._retries = Retries(max_attempts)
         reads = min(max_attempts, CHANNEL_ATTEMPTS)
-        self._channel = channel(target, retried_methods=READS, max_attempts=reads)
-        self._stub = retriever_pb2_grpc.RetrieverServiceStub(self._channel)
+        self._connection = AsyncConnection(retriever_pb2_grpc.RetrieverServiceStub, RETRIEVER, target, READS, reads)
 
     async def __aenter__(self) -> Self:
         return self
@@ -68,8 +72,8 @@ class AsyncKnowledgeClient:
         await self.close()
 
     async def close(self) -> None:
-        """Closes the connection; calls at work are cancelled."""
-        await self._channel.close()
+        """Closes the connection. Calls at work are cancelled, later ones raise FailedPreconditionError."""
+        await self._connection.close()
 
     async def upsert(
         self,
@@ -148,19 +152,18 @@ class AsyncKnowledgeClient:
     ) -> AsyncGenerator[StreamedLookup, None]:
         """Many lookups on one stream; see `KnowledgeClient.retrieve_stream`. `lookups` may be asynchronous."""
         left = TimeLeft.of(deadline(self._timeout_seconds, timeout_seconds))
+        if not isinstance(lookups, AsyncIterable):
+            lookups = arguments.items("lookups", "lookups", lookups, "lookups and queries")
         return self._stream(lookups, left)
 
     async def _stream(
         self, lookups: Iterable[Lookup | Query] | AsyncIterable[Lookup | Query], left: TimeLeft
     ) -> AsyncGenerator[StreamedLookup, None]:
         failures: list[Exception] = []
-        call = ClientStream(self._stub.RetrieveStream(_requests(lookups, failures), timeout=left.seconds()))
-        try:
-            with typed_errors():
-                async for response in call:
-                    yield streamed(response)
-        finally:
-            call.cancel()
+        requests = _requests(lookups, failures)
+        async with aclosing(self._connection.stream("RetrieveStream", requests, left)) as responses:
+            async for response in responses:
+                yield streamed(response)
         if failures:
             raise failures[0]
 
@@ -172,8 +175,11 @@ class AsyncKnowledgeClient:
 
     async def _run(self, call: calls.Call[R], left: TimeLeft) -> R:
         async def attempt() -> R:
-            with typed_errors():
-                return call.read(await getattr(self._stub, call.method)(call.body(), timeout=left.seconds()))
+            try:
+                return call.read(await self._connection.call(call.method, call.body(), left))
+            except RagserveError:
+                call.raise_callers_own()
+                raise
 
         return await self._retries.run_async(attempt, call.retried, left)
 

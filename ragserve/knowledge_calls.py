@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Generic, TypeVar
 
+from ragserve import arguments
 from ragserve.calls import Errors
-from ragserve.errors import AbortedError, InvalidInputError, UnavailableError
+from ragserve.errors import AbortedError, UnavailableError
 from ragserve.knowledge import (
     Compacted,
     Deleted,
@@ -22,7 +23,7 @@ from ragserve.knowledge import (
     VersionDiff,
 )
 from ragserve.knowledge_messages import Parts, Progress, lookup_result, lookup_to_proto, message_of, parts_of
-from ragserve.requests import set_field
+from ragserve.requests import set_field, set_required
 from ragserve.responses import metadata, timings_seconds
 from ragserve.v1 import retriever_pb2 as pb
 
@@ -46,10 +47,17 @@ class Call(Generic[R]):
         """What the stub's method takes: the request, or an iterator of the parts of a stream."""
         return iter(self.request) if isinstance(self.request, Parts) else self.request
 
+    def raise_callers_own(self) -> None:
+        """Raises what the caller's `progress` raised while the request was sent."""
+        if isinstance(self.request, Parts) and self.request.raised:
+            raise self.request.raised[0]
+
 
 def upsert(passages: Iterable[NewPassage | Mapping[str, Any]], progress: Progress | None) -> Call[Upserted]:
     """Adds or replaces passages. Raises InvalidInputError for a passage that cannot be sent; it is named."""
-    parts = tuple(parts_of(message_of(number, passage) for number, passage in enumerate(passages)))
+    arguments.function("progress", progress)
+    given = arguments.items("passages", "passages", passages, "passages")
+    parts = tuple(parts_of(message_of(number, passage) for number, passage in enumerate(given)))
     return Call(
         "UpsertPassages",
         Parts(parts, progress),
@@ -64,7 +72,7 @@ def delete(ids: Iterable[str]) -> Call[Deleted]:
     """Deletes passages."""
     return Call(
         "DeletePassages",
-        _filled(pb.DeletePassagesRequest(), ids=ids),
+        pb.DeletePassagesRequest(ids=_ids(ids)),
         lambda response: Deleted(response.knowledge_version, response.deleted, tuple(response.missing_ids)),
         MAY_BE_DONE_TWICE,
     )
@@ -72,9 +80,11 @@ def delete(ids: Iterable[str]) -> Call[Deleted]:
 
 def get(ids: Iterable[str], knowledge_version: int) -> Call[StoredPassages]:
     """Reads passages."""
+    request = pb.GetPassagesRequest(ids=_ids(ids))
+    set_field(request, "knowledge_version", knowledge_version)
     return Call(
         "GetPassages",
-        _filled(pb.GetPassagesRequest(), ids=ids, knowledge_version=knowledge_version),
+        request,
         lambda response: StoredPassages(
             tuple(StoredPassage(p.id, p.title, p.text, metadata(p.metadata_json)) for p in response.passages),
             tuple(response.missing_ids),
@@ -97,14 +107,18 @@ def versions() -> Call[tuple[KnowledgeVersion, ...]]:
 
 def rollback(knowledge_version: int) -> Call[int]:
     """Goes back. Done twice, it could undo what another writer committed between."""
-    request = _filled(pb.RollbackRequest(), knowledge_version=knowledge_version)
+    request = pb.RollbackRequest()
+    set_required(request, "knowledge_version", knowledge_version)
     return Call("Rollback", request, lambda response: int(response.knowledge_version), LOST_RACE)
 
 
 def diff(from_version: int, to_version: int, limit: int) -> Call[VersionDiff]:
     """Compares versions."""
-    request = _filled(pb.DiffVersionsRequest(), from_version=from_version, to_version=to_version, limit=limit)
-    return Call("DiffVersions", request, lambda response: _diff(from_version, response))
+    request = pb.DiffVersionsRequest()
+    set_required(request, "from_version", from_version)
+    set_field(request, "to_version", to_version)
+    set_field(request, "limit", limit)
+    return Call("DiffVersions", request, lambda response: _diff(request.from_version, response))
 
 
 def refresh() -> Call[int]:
@@ -114,7 +128,9 @@ def refresh() -> Call[int]:
 
 def compact(keep_versions: int | None, keep_seconds: float | None) -> Call[Compacted]:
     """Compacts."""
-    request = _filled(pb.CompactRequest(), keep_versions=keep_versions, keep_seconds=keep_seconds)
+    request = pb.CompactRequest()
+    set_field(request, "keep_versions", keep_versions)
+    set_field(request, "keep_seconds", keep_seconds)
     return Call(
         "Compact",
         request,
@@ -151,14 +167,9 @@ def _diff(from_version: int, response: pb.DiffVersionsResponse) -> VersionDiff:
     )
 
 
-def _filled(message: Any, **values: Any) -> Any:
-    """The message with these fields, lists extended. Raises InvalidInputError for what it cannot hold."""
-    for name, value in values.items():
-        if name == "ids":
-            try:
-                message.ids.extend([value] if isinstance(value, str) else value)
-            except (TypeError, ValueError) as error:
-                raise InvalidInputError("ids", f"ids cannot be sent: {error}") from error
-        else:
-            set_field(message, name, value)
-    return message
+def _ids(given: Iterable[str]) -> list[str]:
+    """The ids; a text is one of them."""
+    if isinstance(given, str):
+        return [arguments.text("ids", "ids", given)]
+    found = arguments.items("ids", "ids", given, "ids")
+    return [arguments.text("ids", f"ids[{number}]", one) for number, one in enumerate(found)]

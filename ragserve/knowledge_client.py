@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from ragserve import arguments
 from ragserve import knowledge_calls as calls
-from ragserve.calls import Retries, TimeLeft, deadline, typed_errors
+from ragserve.calls import Retries, TimeLeft, deadline
+from ragserve.connection import Connection
+from ragserve.errors import RagserveError
+from ragserve.failures import RETRIEVER
 from ragserve.filters import Filter
 from ragserve.knowledge import (
     Compacted,
@@ -24,7 +29,6 @@ from ragserve.knowledge import (
     VersionDiff,
 )
 from ragserve.knowledge_messages import Progress, stream_request, streamed
-from ragserve.serving.channel import sync_channel
 from ragserve.v1 import retriever_pb2, retriever_pb2_grpc
 
 DEFAULT_TIMEOUT_SECONDS = 60.0
@@ -51,7 +55,10 @@ class KnowledgeClient:
     is gone (UnavailableError): passages are known by their ids, so doing it twice does no harm, and the counts speak of
     the last attempt. A rollback is not, since it might undo what another writer has committed meanwhile.
 
-    All methods raise the errors of `ragserve.errors`; the service validates what is passed.
+    All methods raise the errors of `ragserve.errors` only: InvalidInputError for an argument of the wrong type or
+    beyond a limit, FailedPreconditionError after `close`. What the caller's own iterables and functions raise passes
+    unchanged. The connection is made at the first call, so a client may be made before a process is forked, but not
+    used.
     """
 
     def __init__(
@@ -63,11 +70,10 @@ class KnowledgeClient:
         max_attempts: int = DEFAULT_ATTEMPTS,
     ) -> None:
         self._timeout_seconds = deadline(None, timeout_seconds)
-        self._write_timeout_seconds = deadline(None, write_timeout_seconds)
+        self._write_timeout_seconds = deadline(None, write_timeout_seconds, "write_timeout_seconds")
         self._retries = Retries(max_attempts)
         reads = min(max_attempts, CHANNEL_ATTEMPTS)
-        self._channel = sync_channel(target, retried_methods=READS, max_attempts=reads)
-        self._stub = retriever_pb2_grpc.RetrieverServiceStub(self._channel)
+        self._connection = Connection(retriever_pb2_grpc.RetrieverServiceStub, RETRIEVER, target, READS, reads)
 
     def __enter__(self) -> Self:
         return self
@@ -76,8 +82,8 @@ class KnowledgeClient:
         self.close()
 
     def close(self) -> None:
-        """Closes the connection; calls at work are cancelled."""
-        self._channel.close()
+        """Closes the connection. Calls at work are cancelled, later ones raise FailedPreconditionError."""
+        self._connection.close()
 
     def upsert(
         self,
@@ -161,17 +167,14 @@ class KnowledgeClient:
         to those before. Closing the generator cancels what is not answered. timeout_seconds is for all of them.
         """
         left = TimeLeft.of(deadline(self._timeout_seconds, timeout_seconds))
-        return self._stream(lookups, left)
+        return self._stream(arguments.items("lookups", "lookups", lookups, "lookups and queries"), left)
 
-    def _stream(self, lookups: Iterable[Lookup | Query], left: TimeLeft) -> Generator[StreamedLookup, None, None]:
+    def _stream(self, lookups: Iterator[Lookup | Query], left: TimeLeft) -> Generator[StreamedLookup, None, None]:
         failures: list[Exception] = []
-        call = self._stub.RetrieveStream(_requests(lookups, failures), timeout=left.seconds())
-        try:
-            with typed_errors():
-                for response in call:
-                    yield streamed(response)
-        finally:
-            call.cancel()
+        requests = _requests(lookups, failures)
+        with closing(self._connection.stream("RetrieveStream", requests, left)) as responses:
+            for response in responses:
+                yield streamed(response)
         if failures:
             raise failures[0]
 
@@ -183,14 +186,17 @@ class KnowledgeClient:
 
     def _run(self, call: calls.Call[R], left: TimeLeft) -> R:
         def attempt() -> R:
-            with typed_errors():
-                return call.read(getattr(self._stub, call.method)(call.body(), timeout=left.seconds()))
+            try:
+                return call.read(self._connection.call(call.method, call.body(), left))
+            except RagserveError:
+                call.raise_callers_own()
+                raise
 
         return self._retries.run(attempt, call.retried, left)
 
 
 def _requests(
-    lookups: Iterable[Lookup | Query], failures: list[Exception]
+    lookups: Iterator[Lookup | Query], failures: list[Exception]
 ) -> Iterator[retriever_pb2.RetrieveStreamRequest]:
     """The requests of a stream, numbered. gRPC would only log what goes wrong here: it is kept in `failures`."""
     try:

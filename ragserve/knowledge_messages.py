@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
 import numpy as np
 
+from ragserve import arguments
 from ragserve.errors import InvalidInputError
 from ragserve.knowledge import Lookup, LookupResult, NewPassage, Query, QueryPassages, StreamedLookup
-from ragserve.requests import set_field, set_search
+from ragserve.requests import set_field, set_required, set_search
 from ragserve.responses import metadata, timings_seconds
 from ragserve.results import Passage
 from ragserve.serving.status import code_of_number, error_of
 from ragserve.v1 import common_pb2
 from ragserve.v1 import retriever_pb2 as pb
+from ragserve.vectors import vector_bytes
 
 # A part of an upsert: far below the 64 MiB that a service takes, and large enough that parts cost nothing.
 PART_PASSAGES = 256
@@ -28,10 +30,14 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Parts:
-    """The requests of an upsert; iterating tells `progress` how many passages are sent, of how many."""
+    """The requests of an upsert; iterating tells `progress` how many passages are sent, of how many.
+
+    gRPC iterates in a place of its own and hides what `progress` raises there: `raised` keeps it.
+    """
 
     parts: Sequence[pb.UpsertPassagesRequest]
     progress: Progress | None = None
+    raised: list[Exception] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[pb.UpsertPassagesRequest]:
         sent, total = 0, sum(len(part.passages) for part in self.parts)
@@ -39,7 +45,11 @@ class Parts:
             yield part
             sent += len(part.passages)
             if self.progress is not None:
-                self.progress(sent, total)
+                try:
+                    self.progress(sent, total)
+                except Exception as error:
+                    self.raised.append(error)
+                    raise
 
 
 def parts_of(messages: Iterable[pb.NewPassage]) -> Iterator[pb.UpsertPassagesRequest]:
@@ -59,57 +69,39 @@ def parts_of(messages: Iterable[pb.NewPassage]) -> Iterator[pb.UpsertPassagesReq
 def message_of(number: int, given: NewPassage | Mapping[str, Any]) -> pb.NewPassage:
     """The message of a passage. Raises InvalidInputError, naming `passages[number]`, where it cannot be sent."""
     path = f"passages[{number}]"
-    if not isinstance(given, NewPassage):
-        given = _passage(path, given)
+    new = arguments.record(path, path, NewPassage, given)
     message = pb.NewPassage()
     for name in ("id", "title", "text"):
-        set_field(message.passage, name, getattr(given, name), f"{path}.")
-    set_field(message.passage, "metadata_json", _json(f"{path}.metadata", given.metadata), f"{path}.")
-    if given.vector is not None:
-        message.vector = _vector(f"{path}.vector", given.vector)
+        set_required(message.passage, name, getattr(new, name), f"{path}.")
+    set_field(message.passage, "metadata_json", _json(f"{path}.metadata", new.metadata), f"{path}.", f"{path}.metadata")
+    if new.vector is not None:
+        message.vector = vector_bytes(f"{path}.vector", new.vector)
     return message
 
 
-def _passage(path: str, given: Mapping[str, Any]) -> NewPassage:
-    names = {field.name for field in fields(NewPassage)}
-    try:
-        values = dict(given)
-    except (TypeError, ValueError) as error:
-        raise InvalidInputError(path, f"{path} is {given!r}; it must be a NewPassage or a mapping") from error
-    for name in values:
-        if name not in names:
-            raise InvalidInputError(f"{path}.{name}", f"{path} has no {name!r}; it may have {', '.join(sorted(names))}")
-    for name in ("id", "text"):
-        if name not in values:
-            raise InvalidInputError(f"{path}.{name}", f"{path}.{name} is missing")
-    return NewPassage(**values)
-
-
-def _json(field: str, values: Mapping[str, Any] | None) -> str:
-    if not values:
+def _json(name: str, values: Mapping[str, Any] | None) -> str:
+    if values is None:
         return ""
     if not isinstance(values, Mapping):
-        raise InvalidInputError(field, f"{field} is {values!r}; it must be a mapping")
+        raise arguments.refused(name, name, values, "a mapping")
+    if not values:
+        return ""
     try:
         return json.dumps(dict(values), ensure_ascii=False, allow_nan=False, default=_json_value)
-    except (TypeError, ValueError) as error:
-        raise InvalidInputError(field, f"{field} cannot be kept as JSON: {error}") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInputError(name, f"{name} cannot be kept as JSON: {error}") from error
 
 
-def _json_value(value: object) -> str:
-    if isinstance(value, date):
-        return value.isoformat()
+def _json_value(value: object) -> Any:
+    """A date as ISO 8601; numbers, booleans and arrays of numpy as Python's own."""
+    found = arguments.plain(value)
+    if isinstance(found, date):
+        return found.isoformat()
+    if isinstance(found, bool | int | float | str):
+        return found
+    if isinstance(value, np.ndarray):
+        return value.tolist()
     raise TypeError(f"a value of type {type(value).__name__}")
-
-
-def _vector(field: str, vector: Any) -> bytes:
-    try:
-        values = np.asarray(vector, dtype="<f4")
-    except (TypeError, ValueError) as error:
-        raise InvalidInputError(field, f"{field} is no vector of numbers: {error}") from error
-    if values.ndim != 1:
-        raise InvalidInputError(field, f"{field} has the shape {values.shape}; it must have one dimension")
-    return values.tobytes()
 
 
 def lookup_to_proto(lookup: Lookup) -> pb.RetrieverServiceRetrieveRequest:
@@ -117,15 +109,17 @@ def lookup_to_proto(lookup: Lookup) -> pb.RetrieverServiceRetrieveRequest:
     request = pb.RetrieverServiceRetrieveRequest()
     for number, query in enumerate(_queries(lookup.queries)):
         message, path = request.queries.add(), f"queries[{number}]"
-        if isinstance(query, str):
-            set_field(message, "text", query, f"{path}.")
+        if isinstance(query, str | bytes) or query is None:
+            set_required(message, "text", query, f"{path}.")
         else:
-            message.vector = _vector(f"{path}.vector", query)
-    set_field(request, "k", lookup.k)
+            message.vector = vector_bytes(f"{path}.vector", query)
+    set_required(request, "k", lookup.k)
     set_field(request, "knowledge_version", lookup.knowledge_version)
     options = {name: getattr(lookup, name) for name in ("nprobe", "ef_search", "kind", "lexical_weight")}
-    if lookup.filter or any(value not in (None, 0, "") for value in options.values()):
-        set_search(request.options, lookup.filter, "options.", **options)
+    search = common_pb2.SearchOptions()
+    set_search(search, lookup.filter, "options.", **options)
+    if search.ListFields():
+        request.options.CopyFrom(search)
     return request
 
 
@@ -135,11 +129,11 @@ def stream_request(number: int, lookup: Lookup | Query) -> pb.RetrieveStreamRequ
     return pb.RetrieveStreamRequest(id=number, request=lookup_to_proto(request))
 
 
-def _queries(given: Any) -> Sequence[Any]:
+def _queries(given: Any) -> Iterable[Any]:
     """The queries: one text or vector is one."""
     if isinstance(given, str) or (isinstance(given, np.ndarray) and given.ndim == 1):
         return [given]
-    return list(given)
+    return arguments.items("queries", "queries", given, "texts and vectors")
 
 
 def lookup_result(response: pb.RetrieverServiceRetrieveResponse) -> LookupResult:

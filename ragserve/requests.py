@@ -1,18 +1,22 @@
-"""From the client's options to protobuf requests. Values are passed on as they are: the service validates them."""
+"""From the client's options to protobuf requests. Types are checked here, limits by the service."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from ragserve.errors import InvalidInputError
-from ragserve.filters import SEARCH_KINDS, Filter, SearchOptions, conditions
+from ragserve import arguments
+from ragserve.errors import GROUPS, InvalidInputError
+from ragserve.filters import Filter, SearchOptions, conditions
 from ragserve.options import (
     ContextKeywords,
+    Document,
     GenerateKeywords,
     GenerationOptions,
     RetrieveKeywords,
@@ -53,13 +57,26 @@ ENUMS: Mapping[str, Mapping[Any, int]] = MappingProxyType(
 RENAMED: Mapping[str, str] = MappingProxyType({"beams": "num_beams"})
 # Keywords of `generate` that are no generation options.
 OWN_KEYWORDS = {*SourceKeywords.__annotations__, "token_posteriors"}
+# What a caller may write; "" is "not said" only between our services.
+SEARCH_KINDS = MappingProxyType({name: number for name, number in KINDS.items() if name})
+CHECKS: Mapping[int, Callable[[str, str, object], object]] = MappingProxyType(
+    {
+        FieldDescriptor.TYPE_STRING: arguments.text,
+        FieldDescriptor.TYPE_BOOL: arguments.flag,
+        FieldDescriptor.TYPE_UINT32: partial(arguments.whole, most=arguments.LARGEST_UINT32),
+        FieldDescriptor.TYPE_UINT64: partial(arguments.whole, most=arguments.LARGEST_UINT64),
+        FieldDescriptor.TYPE_FLOAT: partial(arguments.number, most=arguments.LARGEST_FLOAT32),
+        FieldDescriptor.TYPE_DOUBLE: arguments.number,
+    }
+)
 
 
 def generate_request(question: str, keywords: GenerateKeywords) -> orchestrator_pb2.GenerateRequest:
     """The request of Generate and GenerateStream. Raises InvalidInputError for what protobuf cannot hold."""
+    _check_known("generate", keywords, GenerateKeywords)
     options = {name: value for name, value in keywords.items() if name not in OWN_KEYWORDS}
     request = orchestrator_pb2.GenerateRequest()
-    set_field(request, "question", question)
+    set_required(request, "question", question)
     set_field(request, "token_posteriors", keywords.get("token_posteriors"))
     _set_sources(request, keywords)
     _set_options(request.options, GenerationOptions(**options))  # type: ignore[arg-type]
@@ -70,8 +87,8 @@ def score_request(question: str, answer: str, keywords: ScoreKeywords) -> orches
     """The request of Score. Raises InvalidInputError for what protobuf cannot hold."""
     _check_known("score", keywords, ScoreKeywords)
     request = orchestrator_pb2.RagServiceScoreRequest()
-    set_field(request, "question", question)
-    set_field(request, "answer", answer)
+    set_required(request, "question", question)
+    set_required(request, "answer", answer)
     _set_sources(request, keywords)
     for name in ContextKeywords.__annotations__:
         _set_option(request, name, keywords.get(name), "")
@@ -82,7 +99,7 @@ def retrieve_request(question: str, keywords: RetrieveKeywords) -> orchestrator_
     """The request of Retrieve. Raises InvalidInputError for what protobuf cannot hold."""
     _check_known("retrieve", keywords, RetrieveKeywords)
     request = orchestrator_pb2.RagServiceRetrieveRequest()
-    set_field(request, "question", question)
+    set_required(request, "question", question)
     _set_retrieval(request, keywords)
     return request
 
@@ -90,20 +107,17 @@ def retrieve_request(question: str, keywords: RetrieveKeywords) -> orchestrator_
 def set_search(target: common_pb2.SearchOptions, wanted: Filter | None, path: str, **options: Any) -> None:
     """Sets what a search may find and how. Raises InvalidInputError, with `path` in front, where it cannot be sent.
 
-    `options` are `nprobe`, `ef_search`, `kind` and `lexical_weight`, as `SearchOptions` has them.
+    `options` are `nprobe`, `ef_search`, `kind` and `lexical_weight`, as `SearchOptions` has them; None is not sent.
     """
     if (kind := options.pop("kind", None)) is not None:
-        if kind not in KINDS:
-            raise InvalidInputError(
-                f"{path}kind", f"{path}kind is {kind!r}; it must be one of {', '.join(SEARCH_KINDS)}"
-            )
-        target.kind = KINDS[kind]
+        name = "search_kind" if path == "search." else "kind"
+        target.kind = arguments.chosen(f"{path}kind", name, kind, SEARCH_KINDS)
     for name, value in options.items():
         set_field(target, name, value, path)
     try:
         target.MergeFrom(search_to_proto(SearchOptions(conditions(wanted))))
     except (TypeError, ValueError) as error:
-        raise InvalidInputError(f"{path}filter", f"{wanted!r} cannot be sent: {error}") from error
+        raise InvalidInputError(f"{path}filter", f"filter {arguments.shown(wanted)} cannot be sent: {error}") from error
 
 
 def _check_known(method: str, keywords: Mapping[str, Any], known: type) -> None:
@@ -113,20 +127,27 @@ def _check_known(method: str, keywords: Mapping[str, Any], known: type) -> None:
 
 
 def _set_retrieval(request: Any, keywords: RetrieveKeywords) -> None:
-    set_field(request, "n_docs", keywords.get("docs"))
+    set_field(request, "n_docs", keywords.get("docs"), name="docs")
     set_field(request, "knowledge_version", keywords.get("knowledge_version"))
     options = {name: keywords.get(name) for name in ("nprobe", "ef_search", "lexical_weight")}
-    options["kind"] = keywords.get("search_kind")
-    if keywords.get("filter") or any(value not in (None, 0, "") for value in options.values()):
-        set_search(request.search, keywords.get("filter"), "search.", **options)
+    search = common_pb2.SearchOptions()
+    set_search(search, keywords.get("filter"), "search.", kind=keywords.get("search_kind"), **options)
+    if search.ListFields():
+        request.search.CopyFrom(search)
 
 
 def _set_sources(request: Any, keywords: SourceKeywords) -> None:
     _set_retrieval(request, keywords)
-    for index, document in enumerate(keywords.get("documents") or ()):
-        target = request.documents.add()
-        for name in ("title", "text", "log_prior"):
-            set_field(target, name, getattr(document, name), f"documents[{index}].")
+    if (documents := keywords.get("documents")) is None:
+        return
+    for index, given in enumerate(arguments.items("documents", "documents", documents, "documents")):
+        place, target = f"documents[{index}]", request.documents.add()
+        document = arguments.record(place, place, Document, given)
+        set_required(target, "title", document.title, f"{place}.")
+        set_required(target, "text", document.text, f"{place}.")
+        set_field(target, "log_prior", document.log_prior, f"{place}.")
+    if not request.documents:
+        raise InvalidInputError("documents", "documents is empty: nothing to answer from; leave it out to retrieve")
 
 
 def _set_options(target: orchestrator_pb2.GenerationOptions, options: GenerationOptions) -> None:
@@ -142,47 +163,57 @@ def _set_options(target: orchestrator_pb2.GenerationOptions, options: Generation
 
 def _set_option(target: Message, name: str, value: Any, path: str) -> None:
     if value is not None and name in ENUMS:
-        value = _enum_value(name, value, path)
-    set_field(target, RENAMED.get(name, name), value, path)
-
-
-def _enum_value(name: str, value: Any, path: str) -> int:
-    """The number of an enumeration's value. 0 and 1 are no booleans here."""
-    known = ENUMS[name]
-    if isinstance(value, (str, bool)) and value in known:
-        return known[value]
-    choices = ", ".join(str(choice) for choice in known)
-    raise InvalidInputError(path + name, f"must be one of {choices}, not {value!r}")
+        value = arguments.chosen(path + name, name, value, ENUMS[name])
+        setattr(target, name, value)
+    else:
+        set_field(target, RENAMED.get(name, name), value, path, name)
 
 
 def _set_bad_words(target: orchestrator_pb2.GenerationOptions, bad_words: Sequence[Sequence[int]] | None) -> None:
     if bad_words is None:
         return
     target.bad_words_set = True
-    for index, sequence in enumerate(bad_words):
-        try:
-            target.bad_words.add(token_ids=sequence)
-        except (TypeError, ValueError) as error:
-            raise InvalidInputError(f"options.bad_words[{index}]", f"must be token ids: {error}") from error
+    for index, sequence in enumerate(
+        arguments.items("options.bad_words", "bad_words", bad_words, "lists of token ids")
+    ):
+        name = f"bad_words[{index}]"
+        ids = target.bad_words.add().token_ids
+        for one in arguments.items(f"options.{name}", name, sequence, "token ids"):
+            ids.append(arguments.whole(f"options.{name}", f"an entry of {name}", one, arguments.LARGEST_UINT32))
 
 
-def _set_sampling(target: orchestrator_pb2.GenerationOptions, sampling: Sampling | None) -> None:
-    if sampling is None:
+def _set_sampling(target: orchestrator_pb2.GenerationOptions, given: Sampling | None) -> None:
+    if given is None:
         return
+    sampling = arguments.record("options.sampling", "sampling", Sampling, given)
     target.sampling.SetInParent()
     for option in fields(Sampling):
         set_field(target.sampling, option.name, getattr(sampling, option.name), "options.sampling.")
 
 
-def set_field(target: Message, name: str, value: Any, path: str = "") -> None:
-    """Sets a field unless the value is None; `path` is where it stands in the request, for errors.
+def set_required(target: Message, field: str, value: Any, path: str = "") -> None:
+    """Sets a field that must be given. Raises InvalidInputError where it is None or cannot be sent."""
+    if value is None:
+        name = _callers_name(path + field)
+        raise InvalidInputError(path + field, f"{name} is None; it must be given")
+    set_field(target, field, value, path)
+
+
+def set_field(target: Message, field: str, value: Any, path: str = "", name: str = "") -> None:
+    """Sets a field unless the value is None. `path` is where the field stands in the request.
+
+    `name` is what the caller knows it as; default: the path and the field. Every other value is sent, also 0 and "".
 
     Raises:
-        InvalidInputError: protobuf refuses the value.
+        InvalidInputError: the value has another type, or is beyond what the field can hold.
     """
     if value is None:
         return
-    try:
-        setattr(target, name, value)
-    except (TypeError, ValueError) as error:
-        raise InvalidInputError(path + name, f"{value!r} cannot be sent: {error}") from error
+    kind = target.DESCRIPTOR.fields_by_name[field].type
+    setattr(target, field, CHECKS[kind](path + field, name or _callers_name(path + field), value))
+
+
+def _callers_name(field: str) -> str:
+    for group in GROUPS:
+        field = field.removeprefix(group)
+    return field

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any
 
-import grpc
 from google.protobuf.json_format import MessageToDict
 
-from ragserve.serving.channel import sync_channel
-from ragserve.serving.status import error_from_rpc
+from ragserve.calls import TimeLeft
+from ragserve.connection import Connection, MakeStub
+from ragserve.failures import GENERATOR, RETRIEVER, Service
+from ragserve.targets import parse_target
 from ragserve.v1 import generator_pb2, generator_pb2_grpc, retriever_pb2, retriever_pb2_grpc
 
 
@@ -16,19 +18,17 @@ def read_info(retriever: str, generator: str, timeout: float) -> dict[str, dict[
     """What both say, by service and field.
 
     Raises:
-        RagserveError: one of them does not answer.
+        RagserveError: one of them does not answer, or is another service.
     """
-    try:
-        with sync_channel(retriever) as channel:
-            asked = retriever_pb2.RetrieverServiceGetInfoRequest()
-            found = retriever_pb2_grpc.RetrieverServiceStub(channel).GetInfo(asked, timeout=timeout)
-        with sync_channel(generator) as channel:
-            request = generator_pb2.GeneratorServiceGetInfoRequest()
-            info = generator_pb2_grpc.GeneratorServiceStub(channel).GetInfo(request, timeout=timeout)
-    except grpc.RpcError as error:
-        raise error_from_rpc(error) from None
-    return {"retriever": _plain(found), "generator": _plain(info)}
+    parse_target(retriever, "--retriever")
+    parse_target(generator, "--generator")
+    stub, request = retriever_pb2_grpc.RetrieverServiceStub, retriever_pb2.RetrieverServiceGetInfoRequest()
+    found = {"retriever": _info(stub, RETRIEVER, retriever, request, timeout)}
+    other, asked = generator_pb2_grpc.GeneratorServiceStub, generator_pb2.GeneratorServiceGetInfoRequest()
+    return {**found, "generator": _info(other, GENERATOR, generator, asked, timeout)}
 
 
-def _plain(message: Any) -> dict[str, Any]:
+def _info(make_stub: MakeStub, service: Service, target: str, request: Any, timeout: float) -> dict[str, Any]:
+    with closing(Connection(make_stub, service, target, (), 1)) as connection:
+        message = connection.call("GetInfo", request, TimeLeft.of(timeout))
     return dict(MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True))

@@ -158,4 +158,7 @@ def _explain(error: ValidationError, prefix: str) -> InvalidInputError:
     where = f"set --{key.replace('_', '-')} or {prefix}{'__'.join(path).upper()}"
     if first["type"] == "missing":
         return InvalidInputError(key, f"{key} is required; {where}")
+    if first["type"] == "value_error":  # of a check of ours
+        text = str(first["ctx"]["error"])
+        return InvalidInputError(key, f"{text if text.startswith(key) else f'{key}: {text}'}; {where}")
     return InvalidInputError(key, f"{key}: {first['msg'].lower()}, got {first['input']!r}; {where}")

@@ -65,9 +65,7 @@ def code_of(error: errors.RagserveError) -> grpc.StatusCode:
 def status_of(error: errors.RagserveError) -> Status:
     """The status that a client gets for an error."""
     code = code_of(error)
-    text = _shortened(error.message)
-    if error.field and not text.startswith(error.field):
-        text = f"{error.field}: {text}"
+    text = _shortened(str(error))
     rich = status_pb2.Status(code=code.value[0], message=text, details=[_packed(d) for d in _details(error)])
     return Status(code, text, ((DETAILS_KEY, rich.SerializeToString()),))
 
@@ -83,6 +81,12 @@ def error_from_rpc(error: grpc.RpcError) -> errors.RagserveError:
     if field:
         text = text.removeprefix(f"{field}: ")
     return error_of(code, text or code.name.lower(), field, retry_after)
+
+
+def is_from_service(error: grpc.RpcError) -> bool:
+    """Whether one of our services sent this error; gRPC's own, such as a refused connection, have no details."""
+    metadata: Iterable[Any] = error.trailing_metadata() or ()
+    return any(key == DETAILS_KEY for key, _ in metadata)
 
 
 def error_of(code: grpc.StatusCode, text: str, field: str, retry_after_seconds: float | None) -> errors.RagserveError:

@@ -42,14 +42,14 @@ async def require_ended_by_client(context: Any) -> None:
 
 
 class ClientStream(Generic[Request, Response]):
-    """A bidirectional call as its client sees it. Its errors carry the status that the server ended it with.
+    """A call as its client sees it. Its errors carry the status that the server ended it with.
 
     A server may end a stream while the client writes to it, as where it refuses the call. grpc.aio then raises
     INTERNAL, "Internal error from Core", and may overwrite the server's status with that. So the status is kept as it
     comes.
     """
 
-    def __init__(self, call: grpc.aio.StreamStreamCall[Request, Response]) -> None:
+    def __init__(self, call: Any) -> None:
         """Takes over a call that was just made."""
         self._call = call
         self._end: grpc.aio.AioRpcError | None = None
@@ -76,6 +76,15 @@ class ClientStream(Generic[Request, Response]):
                 yield response
         except grpc.aio.AioRpcError as error:
             await self._raise_end(error)
+
+    async def response(self) -> Response:
+        """The only response of a call that was made with an iterator of its requests. Raises AioRpcError."""
+        try:
+            call: Any = self._call
+            return await call  # type: ignore[no-any-return]
+        except grpc.aio.AioRpcError as error:
+            await self._raise_end(error)
+            raise
 
     async def end(self, seconds: float) -> None:
         """Says that no request follows and lets the server end the call; cancels it where that takes longer."""

@@ -20,6 +20,7 @@ class Running:
 
     rag: Rag
     server: Server
+    loop: asyncio.AbstractEventLoop
 
     @property
     def target(self) -> str:
@@ -37,7 +38,7 @@ async def _serve(ready: list[Running], started: threading.Event, stop: asyncio.E
     )
     await server.listen()
     await server.set_serving()
-    ready.append(Running(rag, server))
+    ready.append(Running(rag, server, asyncio.get_running_loop()))
     started.set()
     await stop.wait()
     await server.drain(0)

@@ -122,9 +122,12 @@ def test_the_options_of_a_search_reach_the_wire() -> None:
         ({"nprobe": -1}, "search.nprobe"),
         ({"ef_search": 1.5}, "search.ef_search"),
         ({"search_kind": "words"}, "search.kind"),
-        ({"filter": {"\ud800": "x"}}, "search.filter"),
-        ({"filter": {"lang": "\ud800"}}, "search.filter"),
-        ({"filter": {3: "x"}}, "search.filter"),
+        ({"filter": {"\ud800": "x"}}, "filter"),
+        ({"filter": {"lang": "\ud800"}}, "filter['lang']"),
+        ({"filter": {3: "x"}}, "filter"),
+        ({"filter": {b"lang": "x"}}, "filter"),
+        ({"search_kind": ""}, "search.kind"),
+        ({"search_kind": []}, "search.kind"),
     ],
 )
 def test_what_protobuf_cannot_hold_names_its_field(keywords: dict[str, Any], field: str) -> None:

@@ -68,9 +68,9 @@ def test_zero_is_said(name: str) -> None:
 
 
 def test_values_that_are_wrong_are_left_to_the_service() -> None:
-    request = made(beams=1000, length_penalty=-1.0, early_stopping="never", repetition_penalty=math.nan)
+    request = made(beams=1000, length_penalty=-1.0, early_stopping="never", repetition_penalty=-2.0)
     assert request.options.num_beams == 1000
-    assert math.isnan(request.options.repetition_penalty)
+    assert request.options.repetition_penalty == -2.0
 
 
 @pytest.mark.parametrize(
@@ -109,6 +109,7 @@ def test_sampling_with_defaults_is_sampling() -> None:
         ({"beams": 2**32}, "options.num_beams"),
         ({"beams": "four"}, "options.num_beams"),
         ({"length_penalty": "long"}, "options.length_penalty"),
+        ({"repetition_penalty": math.nan}, "options.repetition_penalty"),
         ({"sampling": options.Sampling(seed=-1)}, "options.sampling.seed"),
         ({"bad_words": [[1], [-1]]}, "options.bad_words[1]"),
         ({"bad_words": [3]}, "options.bad_words[0]"),
