@@ -32,7 +32,12 @@ class Format(StrEnum):
     TSV = "tsv"
     CSV = "csv"
     PARQUET = "parquet"
+    ARROW = "arrow"
     LANCE = "lance"
+    TEXT = "text"
+    MARKDOWN = "markdown"
+    HTML = "html"
+    PDF = "pdf"
     FOLDER = "folder"
 
 
@@ -43,6 +48,14 @@ class Split(StrEnum):
     NONE = "none"
 
 
+class Quotes(StrEnum):
+    """What quotes in TSV and CSV files are."""
+
+    AUTO = "auto"
+    YES = "yes"
+    NO = "no"
+
+
 class Engine(StrEnum):
     """Where texts are embedded."""
 
@@ -51,11 +64,16 @@ class Engine(StrEnum):
 
 
 SOURCE = (
-    "Passages: JSONL, TSV (psgs_w100.tsv), CSV, Parquet, Lance or a knowledge base, or a folder of .txt and .md files."
+    "Passages: JSONL, TSV (psgs_w100.tsv), CSV, Parquet, Arrow, Lance or a knowledge base, a text, Markdown, HTML or "
+    "PDF file, or a folder of them."
+)
+QUOTES = (
+    "Quotes that begin TSV and CSV fields: 'yes' ends the field at the next quote, on a later line if need be; "
+    "'no' takes them as characters of the text; 'auto' is 'yes' but refuses texts whose lines read as records."
 )
 JSONL = (
     'JSONL has one object per line: {"id": "a1", "text": "…", "title": "…", "metadata": {"lang": "en", "year": 1990}}. '
-    "id and text are required."
+    "Only text is required; further keys become metadata."
 )
 EMBEDDINGS = (
     "Vectors made by the model's passage encoder, in the order of SOURCE: a .npy file (a row each), or DPR pickles "
@@ -88,6 +106,27 @@ SkipOption = Annotated[
         "--skip-bad-rows", help="Leave bad rows out and count them, instead of refusing SOURCE.", rich_help_panel=INPUT
     ),
 ]
+IdColumnOption = Annotated[
+    str | None,
+    typer.Option("--id-column", metavar="NAME", help="Column of the ids; unset: id, _id.", rich_help_panel=INPUT),
+]
+TitleColumnOption = Annotated[
+    str | None,
+    typer.Option("--title-column", metavar="NAME", help="Column of the titles; unset: title.", rich_help_panel=INPUT),
+]
+TextColumnOption = Annotated[
+    str | None,
+    typer.Option(
+        "--text-column", metavar="NAME", help="Column of the texts; unset: text, contents, body.", rich_help_panel=INPUT
+    ),
+]
+WithoutColumnOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--without-column", metavar="NAME", help="Leave a column out; may be repeated.", rich_help_panel=INPUT
+    ),
+]
+QuotesOption = Annotated[Quotes, typer.Option("--quotes", help=QUOTES, rich_help_panel=INPUT)]
 MaxTextOption = Annotated[
     int,
     typer.Option(
@@ -165,6 +204,11 @@ def build(  # noqa: PLR0913
     source_format: FormatOption = None,
     embeddings: EmbeddingsOption = None,
     allow_pickle: AllowPickleOption = False,
+    id_column: IdColumnOption = None,
+    title_column: TitleColumnOption = None,
+    text_column: TextColumnOption = None,
+    without_column: WithoutColumnOption = None,
+    quotes: QuotesOption = Quotes.AUTO,
     skip_bad_rows: SkipOption = False,
     max_text_bytes: MaxTextOption = 2**20,
     max_passage_bytes: MaxPassageOption = MAX_PASSAGE_BYTES,
@@ -180,9 +224,10 @@ def build(  # noqa: PLR0913
 
     A build that was killed goes on where it was when the same command is given again.
     """
-    from retriever_svc.build import BuildOptions  # noqa: PLC0415  (slow to import)
+    from retriever_svc.build import BuildOptions, ReadOptions  # noqa: PLC0415  (slow to import)
 
     options = BuildOptions(
+        reading=ReadOptions(id_column, title_column, text_column, tuple(without_column or ()), quotes.value),
         split=split.value,
         split_tokens=split_tokens,
         overlap=overlap,

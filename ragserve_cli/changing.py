@@ -11,7 +11,16 @@ import typer
 
 from ragserve.errors import InvalidInputError
 from ragserve_cli import console
-from ragserve_cli.building import Format, ModelOption
+from ragserve_cli.building import (
+    Format,
+    IdColumnOption,
+    ModelOption,
+    Quotes,
+    QuotesOption,
+    TextColumnOption,
+    TitleColumnOption,
+    WithoutColumnOption,
+)
 from ragserve_cli.knowledge import JsonOption
 from ragserve_cli.plan import demo_directory
 
@@ -30,8 +39,9 @@ def _values(metavar: str, help_text: str) -> Any:
     return typer.Argument(metavar=metavar, help=f"{PLACE} {help_text}", show_default=False)
 
 
-def add(
+def add(  # noqa: PLR0913
     values: Annotated[list[str], _values("[KB] SOURCE", "SOURCE: passages, as for kb build.")],
+    *,
     retriever: RetrieverOption = None,
     model: ModelOption = None,
     split_words: Annotated[
@@ -40,6 +50,11 @@ def add(
     source_format: Annotated[
         Format | None, typer.Option("--format", help="Format of SOURCE; unset: by its name.")
     ] = None,
+    id_column: IdColumnOption = None,
+    title_column: TitleColumnOption = None,
+    text_column: TextColumnOption = None,
+    without_column: WithoutColumnOption = None,
+    quotes: QuotesOption = Quotes.AUTO,
     skip_bad_rows: Annotated[
         bool, typer.Option("--skip-bad-rows", help="Leave bad rows out and name them, instead of refusing SOURCE.")
     ] = False,
@@ -52,9 +67,11 @@ def add(
     knowledge, (path,) = split_values(values, retriever, "SOURCE")
     from ragserve_cli.adding import add_passages, read_source  # noqa: PLC0415  (slow to import)
     from ragserve_cli.places import opened  # noqa: PLC0415
+    from retriever_svc.build.reading import ReadOptions  # noqa: PLC0415
 
     name = source_format.value if source_format else None
-    source = read_source(Path(path), name, split_words, skip_bad_rows=skip_bad_rows)
+    reading = ReadOptions(id_column, title_column, text_column, tuple(without_column or ()), quotes.value)
+    source = read_source(Path(path), name, split_words, reading=reading, skip_bad_rows=skip_bad_rows)
     if source.bad_rows:
         named = "; ".join(source.bad_rows[:NAMED])
         console.warn(f"skipped {len(source.bad_rows)} rows of {path}, beginning with: {named}")

@@ -35,6 +35,7 @@ from retriever_svc.knowledge import (
     passage_encoder_hash,
 )
 from retriever_svc.loading import RetrievalOptions
+from retriever_svc.splitting import Cut
 
 Precision = Literal["float32", "float16"]
 
@@ -85,9 +86,8 @@ def build_knowledge_base(  # noqa: PLR0913
     with open_journal(out, identity) as journal:
         staged = load_staged(journal.staged, embeddings)
         if staged is None:
-            _renew(journal.staged)
-            rows = read_rows(source, source_format, build.max_text_bytes)
-            stager = Stager(journal.staged, source, cut, build.skip_bad_rows, PassageLimits(build.max_passage_bytes))
+            stager = _stager(journal, source, split_words, build, cut)
+            rows = read_rows(source, source_format, build.max_text_bytes, build.reading, build.notify)
             staged = stager.stage(rows, embeddings, dimension)
         if staged.skipped:
             build.notify(staged.report())
@@ -108,6 +108,14 @@ def _check_target(out: Path, replace: bool) -> bool:
     if not (out / DATASET_NAME).is_dir():
         raise FailedPreconditionError(f"{out} exists and is not a knowledge base: choose another name", field="out")
     return True
+
+
+def _stager(journal: Journal, source: Path, split_words: int | None, build: BuildOptions, cut: Cut | None) -> Stager:
+    """Reads a source into an empty directory of the journal."""
+    _renew(journal.staged)
+    limits = PassageLimits(build.max_passage_bytes)
+    unused = build.why_no_column_vectors(split_words)
+    return Stager(journal.staged, source, cut, build.skip_bad_rows, limits, unused, build.notify)
 
 
 def _renew(directory: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import astuple
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ import lance
 
 from ragserve.checkpoint import load_manifest, sha256_of, verify_files
 from retriever_svc.build.files import digest_of
+from retriever_svc.build.folders import files_in
+from retriever_svc.build.formats.arrow import open_lance
 from retriever_svc.build.options import BuildOptions
-from retriever_svc.build.readers import open_lance, text_files
 from retriever_svc.knowledge import ENCODER_FILES, passage_encoder_directory
 
-JOURNAL_FORMAT = 3  # also counts rules by which shards are bounded
+JOURNAL_FORMAT = 4  # also counts rules by which shards are bounded
 
 
 def fingerprint(
@@ -42,6 +43,7 @@ def fingerprint(
         "encoder": _encoder(model),
         "split": list(astuple(build.splitting(split_words))),
         "precision": precision,
+        "reading": asdict(build.reading),
         "skip_bad_rows": build.skip_bad_rows,
         "max_text_bytes": build.max_text_bytes,
         "max_passage_bytes": build.max_passage_bytes,
@@ -61,7 +63,7 @@ def _files(source: Path, source_format: str) -> Iterator[tuple[str, Path]]:
     if source_format != "folder":
         yield source.name, source
         return
-    for path in text_files(source):
+    for path in files_in(source).files:
         yield path.relative_to(source).as_posix(), path
 
 

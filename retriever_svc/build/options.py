@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from ragserve.errors import InvalidInputError
 from ragserve.passage_rules import MAX_PASSAGE_BYTES, MAX_TEXT_BYTES
+from retriever_svc.build.reading import ReadOptions
 from retriever_svc.splitting import Split, SplitOptions
 
 Engine = Literal["local", "ray"]
@@ -29,6 +30,7 @@ class BuildOptions:
     embeddings: files of vectors computed by the model's passage encoder, one for each row of the source, in order.
     allow_pickle: whether these may be pickles, which run code when they are read.
     skip_bad_rows: leave bad rows out and report them, instead of refusing the source.
+    reading: how the columns of the source are read.
     max_text_bytes: UTF-8 bytes that a text may have before it is split.
     max_passage_bytes: UTF-8 bytes that id, title, text and metadata of a passage may have together, after the split.
     shard_passages: passages that are finished together; 0: 1,024 (8,192 with given vectors), or a thousandth of the
@@ -43,6 +45,7 @@ class BuildOptions:
     embeddings: tuple[Path, ...] = ()
     allow_pickle: bool = False
     skip_bad_rows: bool = False
+    reading: ReadOptions = field(default_factory=ReadOptions)
     max_text_bytes: int = MAX_TEXT_BYTES
     max_passage_bytes: int = MAX_PASSAGE_BYTES
     shard_passages: int = 0
@@ -55,6 +58,7 @@ class BuildOptions:
         if self.engine not in ENGINES:
             raise InvalidInputError("engine", f"engine is {self.engine!r}; it must be one of {', '.join(ENGINES)}")
         self.splitting(split_words).check()
+        self.reading.check()
         _between("max_text_bytes", self.max_text_bytes, 1, 2**30)
         _between("max_passage_bytes", self.max_passage_bytes, 1, 2**30)
         _between("shard_passages", self.shard_passages, 0, MAX_SHARD_PASSAGES)
@@ -65,6 +69,14 @@ class BuildOptions:
     def splitting(self, split_words: int | None) -> SplitOptions:
         """How texts are split: those with given vectors stay whole unless something else is asked for."""
         return SplitOptions("none" if self.embeddings else self.split, split_words, self.split_tokens, self.overlap)
+
+    def why_no_column_vectors(self, split_words: int | None) -> str:
+        """Why vectors in the source's column `embeddings` are not used; empty: they are, if they fit."""
+        if self.embeddings:
+            return "the vectors are those of --embeddings"
+        if split_words is not None or self.split_tokens is not None:
+            return "its vectors are those of whole texts, and the texts are split"
+        return ""
 
     def shard_size(self, passages: int) -> int:
         """Passages of one shard of a source with that many."""

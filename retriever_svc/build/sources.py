@@ -1,18 +1,20 @@
 """Checks the rows of a source of passages, whatever its format.
 
-Every format has the columns id and text, and may have title and metadata (a JSON object). Further columns become
-entries of the metadata. Text files may be gzipped (`.gz`). In a folder, every file is a passage.
+A passage has the columns id, title, text and metadata (a JSON object). Further columns become entries of the metadata.
+A column `embeddings` holds vectors. In a folder, all files of known kinds are read.
 """
 
 from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
+
+import numpy as np
 
 from ragserve.errors import InvalidInputError, NotFoundError
 from ragserve.passage_rules import (
@@ -24,19 +26,26 @@ from ragserve.passage_rules import (
     parse_metadata,
     size_problem,
 )
+from retriever_svc.build.columns import ColumnNames
+from retriever_svc.build.folders import files_in, format_of, looked_for
 from retriever_svc.build.lines import bad_row, too_long
 from retriever_svc.build.readers import READERS
+from retriever_svc.build.reading import EMBEDDINGS, Notify, ReadOptions
 from retriever_svc.knowledge import DATASET_NAME
 from retriever_svc.splitting import Cut, split_passage
 
-FORMATS = ("jsonl", "tsv", "csv", "parquet", "lance", "folder")
+FORMATS = tuple(READERS)
 DIRECTORIES = ("lance", "folder")
 COLUMNS = ("id", "title", "text", "metadata")
 
 
 @dataclass(frozen=True)
 class SourcePassage:
-    """A passage as it stands in `file`. `line` counts from 1 (Parquet, Lance: the row); `row` from 0, bad ones too."""
+    """A passage as it stands in a file.
+
+    `line` counts from 1 (Parquet, Arrow, Lance: the row; PDF: the page); `row` from 0 over the whole source, bad ones
+    too. `vector` is what the column `embeddings` holds, of any width.
+    """
 
     id: str
     title: str
@@ -45,9 +54,15 @@ class SourcePassage:
     line: int
     row: int = 0
     file: str = ""
+    vector: np.ndarray | None = None
 
 
 SourceRow: TypeAlias = SourcePassage | InvalidInputError
+
+
+def is_lance(source: Path) -> bool:
+    """Whether a directory is a Lance dataset or a knowledge base."""
+    return source.suffix == ".lance" or (source / DATASET_NAME).is_dir()
 
 
 def guess_format(source: Path) -> str:
@@ -57,12 +72,13 @@ def guess_format(source: Path) -> str:
         InvalidInputError: it says none that is known.
     """
     if source.is_dir():
-        return "lance" if source.suffix == ".lance" or (source / DATASET_NAME).is_dir() else "folder"
-    suffixes = [suffix for suffix in source.suffixes if suffix != ".gz"]
-    name = {".jsonl": "jsonl", ".ndjson": "jsonl"}.get(suffixes[-1] if suffixes else "", "".join(suffixes[-1:])[1:])
-    files = [known for known in FORMATS if known not in DIRECTORIES]
-    if name not in files:
-        raise InvalidInputError("source", f"{source}: the name does not end in .{', .'.join(files)}: say the format")
+        return "lance" if is_lance(source) else "folder"
+    name = format_of(source.name)
+    if name is None:
+        hint = " (one JSON object a line: --format jsonl)" if source.suffix.lower() == ".json" else ""
+        raise InvalidInputError(
+            "source", f"{source}: the name does not end in one of {looked_for()}: say the format (--format){hint}"
+        )
     return name
 
 
@@ -77,35 +93,53 @@ def check_source(source: Path, source_format: str | None) -> str:
         raise InvalidInputError(
             "source_format", f"source_format is {source_format!r}; it must be one of {', '.join(FORMATS)}"
         )
-    if source_format is None and not source.exists():
-        raise NotFoundError(f"{source} does not exist or is not a file", field="source")
+    if not source.exists():
+        raise NotFoundError(f"{source} does not exist", field="source")
     name = source_format or guess_format(source)
     if not (source.is_dir() if name in DIRECTORIES else source.is_file()):
         kind = "directory" if name in DIRECTORIES else "file"
-        raise NotFoundError(f"{source} does not exist or is not a {kind}", field="source")
+        raise NotFoundError(f"{source} is not a {kind}, which the format {name} needs", field="source")
     return name
 
 
 def read_rows(
-    source: Path, source_format: str | None = None, max_text_bytes: int = MAX_TEXT_BYTES
+    source: Path,
+    source_format: str | None = None,
+    max_text_bytes: int = MAX_TEXT_BYTES,
+    options: ReadOptions | None = None,
+    notify: Notify = lambda _message: None,
 ) -> Iterator[SourceRow]:
     """The passages of a source, in order, and an error in place of each bad row.
+
+    `notify` is told, in one line each, what is left out and what was taken for what.
 
     Raises:
         NotFoundError: the source is not there.
         InvalidInputError: it cannot be read at all (format, header, damage).
     """
     name = check_source(source, source_format)
-    for row, (file, line, values) in enumerate(READERS[name](source, max_text_bytes)):
+    names = ColumnNames(options or ReadOptions(), source if source.is_dir() else source.parent, notify)
+    for row, (file, line, values) in enumerate(READERS[name](source, names, max_text_bytes)):
         if isinstance(values, InvalidInputError):
             yield values
             continue
+        vector = values.pop(EMBEDDINGS, None) if isinstance(values.get(EMBEDDINGS), np.ndarray) else None
         try:
             passage = _to_passage(file, line, row, values, max_text_bytes)
         except InvalidInputError as error:
             yield error
         else:
-            yield passage
+            yield passage if vector is None else replace(passage, vector=vector)
+    names.report_unknown()
+
+
+def no_passages(source: Path, rows: int, bad_rows: Sequence[str]) -> InvalidInputError:
+    """The error for a source without passages: what is wrong with the rows that it has, or what was looked for."""
+    why = f"all {rows} rows are bad, beginning with {bad_rows[0]}" if bad_rows else "it is empty"
+    if not bad_rows and source.is_dir() and not is_lance(source):
+        unread = files_in(source).unread_line()
+        why = f"looked in it and its subfolders for {looked_for()}" + (f"; {unread}" if unread else "")
+    return InvalidInputError("source", f"{source} holds no passages: {why}")
 
 
 def split_row(row: SourcePassage, cut: Cut | None, limits: PassageLimits = DEFAULT_LIMITS) -> list[SourcePassage]:

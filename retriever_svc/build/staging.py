@@ -13,16 +13,26 @@ import pyarrow as pa
 
 from ragserve.errors import InvalidInputError
 from ragserve.passage_rules import DEFAULT_LIMITS, PassageLimits
+from retriever_svc.build.column_vectors import ColumnVectors
 from retriever_svc.build.duplicates import NameTable
 from retriever_svc.build.files import write_batches
 from retriever_svc.build.lines import bad_row
-from retriever_svc.build.sources import SourcePassage, SourceRow, split_row
+from retriever_svc.build.reading import EMBEDDINGS, Notify
+from retriever_svc.build.sources import SourcePassage, SourceRow, no_passages, split_row
 from retriever_svc.build.staged import DROPPED, RAW_VECTORS, TEXTS, Staged, among, scan
 from retriever_svc.build.vectors import VectorFile, open_npy, unpickle
 from retriever_svc.splitting import Cut
 from retriever_svc.types import LARGEST, Int64
 
-COLUMNS = {"id": "id", "title": "title", "text": "text", "metadata": "metadata_json", "line": "line", "row": "row"}
+COLUMNS = {
+    "id": "id",
+    "title": "title",
+    "text": "text",
+    "metadata": "metadata_json",
+    "line": "line",
+    "row": "row",
+    "file": "file",
+}
 NUMBERS = ("line", "row")
 SCHEMA = pa.schema([pa.field(name, pa.int64() if name in NUMBERS else pa.string(), nullable=False) for name in COLUMNS])
 BATCH_ROWS, BATCH_CHARACTERS = 1024, 2**22
@@ -33,10 +43,17 @@ class Stager:
     """Reads a source into a directory. A bad row is raised, or counted and left out where `skip` says so."""
 
     def __init__(
-        self, directory: Path, source: Path, cut: Cut | None, skip: bool, limits: PassageLimits = DEFAULT_LIMITS
+        self,
+        directory: Path,
+        source: Path,
+        cut: Cut | None,
+        skip: bool,
+        limits: PassageLimits = DEFAULT_LIMITS,
+        no_column_vectors: str = "",
+        notify: Notify = lambda _message: None,
     ) -> None:
         self._directory, self._source, self._cut, self._skip = directory, source, cut, skip
-        self._limits = limits
+        self._limits, self._no_column_vectors, self._notify = limits, no_column_vectors, notify
         self._rows = self._stored = self._unread = 0
         self._examples: list[str] = []
 
@@ -47,11 +64,13 @@ class Stager:
             InvalidInputError: a bad row or vector, a repeated id, no passages, or other numbers of rows and vectors.
         """
         names = NameTable(self._directory / "names")
-        write_batches(self._directory / TEXTS, SCHEMA, self._batches(rows, names))
+        column = ColumnVectors(self._directory / RAW_VECTORS, dimension, self._no_column_vectors, self._notify)
+        write_batches(self._directory / TEXTS, SCHEMA, self._batches(rows, names, column))
         self._check_some(self._stored)
         repeated = self._repeated(names.repeated())
-        vectors = self._vectors(embeddings, dimension) if embeddings else None
-        bad = self._unusable(vectors, embeddings[0]) if vectors else repeated[:0]
+        vectors = self._vectors(embeddings, dimension) if embeddings else column.finish(self._rows)
+        where = str(embeddings[0]) if embeddings else f"column '{EMBEDDINGS}'"
+        bad = self._unusable(vectors, where) if vectors else repeated[:0]
         dropped, passages = self._drop(np.union1d(repeated, bad))
         self._check_some(passages)
         skipped = self._unread + dropped
@@ -61,10 +80,10 @@ class Stager:
         staged.save()
         return staged
 
-    def _batches(self, rows: Iterable[SourceRow], names: NameTable) -> Iterator[pa.RecordBatch]:
+    def _batches(self, rows: Iterable[SourceRow], names: NameTable, column: ColumnVectors) -> Iterator[pa.RecordBatch]:
         waiting: list[SourcePassage] = []
         characters = 0
-        for passage in self._passages(rows, names):
+        for passage in self._passages(rows, names, column):
             waiting.append(passage)
             characters += len(passage.text)
             if len(waiting) >= BATCH_ROWS or characters >= BATCH_CHARACTERS:
@@ -73,15 +92,17 @@ class Stager:
         if waiting:
             yield self._batch(waiting)
 
-    def _passages(self, rows: Iterable[SourceRow], names: NameTable) -> Iterator[SourcePassage]:
+    def _passages(self, rows: Iterable[SourceRow], names: NameTable, column: ColumnVectors) -> Iterator[SourcePassage]:
         for row in rows:
             self._rows += 1
-            if isinstance(row, InvalidInputError):
+            wrong = row if isinstance(row, InvalidInputError) else column.add(row)
+            if wrong is not None:
                 self._unread += 1
-                self._bad(row)
+                self._bad(wrong)
+            if wrong is not None or isinstance(row, InvalidInputError):
                 continue
             try:
-                passages = split_row(row, self._cut, self._limits)
+                passages = split_row(row, None if column.used else self._cut, self._limits)
             except InvalidInputError as error:
                 self._unread += 1
                 self._bad(error)
@@ -106,16 +127,16 @@ class Stager:
 
     def _check_some(self, passages: int) -> None:
         if not passages:
-            why = f": all {self._rows} rows are bad, beginning with {self._examples[0]}" if self._examples else ""
-            raise InvalidInputError("source", f"{self._source} holds no passages{why}")
+            raise no_passages(self._source, self._rows, self._examples)
 
     def _repeated(self, pairs: Int64) -> Int64:
         """The rows to leave out for a name that an earlier row has."""
         for row, first in pairs[:NAMED].tolist():
             later, earlier = self._stored_at(row), self._stored_at(first)
             name = later[0]["id"] if len(later) == 1 else later[0]["id"].rpartition("#")[0]
-            message = f"column 'id' is {name!r}, as in line {earlier[0]['line']}"
-            self._bad(bad_row(self._source, later[0]["line"], message))
+            same = earlier[0]["file"] == later[0]["file"]
+            where = f"line {earlier[0]['line']}" if same else f"{earlier[0]['file']}:{earlier[0]['line']}"
+            self._bad(bad_row(Path(later[0]["file"]), later[0]["line"], f"column 'id' is {name!r}, as in {where}"))
         return np.unique(pairs[:, 0])
 
     def _vectors(self, embeddings: tuple[Path, ...], dimension: int) -> VectorFile:
@@ -134,7 +155,7 @@ class Stager:
             )
         return vectors
 
-    def _unusable(self, vectors: VectorFile, embeddings: Path) -> Int64:
+    def _unusable(self, vectors: VectorFile, embeddings: str) -> Int64:
         """The rows to leave out for their vectors."""
         rows = np.fromiter(vectors.unusable(), dtype=np.int64)
         for row in islice(rows.tolist(), NAMED):
@@ -159,7 +180,9 @@ class Stager:
 
     def _stored_at(self, row: int) -> list[dict[str, Any]]:
         dataset = lance.dataset(str(self._directory / TEXTS))
-        found: list[dict[str, Any]] = dataset.to_table(columns=["id", "line"], filter=f"row = {row}").to_pylist()
+        found: list[dict[str, Any]] = dataset.to_table(
+            columns=["id", "line", "file"], filter=f"row = {row}"
+        ).to_pylist()
         return found
 
     def _names(self) -> Iterator[tuple[int, str]]:

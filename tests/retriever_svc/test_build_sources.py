@@ -38,13 +38,15 @@ def test_a_folder_is_read_recursively(model: Path, options: RetrievalOptions, tm
     (folder / "a.txt").write_text("# not a heading in plain text\nplain", encoding="utf-8")
     (folder / "b" / "guide.md").write_text("intro\n\n## The *guide* ##\n\ntext\n# Later\n", encoding="utf-8")
     (folder / "b" / "deep" / "x.markdown").write_text("no heading: é 東京", encoding="utf-8")
-    (folder / "c.pdf").write_bytes(b"\xff\xff")
+    (folder / "c.docx").write_bytes(b"\xff\xff")
+    (folder / ".hidden").mkdir()
+    (folder / ".hidden" / "x.md").write_text("not read")
     (folder / "loop").symlink_to(folder)
     build_knowledge_base(folder, tmp_path / "kb", model, options=options)
     assert [(row.id, row.title, row.text) for row in stored(tmp_path / "kb")] == [
         ("a.txt", "a", "# not a heading in plain text\nplain"),
         ("b/deep/x.markdown", "x", "no heading: é 東京"),
-        ("b/guide.md", "The *guide*", "intro\n\n## The *guide* ##\n\ntext\n# Later\n"),
+        ("b/guide.md", "The guide", "intro\n\nThe guide\n\ntext\n\nLater"),
     ]
 
 
@@ -83,8 +85,10 @@ def test_a_knowledge_base_and_a_lance_dataset_are_sources(
     (tmp_path / "y.lance").mkdir()
     with pytest.raises(InvalidInputError, match="not a Lance dataset"):
         list(read_passages(tmp_path / "y.lance"))
-    with pytest.raises(NotFoundError, match="is not a directory"):
+    with pytest.raises(NotFoundError, match="nothing does not exist"):
         list(read_passages(tmp_path / "nothing", "folder"))
+    with pytest.raises(NotFoundError, match="is not a file, which the format csv needs"):
+        list(read_passages(tmp_path, "csv"))
 
 
 BROKEN = '''id\ttext\ttitle

@@ -1,0 +1,181 @@
+"""Finds id, title, text, metadata and vectors among the columns of a file, whatever they are called there."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retriever_svc.build.lines import bad_row
+from retriever_svc.build.reading import EMBEDDINGS, Notify, ReadOptions, Row
+
+USUAL_NAMES = {
+    "id": ("id", "_id", "docid"),  # _id: BEIR, docid: Pyserini
+    "title": ("title",),
+    "text": ("text", "contents", "content", "body", "passage"),  # contents: Pyserini
+}
+RESERVED = (*USUAL_NAMES, "metadata")
+PANDAS_INDEX = re.compile(r"__index_level_\d+__|")  # in Parquet; in CSV it has no name
+VECTOR_VALUES = 32  # a list of at least as many floats is a vector, not metadata
+KEPT_PLANS = 1000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which columns of a file are what: the passage's columns by their own name, and the further ones."""
+
+    columns: tuple[tuple[str, str], ...]  # (name of the passage's column, name in the file)
+    further: tuple[str, ...]
+    has_id: bool
+
+
+@dataclass
+class ColumnNames:
+    """Gives the rows of a source the column names of a passage.
+
+    A further column becomes an entry of the metadata under its name, where it has a value. Where a file has no ids,
+    they are made of the file's name below `root` and the line.
+    """
+
+    options: ReadOptions
+    root: Path
+    notify: Notify
+    _plans: dict[tuple[str, ...], Plan] = field(default_factory=dict)
+    _noted: set[str] = field(default_factory=set)
+    _seen: set[str] = field(default_factory=set)
+    _file: tuple[Path | None, bool] = (None, True)  # the one being read, and whether its first row has an id
+
+    def row(self, file: Path, line: int, values: Row) -> Row:
+        """The values under the names of a passage's columns.
+
+        Raises:
+            InvalidInputError: the text's column is missing or several may be it, or a row has no id though others do.
+        """
+        plan = self.plan(file, line, tuple(values))
+        found = {name: values[column] for name, column in plan.columns}
+        if self._file[0] != file:
+            self._file = (file, plan.has_id)
+        if not plan.has_id:
+            if self._file[1]:
+                raise bad_row(file, line, "column 'id' is missing")
+            found["id"] = f"{self.name(file)}:{line}"
+        for column in plan.further:
+            value = values[column]
+            if column == EMBEDDINGS and (vector := _as_vector(value)) is not None:
+                found[column] = vector
+            elif _is_vector(value):
+                self._left_out(column)
+            elif value is not None:
+                found[column] = value
+        return found
+
+    def plan(self, file: Path, line: int, names: Sequence[str]) -> Plan:
+        """Which columns are what. Raises as `row`."""
+        key = tuple(names)
+        plan = self._plans.get(key)
+        if plan is None:
+            if len(self._plans) >= KEPT_PLANS:
+                self._plans.clear()
+            plan = self._plans[key] = self._make_plan(file, line, key)
+            self._seen.update(names)
+        return plan
+
+    def name(self, file: Path) -> str:
+        """A file's name below the source."""
+        inside = file != self.root and file.is_relative_to(self.root)
+        return file.relative_to(self.root).as_posix() if inside else file.name
+
+    def report_unknown(self) -> None:
+        """Note the columns that the options name and that no row had."""
+        for flag, names in (
+            ("--without-column", self.options.without_columns),
+            ("--title-column", (self.options.title_column,)),
+        ):
+            for name in names:
+                if name is not None and self._seen and name not in self._seen:
+                    self.notify(f"no column is named {name!r} ({flag})")
+
+    def is_wanted(self, name: str) -> bool:
+        """Whether a column is read at all."""
+        return name not in self.options.without_columns and not PANDAS_INDEX.fullmatch(name)
+
+    def _make_plan(self, file: Path, line: int, names: tuple[str, ...]) -> Plan:
+        for name in names:
+            if names.count(name) > 1:
+                raise bad_row(file, line, f"column {name!r} is there twice")
+        wanted = [name for name in names if self.is_wanted(name)]
+        columns = {
+            name: found
+            for name in USUAL_NAMES
+            if (found := self._find(file, line, name, wanted, getattr(self.options, f"{name}_column"))) is not None
+        }
+        if "text" not in columns:
+            named = ", ".join(map(repr, names)) or "none"
+            hint = f"the columns are {named}; name the one that holds the text (--text-column)"
+            raise bad_row(file, line, f"column {self.options.text_column or 'text'!r} is missing: {hint}")
+        if "metadata" in wanted:
+            columns["metadata"] = "metadata"
+        further = tuple(name for name in wanted if name not in columns.values())
+        for name in further:
+            if name in RESERVED:
+                hint = f"leave it out (--without-column {name})"
+                raise bad_row(
+                    file, line, f"column {name!r} cannot be metadata, because {columns[name]!r} is it: {hint}"
+                )
+        return Plan(tuple(columns.items()), further, "id" in columns)
+
+    def _find(self, file: Path, line: int, name: str, wanted: list[str], said: str | None) -> str | None:
+        if said is not None:
+            if said not in wanted and name != "title":
+                raise bad_row(
+                    file, line, f"column {said!r} (--{name}-column) is missing; it has: {', '.join(map(repr, wanted))}"
+                )
+            return said if said in wanted else None
+        if name in wanted:
+            return name
+        taken = (self.options.id_column, self.options.title_column, self.options.text_column)
+        found = [column for column in wanted if column.casefold() in USUAL_NAMES[name] and column not in taken]
+        if len(found) > 1:
+            raise bad_row(
+                file, line, f"{' and '.join(map(repr, found))} may both be the {name}: say which (--{name}-column)"
+            )
+        if found:
+            self._note(f"reading the column {found[0]!r} as the {name}")
+        elif name == "id":
+            self._note(f"{file} has no column 'id': ids are made of file and line, as in {self.name(file)}:{line}")
+        return found[0] if found else None
+
+    def _left_out(self, column: str) -> None:
+        self._note(f"column {column!r} holds vectors and is left out; name it {EMBEDDINGS!r} to use them")
+
+    def _note(self, message: str) -> None:
+        if message not in self._noted and len(self._noted) < KEPT_PLANS:
+            self._noted.add(message)
+            self.notify(message)
+
+
+def _is_vector(value: Any) -> bool:
+    """Whether the value is that of a further column of vectors."""
+    return isinstance(value, list) and len(value) >= VECTOR_VALUES and all(type(one) is float for one in value)
+
+
+def _as_vector(value: Any) -> np.ndarray | None:
+    """The vector in a column of that name: a list of numbers, or the JSON of one; None for anything else."""
+    if isinstance(value, np.ndarray):
+        return value
+    if isinstance(value, str) and value.startswith("["):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return None
+    if not isinstance(value, list) or not all(type(one) in (float, int) for one in value):
+        return None
+    try:
+        return np.array(value, dtype=np.float64)
+    except (OverflowError, ValueError):
+        return None

@@ -1,0 +1,74 @@
+"""Reads documents: text, Markdown, HTML and PDF files. A file is one passage, of a PDF every page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from retriever_svc.build.columns import ColumnNames
+from retriever_svc.build.formats.document import Document, decode
+from retriever_svc.build.formats.html import read_html
+from retriever_svc.build.formats.markdown import read_markdown
+from retriever_svc.build.formats.pdf import NoTextError, read_pdf
+from retriever_svc.build.lines import ESCAPED_BYTES, OTHER_BYTES, bad_row, too_long
+from retriever_svc.build.reading import RawRow, Row
+
+PDF_BYTES = 2**28
+
+
+def read_text_file(source: Path, names: ColumnNames, max_text_bytes: int) -> Iterator[RawRow]:
+    """A plain text: one passage, named after its file."""
+    raw = _read(source, max_text_bytes, max_text_bytes)
+    yield source, 1, _row(source, names.name(source), Document("", _decoded(source, raw)))
+
+
+def read_markdown_file(source: Path, names: ColumnNames, max_text_bytes: int) -> Iterator[RawRow]:
+    """A Markdown file: one passage."""
+    text = _decoded(source, _read(source, max_text_bytes, max_text_bytes))
+    try:
+        document = read_markdown(text)
+    except ValueError as error:
+        raise bad_row(source, 1, str(error)) from error
+    yield source, 1, _row(source, names.name(source), document)
+
+
+def read_html_file(source: Path, names: ColumnNames, max_text_bytes: int) -> Iterator[RawRow]:
+    """A page of HTML: one passage."""
+    raw = _read(source, ESCAPED_BYTES * max_text_bytes + OTHER_BYTES, max_text_bytes)
+    try:
+        document = read_html(raw)
+    except ValueError as error:
+        raise bad_row(source, 1, str(error)) from error
+    yield source, 1, _row(source, names.name(source), document)
+
+
+def read_pdf_file(source: Path, names: ColumnNames, max_text_bytes: int) -> Iterator[RawRow]:
+    """A PDF file: a passage for every page that has text. A file without any is noted and left out."""
+    if source.stat().st_size > PDF_BYTES:
+        raise bad_row(source, 1, f"the file is too long: a PDF may have {PDF_BYTES} bytes")
+    page = 0
+    try:
+        for page, document in read_pdf(source.read_bytes()):
+            yield source, page, _row(source, f"{names.name(source)}:{page}", document)
+    except NoTextError as error:
+        names.notify(f"skipped {source}: {error}")
+    except ValueError as error:
+        raise bad_row(source, page + 1, str(error)) from error
+
+
+def _row(source: Path, identifier: str, document: Document) -> Row:
+    title = document.title or source.stem
+    return {"id": identifier, "title": title, "text": document.text, "metadata": document.metadata or None}
+
+
+def _read(source: Path, most_bytes: int, max_text_bytes: int) -> bytes:
+    if source.stat().st_size > most_bytes:
+        raise too_long(source, 1, "the file", max_text_bytes)
+    return source.read_bytes()
+
+
+def _decoded(source: Path, raw: bytes) -> str:
+    try:
+        return decode(raw)
+    except UnicodeDecodeError as error:
+        raise bad_row(source, 1, f"not UTF-8 at byte {error.start} of the file") from error

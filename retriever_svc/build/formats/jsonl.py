@@ -1,0 +1,56 @@
+"""Reads JSON lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from ragserve.errors import InvalidInputError
+from retriever_svc.build.columns import ColumnNames
+from retriever_svc.build.lines import bad_row, read_lines
+from retriever_svc.build.reading import RawRow, Row
+
+
+def read_jsonl(source: Path, names: ColumnNames, max_text_bytes: int) -> Iterator[RawRow]:
+    """A row for every line that is not blank."""
+    for number, line in read_lines(source, max_text_bytes):
+        if isinstance(line, InvalidInputError):
+            yield source, number, line
+        elif line.strip():
+            try:
+                row: Row | InvalidInputError = names.row(source, number, _parse(source, number, line))
+            except InvalidInputError as error:
+                row = error
+            yield source, number, row
+
+
+def _parse(source: Path, number: int, line: str) -> Row:
+    try:
+        row = DECODER.decode(line.strip())
+    except (ValueError, RecursionError) as error:
+        hint = ""
+        if "\r" in line.strip():
+            hint = ". The line holds a carriage return (CR): lines must end with LF or CRLF"
+        raise bad_row(source, number, f"not JSON: {error}{hint}") from error
+    if not isinstance(row, dict):
+        hint = ": write one object a line, without a list around them" if isinstance(row, list) else ""
+        raise bad_row(source, number, f"not a JSON object{hint}")
+    return row
+
+
+def _constant(name: str) -> None:
+    """Read NaN, which Python and pandas write for a missing value, as null."""
+    if name != "NaN":
+        raise ValueError(f"{name} is not a JSON value")
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return found
+
+
+DECODER = json.JSONDecoder(parse_constant=_constant, object_pairs_hook=_object)

@@ -1,0 +1,125 @@
+"""Reads the text of Markdown (CommonMark, with tables), and the title and metadata of its front matter."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from retriever_svc.build.formats.document import Document, document_package
+from retriever_svc.build.formats.html import html_to_text
+from retriever_svc.build.formats.values import plain
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
+    from markdown_it.token import Token
+
+INVISIBLE = frozenset(("image", "front_matter", "html_inline"))
+ENDS = {"paragraph_close": "\n\n", "heading_close": "\n\n", "tr_close": "\n", "table_close": "\n", "hr": "\n"}
+LIST_ENDS = ("bullet_list_close", "ordered_list_close")
+# The parser starts over at every bracket that opens, so that many of them in one line would take hours.
+BRACKETS, MOST_BRACKETS = re.compile(r"[\[\]]"), 20_000
+
+
+def read_markdown(text: str) -> Document:
+    """The title (that of the front matter, else the first heading) and the text without markup.
+
+    The other keys of the front matter are metadata. Front matter that is not a YAML object stays text.
+
+    Raises:
+        FailedPreconditionError: a parser is not installed.
+        ValueError: it cannot be parsed.
+    """
+    if any(len(BRACKETS.findall(paragraph)) > MOST_BRACKETS for paragraph in text.split("\n\n")):
+        return Document("", text.strip())
+    try:
+        tokens = _parser().parse(text)
+    except (RecursionError, IndexError) as error:
+        raise ValueError(f"cannot be parsed as Markdown: {error!r}") from error
+    front: dict[str, Any] | None = {}
+    if tokens and tokens[0].type == "front_matter":
+        front = _front_matter(tokens[0].content)
+    if front is None:
+        return Document(_title({}, tokens), f"{tokens[0].content}\n\n{_text(tokens)}".strip())
+    return Document(_title(front, tokens), _text(tokens), front)
+
+
+@cache
+def _parser() -> MarkdownIt:
+    document_package("markdown_it")
+    document_package("mdit_py_plugins")
+    from markdown_it import MarkdownIt  # noqa: PLC0415  (optional)
+    from mdit_py_plugins.front_matter import front_matter_plugin  # noqa: PLC0415
+
+    return MarkdownIt("commonmark").enable(["table", "strikethrough"]).use(front_matter_plugin)
+
+
+def _front_matter(text: str) -> dict[str, Any] | None:
+    """The YAML object that has values only; None for anything else."""
+    yaml = document_package("yaml")
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc, name-defined]
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            """Refuses aliases, by which a short text stands for a huge value."""
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("an alias")
+            return super().compose_node(parent, index)
+
+    try:
+        values = plain(yaml.load(text, Loader))
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError, AttributeError):
+        return None
+    if not isinstance(values, dict):
+        return None
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _title(front: dict[str, Any], tokens: list[Token]) -> str:
+    title = front.pop("title", None)
+    if title is not None and not isinstance(title, dict | list) and str(title).strip():
+        return str(title).strip()
+    for token, inline in pairwise(tokens):
+        if token.type == "heading_open" and token.level == 0 and (heading := _inline(inline).strip()):
+            return " ".join(heading.split())
+    return ""
+
+
+def _text(tokens: list[Token]) -> str:
+    pieces: list[str] = []
+    numbers: list[int | None] = []  # of the next items of the lists that are open; None: a list without numbers
+    for token in tokens:
+        kind = token.type
+        if kind == "inline":
+            pieces.append(_inline(token))
+        elif kind in ("fence", "code_block"):
+            pieces.append(token.content.rstrip("\n") + "\n\n")
+        elif kind == "html_block":
+            pieces.append(html_to_text(token.content) + "\n\n")
+        elif kind == "bullet_list_open":
+            numbers.append(None)
+        elif kind == "ordered_list_open":
+            numbers.append(int(token.attrs.get("start", 1)))
+        elif kind in LIST_ENDS:
+            numbers.pop()
+            pieces.append("\n")
+        elif kind == "list_item_open":
+            number = numbers[-1]
+            pieces.append("- " if number is None else f"{number}. ")
+            numbers[-1] = None if number is None else number + 1
+        elif kind in ("th_close", "td_close"):
+            pieces.append("\t")
+        elif token.hidden and kind == "paragraph_close":
+            pieces.append("\n")
+        else:
+            pieces.append(ENDS.get(kind, ""))
+    lines = "".join(pieces).replace("\t\n", "\n")
+    return re.sub(r"\n{3,}", "\n\n", lines).strip("\n").rstrip()
+
+
+def _inline(token: Token) -> str:
+    """The text of a paragraph or heading, without images, link targets and HTML tags."""
+    breaks = ("softbreak", "hardbreak")
+    return "".join(
+        "\n" if child.type in breaks else child.content for child in token.children or () if child.type not in INVISIBLE
+    )

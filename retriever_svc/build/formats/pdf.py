@@ -1,0 +1,87 @@
+"""Reads the text of PDF files, page by page."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from retriever_svc.build.formats.document import Document, document_package
+
+
+class NoTextError(Exception):
+    """A PDF file that is in order, but has no text that can be read."""
+
+
+def read_pdf(raw: bytes) -> Iterator[tuple[int, Document]]:
+    """Number and text of every page that has text, with the title that the file's metadata name.
+
+    Raises:
+        FailedPreconditionError: pypdf is not installed.
+        NoTextError: the file is encrypted, or its pages are images.
+        ValueError: it is damaged or no PDF.
+    """
+    pypdf = document_package("pypdf")
+    with _quiet():
+        try:
+            reader = pypdf.PdfReader(io.BytesIO(raw))
+            opened = not reader.is_encrypted or _opens(reader)
+            title, pages = (_title(reader), len(reader.pages)) if opened else ("", 0)
+        except Exception as error:  # pypdf lets errors of every kind out of damaged files
+            raise ValueError(f"cannot be read as a PDF: {error!r}") from error
+    if not opened:
+        raise NoTextError("it is encrypted: save a copy without a password")
+    found = 0
+    for number in range(1, pages + 1):
+        text = _page_text(reader, number)
+        if text:
+            found += 1
+            yield number, Document(title, text, {"page": number})
+    if not found:
+        raise NoTextError(f"none of its {pages} pages has text; if they are images, run OCR first")
+
+
+def _opens(reader: Any) -> bool:
+    """Whether an encrypted file opens without a password."""
+    try:
+        return bool(reader.decrypt(""))
+    except Exception:  # also where the cipher's package is not installed
+        return False
+
+
+def _title(reader: Any) -> str:
+    try:
+        title = reader.metadata.title if reader.metadata else None
+    except Exception:  # damaged metadata are no reason to refuse the text
+        return ""
+    return _clean(str(title)) if title else ""
+
+
+def _page_text(reader: Any, number: int) -> str:
+    with _quiet():
+        try:
+            return _clean(reader.pages[number - 1].extract_text())
+        except Exception as error:
+            raise ValueError(f"page {number} cannot be read: {error!r}") from error
+
+
+def _clean(text: str) -> str:
+    """The text without half surrogate pairs, which broken fonts make."""
+    return text.encode("utf-8", "replace").decode().replace("\x00", "").strip()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps pypdf's remarks on files that it can read from the log."""
+    logger = logging.getLogger("pypdf")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

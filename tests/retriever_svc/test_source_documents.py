@@ -1,0 +1,213 @@
+"""Markdown, HTML and PDF files: their titles and texts, and what cannot be read."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pypdf
+import pytest
+from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
+
+from ragserve.errors import InvalidInputError
+from retriever_svc.build.sources import SourcePassage, read_rows
+from tests.retriever_svc.sources import read_passages
+
+GUIDE = """---
+title: The guide
+date: 2020-01-02
+tags: [a, b]
+draft:
+---
+```sh
+# install first
+pip install x
+```
+
+# First *heading*
+
+See [the page](https://example.org/x?y=1), ![picture](a.png) `code` and <b>bold</b>.
+<!-- a remark -->
+
+<!--
+another
+-->
+
+- one
+- two
+  1. three
+
+| a | b |
+|---|---|
+| 1 | 2 |
+
+<details><summary>More</summary>inside</details>
+"""
+GUIDE_TEXT = """# install first
+pip install x
+
+First heading
+
+See the page,  code and bold.
+
+- one
+- two
+1. three
+
+a\tb
+1\t2
+
+More
+inside"""
+PAGE = """<!DOCTYPE html><html><head><title> A
+ page </title><style>p {}</style><script>var x = "<p>no</p>";</script>
+<body><header>Site</header><nav><a href=/>Home</a></nav>
+<h1>Heading</h1><p>One <b>bold</b>
+line.<br>Next &amp; last.</p><ul><li>a<li>b</ul><pre>  x = 1
+  y = 2</pre><!-- remark --><table><tr><td>1<td>2</table><footer>(c)</footer></body></html>"""
+PAGE_TEXT = "Heading\n\nOne bold line.\nNext & last.\n\n- a\n- b\n\n  x = 1\n  y = 2\n\n1\t2"
+
+
+def read_one(source: Path) -> SourcePassage:
+    (passage,) = read_passages(source)
+    return passage
+
+
+def test_markdown_reads_as_text(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text(GUIDE)
+    passage = read_one(tmp_path / "a.md")
+    assert (passage.id, passage.title, passage.text) == ("a.md", "The guide", GUIDE_TEXT)
+    assert json.loads(passage.metadata_json) == {"date": "2020-01-02", "tags": ["a", "b"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "title", "start"),
+    [
+        ("```\n# install first\n```\n\n# Real\n\nx", "Real", "# install first"),
+        ("no heading\n\n~~~\n# x\n~~~", "a", "no heading"),
+        ("Setext\n======\n\nx", "Setext", "Setext"),
+        ("---\ntitle: [1]\n---\n# H\nx", "H", "H"),
+        ("---\njust: a: rule\n---\nx", "a", "just: a: rule"),
+        ("---\n- a list\n---\nx", "a", "- a list"),
+        ("---\na: &x 1\nb: *x\n---\nx", "a", "a: &x 1"),
+        ("---\r\ntitle: T\r\n---\r\nx\r\n", "T", "x"),
+        ("---\ntitle: 2020\n---\nx", "2020", "x"),
+    ],
+)
+def test_titles_of_markdown(text: str, title: str, start: str, tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_bytes(text.encode())
+    passage = read_one(tmp_path / "a.md")
+    assert passage.title == title
+    assert passage.text.startswith(start)
+
+
+def test_html_reads_as_it_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text(PAGE)
+    passage = read_one(tmp_path / "a.html")
+    assert (passage.id, passage.title, passage.text) == ("a.html", "A page", PAGE_TEXT)
+    main = "<body><p>outside</p><main><header><h1>In</h1></header><p>text</p></main><p>after</p>"
+    (tmp_path / "a.html").write_text(main)
+    assert (read_one(tmp_path / "a.html").title, read_one(tmp_path / "a.html").text) == ("In", "In\n\ntext")
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        ("<p>é 東京".encode(), "é 東京"),
+        ("<p>é".encode("utf-16"), "é"),
+        ('<meta charset="koi8-r"><p>Привет'.encode("koi8-r"), "Привет"),
+        ('<meta http-equiv="Content-Type" content="text/html; charset=Shift_JIS"><p>東京'.encode("shift_jis"), "東京"),
+        ('<meta charset="iso-8859-1"><p>“é”'.encode("cp1252"), "“é”"),
+        ("<p>naïve".encode("latin-1"), "naïve"),
+        ('<meta charset="no-such"><p>naïve'.encode("latin-1"), "naïve"),
+        ('<meta charset="zip"><p>naïve'.encode("latin-1"), "naïve"),
+    ],
+)
+def test_html_is_decoded_as_it_says(raw: bytes, text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.htm").write_bytes(raw)
+    assert read_one(tmp_path / "a.htm").text == text
+
+
+def pdf(pages: list[str], *, title: str = "", password: str = "") -> bytes:
+    writer = pypdf.PdfWriter()
+    font = DictionaryObject(
+        {
+            NameObject("/Type"): NameObject("/Font"),
+            NameObject("/Subtype"): NameObject("/Type1"),
+            NameObject("/BaseFont"): NameObject("/Helvetica"),
+        }
+    )
+    for text in pages:
+        page = writer.add_blank_page(200, 200)
+        if text:
+            page[NameObject("/Resources")] = DictionaryObject(
+                {NameObject("/Font"): DictionaryObject({NameObject("/F1"): font})}
+            )
+            stream = DecodedStreamObject()
+            stream.set_data(f"BT /F1 12 Tf 10 100 Td ({text}) Tj ET".encode())
+            page[NameObject("/Contents")] = writer._add_object(stream)
+    if title:
+        writer.add_metadata({"/Title": title})
+    if password:
+        writer.encrypt(password, algorithm="RC4-128")
+    file = io.BytesIO()
+    writer.write(file)
+    return file.getvalue()
+
+
+def test_pages_of_a_pdf_are_passages(tmp_path: Path) -> None:
+    (tmp_path / "a.pdf").write_bytes(pdf(["First page", "", "Third page"], title="Title of it"))
+    assert [(row.id, row.title, row.text, row.metadata_json) for row in read_passages(tmp_path / "a.pdf")] == [
+        ("a.pdf:1", "Title of it", "First page", '{"page": 1}'),
+        ("a.pdf:3", "Title of it", "Third page", '{"page": 3}'),
+    ]
+    (tmp_path / "b.pdf").write_bytes(pdf(["x"]))
+    assert read_one(tmp_path / "b.pdf").title == "b"
+
+
+def test_pdfs_without_readable_text_are_skipped_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "scan.pdf").write_bytes(pdf(["", ""]))
+    (tmp_path / "secret.pdf").write_bytes(pdf(["x"], password="p"))
+    (tmp_path / "x.txt").write_text("x")
+    notes: list[str] = []
+    (row,) = read_rows(tmp_path, notify=notes.append)
+    assert isinstance(row, SourcePassage)
+    assert notes == [
+        f"skipped {tmp_path}/scan.pdf: none of its 2 pages has text; if they are images, run OCR first",
+        f"skipped {tmp_path}/secret.pdf: it is encrypted: save a copy without a password",
+    ]
+    (tmp_path / "bad.pdf").write_bytes(b"%PDF-1.7\nnothing")
+    first, *_ = read_rows(tmp_path)
+    assert isinstance(first, InvalidInputError)
+    assert "bad.pdf:1: cannot be read as a PDF" in first.message
+
+
+BLOCKED = """
+import sys, pathlib
+for name in ("bs4", "pypdf", "markdown_it", "mdit_py_plugins", "yaml"):
+    sys.modules[name] = None
+from ragserve.errors import FailedPreconditionError
+from retriever_svc.build.sources import read_rows
+print(len(list(read_rows(pathlib.Path(sys.argv[1]) / "a.txt"))))
+for name in ("a.md", "a.html", "a.pdf"):
+    try:
+        list(read_rows(pathlib.Path(sys.argv[1]) / name))
+    except FailedPreconditionError as error:
+        print(error.message)
+"""
+
+
+def test_the_extra_is_named_where_it_is_not_installed(tmp_path: Path) -> None:
+    for name in ("a.txt", "a.md", "a.html"):
+        (tmp_path / name).write_text("text")
+    (tmp_path / "a.pdf").write_bytes(pdf(["x"]))
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED, str(tmp_path)], capture_output=True, text=True, check=True, timeout=60
+    )
+    lines = done.stdout.splitlines()
+    assert lines[0] == "1"
+    assert len(lines) == 4
+    assert all("pip install 'ragserve[documents]'" in line for line in lines[1:])
