@@ -8,70 +8,70 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import torch
 from tokenizers import Tokenizer, normalizers
-from torch import Tensor, nn
-from transformers import MODEL_MAPPING, DPRContextEncoder, DPRQuestionEncoder, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_MAPPING,
+    DPRContextEncoder,
+    DPRQuestionEncoder,
+    MT5EncoderModel,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    T5EncoderModel,
+    UMT5EncoderModel,
+)
 
-from checkpoint_import.loading import build_model, longest_input, read_config, read_tokenizer
+from checkpoint_import.loading import beyond_vocabulary, build_model, longest_input, read_config, read_tokenizer
 from checkpoint_import.onnx_export import export_checked
-from checkpoint_import.source import Part, Pooling, read_json, read_list, transformer_directory
+from checkpoint_import.prompts import EncoderSettings, read_settings
+from checkpoint_import.recognize import transformer_directory
+from checkpoint_import.sentence_transformers import SentenceFolder, read_folder
+from checkpoint_import.source import Part
+from checkpoint_import.vector_model import Head, PoolingMode, VectorModel
 from checkpoint_import.weights import Weights, read_weights
 from ragserve.errors import FailedPreconditionError, InvalidInputError
 
-ACTIVATIONS = {"Tanh": nn.Tanh, "Identity": nn.Identity, "ReLU": nn.ReLU, "GELU": nn.GELU}
 PASSAGE_TEMPLATE = "{title}. {text}"
+ENCODER_HALVES = {"t5": T5EncoderModel, "mt5": MT5EncoderModel, "umt5": UMT5EncoderModel}
+# Architectures of models that were not trained to make vectors, and what they were trained for.
+OTHER_TRAINING = {
+    "ForMaskedLM": "to guess masked words",
+    "ForPreTraining": "to guess masked words",
+    "ForSequenceClassification": "to classify texts or to score pairs of them",
+    "ForTokenClassification": "to label words",
+    "ForQuestionAnswering": "to mark answers in a text",
+    "ForMultipleChoice": "to choose among texts",
+}
 
 
 @dataclass(frozen=True)
 class EncoderOptions:
     """What the checkpoint does not say, or what is to be said instead of it.
 
-    `passage_pair`: passages are given as a pair of title and text.
+    `passage_pair`: passages are given as a pair of title and text. A prompt of None is the checkpoint's.
     """
 
-    pooling: Pooling | None = None
+    pooling: PoolingMode | None = None
     normalize: bool | None = None
     passage_pair: bool = False
     allow_pickle: bool = False
+    query_prompt: str | None = None
+    passage_prompt: str | None = None
 
 
 @dataclass(frozen=True)
-class Head:
-    """What turns token states into the final vector."""
+class ExportedEncoder:
+    """The prompts of an encoder that was written, and what the user should know about it."""
 
-    pooling: Pooling = "cls"
-    normalize: bool = False
-    projections: tuple[nn.Module, ...] = ()
-
-
-class VectorModel(nn.Module):
-    """input_ids, attention_mask [batch, seq] to the final vector [batch, dim]."""
-
-    def __init__(self, transformer: nn.Module, head: Head) -> None:
-        super().__init__()
-        self.transformer = transformer
-        self.pooling, self.normalize = head.pooling, head.normalize
-        self.projections = nn.Sequential(*head.projections)
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """The final vector of each row."""
-        states = self.transformer(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)[0]
-        if self.pooling == "mean":
-            weight = attention_mask.unsqueeze(-1).to(states.dtype)
-            pooled = (states * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
-        elif self.pooling == "max":
-            pooled = states.masked_fill(attention_mask.unsqueeze(-1) == 0, torch.finfo(states.dtype).min).amax(1)
-        else:
-            pooled = states[:, 0]
-        vector: Tensor = self.projections(pooled)
-        return nn.functional.normalize(vector, dim=-1) if self.normalize else vector
+    query_prompt: str
+    passage_prompt: str
+    warnings: tuple[str, ...]
 
 
-def export_encoder(part: Part, out: Path, options: EncoderOptions) -> None:
+def export_encoder(part: Part, out: Path, options: EncoderOptions) -> ExportedEncoder:
     """Write `model.onnx`, `tokenizer.json` and `encoder.json` of an encoder into `out`.
 
     Raises:
@@ -79,26 +79,89 @@ def export_encoder(part: Part, out: Path, options: EncoderOptions) -> None:
         DataLossError: a weight file is truncated.
     """
     config = read_config(part)
-    tokenizer = read_tokenizer(part, config)
+    settings = _overridden(read_settings(part.directory), options)
+    folder = read_folder(part.directory, allow_pickle=options.allow_pickle)
+    tokenizer = read_tokenizer(part, config, folder.tokenizer if folder else {})
     weights = read_weights(transformer_directory(part.directory), allow_pickle=options.allow_pickle)
     if part.prefixes:
         weights = weights.below(*part.prefixes)
-    model = _build(part, config, weights, options)
-    max_length = longest_input(tokenizer, config, transformer_directory(part.directory))
+    model = _build(part, config, weights, _head(folder, settings, options))
+    max_length = longest_input(tokenizer, config, folder.max_length if folder else None)
     out.mkdir(parents=True)
-    dim = export_checked(model, out / "model.onnx", vocab_size=config.vocab_size, max_length=max_length)
-    _write_tokenizer(tokenizer, out / "tokenizer.json", _normalizers(part.directory))
+    try:
+        dim = export_checked(model, out / "model.onnx", vocab_size=config.vocab_size, max_length=max_length)
+    except FailedPreconditionError as error:
+        raise FailedPreconditionError(
+            f"{part.directory} (model_type {config.model_type!r}) cannot be served as an encoder: {error.message}",
+            field=str(part.directory),
+        ) from error
+    _write_tokenizer(tokenizer, out / "tokenizer.json", _normalizers(folder, settings))
     body = {
-        "pooling": model.pooling,
-        "normalize": model.normalize,
+        "pooling": "+".join(model.head.pooling),
+        "normalize": model.head.normalize,
         "projection": len(model.projections) > 0,
         "dim": dim,
         "max_length": max_length,
         "pad_token_id": int(tokenizer.pad_token_id or 0),
         "passage_template": PASSAGE_TEMPLATE,
         "passage_pair": options.passage_pair,
+        **_exceptions(tokenizer, config, settings, model.head),
     }
-    (out / "encoder.json").write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+    (out / "encoder.json").write_text(json.dumps(body, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return ExportedEncoder(settings.query, settings.passage, (*settings.warnings, *_warnings(part, folder, options)))
+
+
+def _exceptions(
+    tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, settings: EncoderSettings, head: Head
+) -> dict[str, Any]:
+    """What few encoders have. Nothing is written for the others: a knowledge base knows its encoder by this file."""
+    found: dict[str, Any] = {}
+    if settings.query:
+        found["query_prompt"] = settings.query
+    if settings.passage:
+        found["passage_prompt"] = settings.passage
+    if found and not head.include_prompt:
+        found["pools_prompt"] = False
+    if tokenizer.truncation_side == "left":
+        found["truncation_side"] = "left"
+    if beyond_vocabulary(tokenizer, config.vocab_size):
+        found["vocab_size"] = int(config.vocab_size)
+    return found
+
+
+def _overridden(settings: EncoderSettings, options: EncoderOptions) -> EncoderSettings:
+    query = settings.query if options.query_prompt is None else options.query_prompt
+    passage = settings.passage if options.passage_prompt is None else options.passage_prompt
+    return replace(settings, query=query, passage=passage)
+
+
+def _head(folder: SentenceFolder | None, settings: EncoderSettings, options: EncoderOptions) -> Head:
+    """The folder's, or plain [CLS] without one; what the caller says goes first.
+
+    Vectors that are compared by cosine are scaled to length 1, so that an inner product is the cosine.
+    """
+    head = folder.head if folder else Head()
+    if settings.cosine:
+        head = replace(head, normalize=True)
+    if options.pooling is not None:
+        head = replace(head, pooling=(options.pooling,))
+    if options.normalize is not None:
+        head = replace(head, normalize=options.normalize)
+    return head if settings.query or settings.passage else replace(head, include_prompt=True)
+
+
+def _warnings(part: Part, folder: SentenceFolder | None, options: EncoderOptions) -> tuple[str, ...]:
+    """What the user should check: settings that are ignored, and models that were not trained to make vectors."""
+    if folder is not None:
+        return folder.warnings
+    heads = [str(head) for head in part.config.get("architectures") or []]
+    return tuple(
+        f"{part.directory} ({head}) was trained {training}, not to make vectors for search: "
+        "it may find poor passages; an encoder such as DPR or one of sentence-transformers finds better ones"
+        for head in heads
+        for ending, training in OTHER_TRAINING.items()
+        if head.endswith(ending)
+    )
 
 
 def is_dpr_context(part: Part) -> bool:
@@ -106,97 +169,47 @@ def is_dpr_context(part: Part) -> bool:
     return part.config.get("model_type") == "dpr" and "DPRContextEncoder" in (part.config.get("architectures") or [])
 
 
-def _build(part: Part, config: PreTrainedConfig, weights: Weights, options: EncoderOptions) -> VectorModel:
+def _build(part: Part, config: PreTrainedConfig, weights: Weights, head: Head) -> VectorModel:
     if part.config.get("model_type") == "dpr":
-        return _build_dpr(config, weights, options)
-    transformer = build_model(MODEL_MAPPING[type(config)], config, weights, optional=("pooler.",))
-    head = _sentence_transformers_head(part.directory, options.allow_pickle)
-    head = replace(head, pooling=options.pooling or head.pooling)
-    if options.normalize is not None:
-        head = replace(head, normalize=options.normalize)
+        return _build_dpr(part, config, weights, head)
+    path = transformer_directory(part.directory) / "config.json"
+    half = ENCODER_HALVES.get(config.model_type)
+    model_class: Any = half or MODEL_MAPPING.get(type(config), None)
+    if model_class is None or not {"input_ids", "attention_mask"} <= set(signature(model_class.forward).parameters):
+        raise FailedPreconditionError(
+            f"{path}: model_type {config.model_type!r} is no encoder of texts: an encoder reads input_ids and "
+            "attention_mask, as BERT does",
+            field=str(path),
+        )
+    transformer = build_model(model_class, config, weights, optional=("pooler.",))
     return VectorModel(transformer, head).eval()
 
 
-def _build_dpr(config: PreTrainedConfig, weights: Weights, options: EncoderOptions) -> VectorModel:
-    if options.pooling not in (None, "cls"):
-        raise InvalidInputError("pooling", f"a DPR encoder's vector is its [CLS] state, not {options.pooling}")
+def _build_dpr(part: Part, config: PreTrainedConfig, weights: Weights, head: Head) -> VectorModel:
+    if head.pooling != ("cls",):
+        raise InvalidInputError("pooling", f"a DPR encoder's vector is its [CLS] state, not {'+'.join(head.pooling)}")
+    if "DPRReader" in (part.config.get("architectures") or []):
+        raise FailedPreconditionError(
+            f"{part.directory} is DPR's reader, which marks answers in passages: take its question encoder",
+            field=str(part.directory),
+        )
     context = any(name.startswith("ctx_encoder.") for name in weights.tensors)
     model = build_model(DPRContextEncoder if context else DPRQuestionEncoder, config, weights)
     encoder: Any = model.ctx_encoder if context else model.question_encoder
     projections = (encoder.encode_proj,) if config.projection_dim > 0 else ()
-    return VectorModel(encoder.bert_model, Head(normalize=bool(options.normalize), projections=projections)).eval()
+    return VectorModel(encoder.bert_model, replace(head, projections=projections)).eval()
 
 
-def _sentence_transformers_head(directory: Path, allow_pickle: bool) -> Head:
-    """Pooling, dense layers and normalization as `modules.json` lists them; plain [CLS] without that file."""
-    head = Head()
-    if not (directory / "modules.json").is_file():
-        return head
-    pooled = False
-    for place, module in enumerate(read_list(directory / "modules.json")):
-        name, path = str(module.get("type", "")).rsplit(".", 1)[-1], directory / str(module.get("path", ""))
-        if place == 0 and name == "Transformer":
-            continue
-        if name == "Pooling" and place == 1:
-            pooled = True
-            head = replace(head, pooling=_pooling_of(path / "config.json"))
-        elif name == "Normalize" and pooled:
-            head = replace(head, normalize=True)
-        elif name == "Dense" and pooled and not head.normalize:
-            head = replace(head, projections=(*head.projections, *_dense(path, allow_pickle)))
-        else:
-            raise FailedPreconditionError(
-                f"{directory / 'modules.json'}: a module {name!r} in this place is not supported; "
-                "known are Transformer, Pooling, Dense and a final Normalize",
-                field=str(directory / "modules.json"),
-            )
-    if not pooled:
-        path = directory / "modules.json"
-        raise FailedPreconditionError(f"{path} has no module Pooling after the Transformer", field=str(path))
-    return head
+def _normalizers(folder: SentenceFolder | None, settings: EncoderSettings) -> list[normalizers.Normalizer]:
+    """What sentence-transformers does to a text before its tokenizer: strip it, and lower its case if told so.
 
-
-def _pooling_of(path: Path) -> Pooling:
-    body = read_json(path)
-    modes = {
-        key.removeprefix("pooling_mode_") for key, value in body.items() if value is True and "pooling_mode_" in key
-    }
-    modes |= {str(body["pooling_mode"])} if "pooling_mode" in body else set()
-    if modes in ({"cls_token"}, {"cls"}):
-        return "cls"
-    if modes in ({"mean_tokens"}, {"mean"}):
-        return "mean"
-    if modes in ({"max_tokens"}, {"max"}):
-        return "max"
-    raise FailedPreconditionError(
-        f"{path}: pooling by {sorted(modes)} is not supported, only one of cls, mean and max", field=str(path)
-    )
-
-
-def _dense(directory: Path, allow_pickle: bool) -> tuple[nn.Module, nn.Module]:
-    body = read_json(directory / "config.json")
-    weights = read_weights(directory, allow_pickle=allow_pickle)
-    activation = str(body.get("activation_function", "Tanh")).rsplit(".", 1)[-1]
-    if activation not in ACTIVATIONS:
-        path = directory / "config.json"
-        raise FailedPreconditionError(f"{path}: activation {activation!r} is not supported", field=str(path))
-    try:
-        layer = nn.Linear(int(body["in_features"]), int(body["out_features"]), bias=bool(body.get("bias", True)))
-        layer.load_state_dict(weights.below("linear.").tensors)
-    except (KeyError, RuntimeError) as error:
-        raise FailedPreconditionError(
-            f"{weights.path} does not fit {directory / 'config.json'}: {error}", field=str(weights.path)
-        ) from error
-    return layer, ACTIVATIONS[activation]()
-
-
-def _normalizers(directory: Path) -> list[normalizers.Normalizer]:
-    """What sentence-transformers does to a text before its tokenizer: strip it, and lower its case if told so."""
-    if not (directory / "modules.json").is_file():
+    With a prompt the retriever strips the text that follows the prompt: a normalizer would strip between special tokens
+    of the prompt too.
+    """
+    if folder is None:
         return []
-    settings = transformer_directory(directory) / "sentence_bert_config.json"
-    lower = settings.is_file() and bool(read_json(settings).get("do_lower_case"))
-    return [normalizers.Strip(), *([normalizers.Lowercase()] if lower else [])]
+    strip = [] if settings.query or settings.passage else [normalizers.Strip()]
+    return [*strip, *([normalizers.Lowercase()] if folder.lower_case else [])]
 
 
 def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, path: Path, before: list[normalizers.Normalizer]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import BartForConditionalGeneration, GenerationConfig, T5ForConditionalGeneration
 
-from checkpoint_import.loading import build_model, read_config, read_tokenizer
+from checkpoint_import.loading import build_model, read_config, read_tokenizer, special_token_warnings
 from checkpoint_import.source import Part
 from checkpoint_import.weights import read_weights
 from ragserve.errors import FailedPreconditionError
@@ -16,8 +16,10 @@ MODEL_CLASSES = {"bart": BartForConditionalGeneration, "t5": T5ForConditionalGen
 ONE_FILE = "1TB"  # larger than any shard
 
 
-def export_generator(part: Part, out: Path, generation: dict[str, Any], *, allow_pickle: bool) -> None:
+def export_generator(part: Part, out: Path, generation: dict[str, Any], *, allow_pickle: bool) -> tuple[str, ...]:
     """Write `config.json`, `generation_config.json`, `model.safetensors` and the tokenizer's files into `out`.
+
+    Returns what the user should know about the model.
 
     Raises:
         FailedPreconditionError: the checkpoint cannot be read.
@@ -32,6 +34,7 @@ def export_generator(part: Part, out: Path, generation: dict[str, Any], *, allow
     model.generation_config = _generation_config(model.generation_config, generation, out)
     model.save_pretrained(out, max_shard_size=ONE_FILE)
     tokenizer.save_pretrained(out)
+    return special_token_warnings(tokenizer, config)
 
 
 def _generation_config(base: GenerationConfig, generation: dict[str, Any], out: Path) -> GenerationConfig:

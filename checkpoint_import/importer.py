@@ -8,13 +8,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from checkpoint_import.graphs import Precision, check_precisions
 from checkpoint_import.settings import generation_defaults, rag_settings
-from checkpoint_import.source import Pooling, Source, open_source
+from checkpoint_import.source import Source, open_source
 from ragserve.checkpoint import KINDS, MANIFEST_NAME, Manifest, hash_files
 from ragserve.errors import InvalidInputError
 from ragserve.files import exists, file_errors
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from checkpoint_import.vector_model import PoolingMode
 
 Progress = Callable[[str, int, int], None]  # what is being done, steps done, steps in all
 
@@ -25,7 +29,8 @@ class ImportOptions:
 
     `kind` is one of `ragserve.checkpoint.KINDS`, or None for what the checkpoint says (a pair of models is "pair").
     `question_encoder`, `generator` and `passage_encoder` name further directories. `pooling` and `normalize` say how
-    an encoder that does not know makes its vector. `encoder_precisions` are further ones of the query encoder.
+    an encoder that does not know makes its vector. `query_prompt` and `passage_prompt` are put before each question and
+    each passage; None: what the encoder's own files say. `encoder_precisions` are further ones of the query encoder.
     """
 
     kind: str | None = None
@@ -34,8 +39,10 @@ class ImportOptions:
     passage_encoder: Path | None = None
     allow_pickle: bool = False
     score_scale: float = 1.0
-    pooling: Pooling | None = None
+    pooling: PoolingMode | None = None
     normalize: bool | None = None
+    query_prompt: str | None = None
+    passage_prompt: str | None = None
     encoder_precisions: tuple[Precision, ...] = ()
 
 
@@ -72,11 +79,14 @@ def import_checkpoint(
     )
     kind, warnings = _kind(source, options.kind)
     with file_errors("write", out), _appears_when_complete(out) as directory:
-        manifest = _export(source, directory, kind, options, report)
-    return ImportedModel(out, manifest, warnings)
+        manifest, found = _export(source, directory, kind, options, report)
+    return ImportedModel(out, manifest, (*warnings, *found))
 
 
-def _export(source: Source, directory: Path, kind: str, options: ImportOptions, report: Progress) -> Manifest:
+def _export(
+    source: Source, directory: Path, kind: str, options: ImportOptions, report: Progress
+) -> tuple[Manifest, tuple[str, ...]]:
+    """Writes the parts and the manifest; with what the user should know about them."""
     # torch and transformers take seconds to import: wrong arguments are told before
     from checkpoint_import.encoder import EncoderOptions, export_encoder, is_dpr_context  # noqa: PLC0415
     from checkpoint_import.generator import export_generator  # noqa: PLC0415
@@ -86,28 +96,39 @@ def _export(source: Source, directory: Path, kind: str, options: ImportOptions, 
     quiet_transformers()
     steps = 4 if source.passage_encoder else 3
     generation = generation_defaults(source)
-    encoder = EncoderOptions(options.pooling, options.normalize, allow_pickle=options.allow_pickle)
+    encoder = EncoderOptions(
+        options.pooling,
+        options.normalize,
+        allow_pickle=options.allow_pickle,
+        query_prompt=options.query_prompt,
+        passage_prompt=options.passage_prompt,
+    )
     report("query encoder", 0, steps)
-    export_encoder(source.encoder, directory / "query_encoder", encoder)
+    queries = export_encoder(source.encoder, directory / "query_encoder", encoder)
     for precision in options.encoder_precisions:
         convert(directory / "query_encoder", precision)
+    passages = queries
     if source.passage_encoder:
         report("passage encoder", 1, steps)
-        passages = replace(encoder, passage_pair=is_dpr_context(source.passage_encoder))
-        export_encoder(source.passage_encoder, directory / "passage_encoder", passages)
+        pair = replace(encoder, passage_pair=is_dpr_context(source.passage_encoder))
+        passages = export_encoder(source.passage_encoder, directory / "passage_encoder", pair)
     report("generator", steps - 2, steps)
-    export_generator(source.generator, directory / "generator", generation, allow_pickle=options.allow_pickle)
+    warnings = export_generator(
+        source.generator, directory / "generator", generation, allow_pickle=options.allow_pickle
+    )
     report("checksums", steps - 1, steps)
     manifest = Manifest(
         kind=kind,
         rag=rag_settings(source),
         score_scale=options.score_scale,
+        query_prompt=queries.query_prompt,
+        passage_prompt=passages.passage_prompt,
         generation=generation,
         files=hash_files(directory),
     )
     (directory / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     report("done", steps, steps)
-    return manifest
+    return manifest, tuple(dict.fromkeys((*queries.warnings, *passages.warnings, *warnings)))
 
 
 def _check(out: Path, options: ImportOptions) -> None:

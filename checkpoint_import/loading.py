@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import __version__ as transformers_version
 from transformers.utils import logging as transformers_logging
 
-from checkpoint_import.source import Part, read_json
+from checkpoint_import.recognize import SUPPORTED
+from checkpoint_import.source import Part
 from checkpoint_import.weights import Weights
 from ragserve.errors import FailedPreconditionError
 
@@ -35,6 +37,13 @@ def read_config(part: Part) -> PreTrainedConfig:
     try:
         return AutoConfig.for_model(model_type, **values)
     except Exception as error:  # unknown model types and wrong values are told by many kinds of exception
+        if model_type not in CONFIG_MAPPING:
+            own_code = " (the checkpoint brings its own code, which is not run)" if part.config.get("auto_map") else ""
+            raise FailedPreconditionError(
+                f"{path}: transformers {transformers_version} does not know model_type {model_type!r}{own_code}. "
+                f"{SUPPORTED}",
+                field=str(path),
+            ) from error
         raise FailedPreconditionError(
             f"{path} cannot be read as a model: {_first_line(error)}", field=str(path)
         ) from error
@@ -66,37 +75,64 @@ def build_model(model_class: Any, config: PreTrainedConfig, weights: Weights, op
     return model.eval()
 
 
-def read_tokenizer(part: Part, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer of a part, in its fast form.
+def read_tokenizer(
+    part: Part, config: PreTrainedConfig, options: Mapping[str, Any] | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a part, in its fast form, loaded with `options` of transformers.
+
+    Tokens may be added to a tokenizer without rows in the model (bart-large-cnn: `<mask>`): a text that holds one is
+    refused when it is read. A tokenizer whose own vocabulary goes beyond the model is another model's.
 
     Raises:
-        FailedPreconditionError: it cannot be read, or has more tokens than the model.
+        FailedPreconditionError: it cannot be read, or it is another model's.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(part.tokenizer, config=config, local_files_only=True)
-        size = len(tokenizer.backend_tokenizer.get_vocab())
+        tokenizer = AutoTokenizer.from_pretrained(
+            part.tokenizer, config=config, local_files_only=True, **(options or {})
+        )
+        beyond = beyond_vocabulary(tokenizer, config.vocab_size)
+        added = {token.content for token in tokenizer.added_tokens_decoder.values()}
     except Exception as error:  # damaged files are told by many kinds of exception
         raise FailedPreconditionError(
             f"{part.tokenizer} has no tokenizer that can be read: {_first_line(error)}", field=str(part.tokenizer)
         ) from error
-    if size > config.vocab_size:
+    if foreign := [token for token in beyond if token not in added]:
+        size = len(tokenizer.backend_tokenizer.get_vocab())
         raise FailedPreconditionError(
-            f"{part.tokenizer} has {size} tokens, but the model only {config.vocab_size}: another model's tokenizer",
+            f"{part.tokenizer} has {size} tokens, but the model only {config.vocab_size}: another model's tokenizer "
+            f"({len(foreign)} tokens of its vocabulary, such as {foreign[0]!r}, have no row in the model)",
             field=str(part.tokenizer),
         )
     return tokenizer
 
 
-def longest_input(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, directory: Path) -> int:
-    """Largest number of tokens that both the tokenizer and the position embeddings of an encoder allow."""
+def beyond_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[str]:
+    """The tokens whose ids have no row in a model, by id."""
+    vocabulary: dict[str, int] = tokenizer.backend_tokenizer.get_vocab()
+    return sorted((token for token, row in vocabulary.items() if row >= vocab_size), key=vocabulary.__getitem__)
+
+
+def special_token_warnings(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> tuple[str, ...]:
+    """Where model and tokenizer disagree on a special token: then they were probably not made for each other."""
+    warnings = []
+    for name in ("eos_token", "pad_token"):
+        own, models = getattr(tokenizer, f"{name}_id"), getattr(config, f"{name}_id", None)
+        allowed = models if isinstance(models, list) else [models]
+        if own is not None and models is not None and own not in allowed:
+            warnings.append(
+                f"the tokenizer's {name} has the id {own}, and the model's configuration says {models}: "
+                "check that the tokenizer is this model's"
+            )
+    return tuple(warnings)
+
+
+def longest_input(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, own: int | None) -> int:
+    """Largest number of tokens that the tokenizer, the position embeddings and the folder's own limit allow."""
     positions = int(getattr(config, "max_position_embeddings", 512))
     if config.model_type in POSITIONS_AFTER_PADDING:
         positions -= int(config.pad_token_id) + 1
     limits = [int(tokenizer.model_max_length), positions]
-    own = directory / "sentence_bert_config.json"
-    if own.is_file():
-        limits.append(int(read_json(own).get("max_seq_length") or limits[0]))
-    return min(limits)
+    return min([*limits, own] if own else limits)
 
 
 def _first_line(error: Exception) -> str:

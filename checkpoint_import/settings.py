@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from checkpoint_import.source import Source, read_json
+from checkpoint_import.recognize import read_json
+from checkpoint_import.source import Source
 from ragserve.checkpoint import RagSettings
 
 SEARCH_KEYS = (

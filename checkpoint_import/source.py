@@ -1,22 +1,18 @@
-"""Finds out what a Hugging Face directory is: a RAG composite, an encoder or a generator."""
+"""Brings the parts of a checkpoint together: a RAG composite, or an encoder and a generator that are a pair."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from checkpoint_import.recognize import GENERATORS, SUPPORTED, Recognized, Role, recognize, transformer_directory
 from ragserve.errors import FailedPreconditionError, InvalidInputError, NotFoundError
-from ragserve.files import exists, file_errors, require_file
 
-Role = Literal["rag", "encoder", "generator"]
-Pooling = Literal["cls", "mean", "max"]
-
-GENERATORS = ("bart", "t5")
 KIND_OF_ARCHITECTURE = {"RagTokenForGeneration": "rag-token", "RagSequenceForGeneration": "rag-sequence"}
-RAG_MODELS = ("rag", "rag-token", "rag-sequence")  # model_type; the latter two in some old files
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+# What a pair is made of: the option that names a part, and what the part is called in messages.
+OPTIONS: dict[Role, str] = {"encoder": "question_encoder", "generator": "generator"}
 
 
 @dataclass(frozen=True)
@@ -54,63 +50,6 @@ class Source:
         return found[0] if found else None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        NotFoundError: the file is missing.
-        FailedPreconditionError: it holds something else.
-    """
-    require_file(path, "is this a Hugging Face checkpoint?")
-    try:
-        with file_errors("read", path):
-            body = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise FailedPreconditionError(f"{path} is not JSON: {error}", field=str(path)) from error
-    if not isinstance(body, dict):
-        raise FailedPreconditionError(f"{path} does not hold a JSON object", field=str(path))
-    return body
-
-
-def transformer_directory(directory: Path) -> Path:
-    """Where the transformer's config.json is: sentence-transformers may keep it in a folder of its own."""
-    if (directory / "modules.json").is_file():
-        modules = read_list(directory / "modules.json")
-        return directory / str(modules[0].get("path", "")) if modules else directory
-    return directory
-
-
-def read_list(path: Path) -> list[dict[str, Any]]:
-    """A JSON list of objects from a file.
-
-    Raises:
-        FailedPreconditionError: it holds something else.
-    """
-    try:
-        with file_errors("read", path):
-            body = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise FailedPreconditionError(f"{path} is not JSON: {error}", field=str(path)) from error
-    if not isinstance(body, list) or not all(isinstance(entry, dict) for entry in body):
-        raise FailedPreconditionError(f"{path} does not hold a list of modules", field=str(path))
-    return body
-
-
-def role_of(directory: Path) -> tuple[Role, dict[str, Any]]:
-    """What a directory holds, by `model_type`, and its configuration.
-
-    Raises:
-        NotFoundError: the directory or its config.json is missing.
-    """
-    if not exists(directory, Path.is_dir):
-        raise NotFoundError(f"{directory} is not a directory", field=str(directory))
-    config = read_json(transformer_directory(directory) / "config.json")
-    model_type = config.get("model_type")
-    if model_type in RAG_MODELS:
-        return "rag", config
-    return ("generator" if model_type in GENERATORS else "encoder"), config
-
-
 def open_source(
     src: Path, *, question_encoder: Path | None, generator: Path | None, passage_encoder: Path | None
 ) -> Source:
@@ -121,32 +60,33 @@ def open_source(
         InvalidInputError: a part is missing, named twice or of the wrong sort.
         FailedPreconditionError: the composite's configuration lacks a section.
     """
-    role, config = role_of(src)
+    found = recognize(src)
     parts: dict[str, Part] = {}
-    if role == "rag":
-        parts = {"encoder": _composite_part(src, config, "question_encoder")}
-        parts["generator"] = _composite_part(src, config, "generator")
+    if found.role == "rag":
+        parts = {"encoder": _composite_part(src, found.config, "question_encoder")}
+        parts["generator"] = _composite_part(src, found.config, "generator")
+    elif found.role is None:
+        raise InvalidInputError("src", f"{found}. {SUPPORTED}")
     else:
-        parts[role] = _pair_part(src, role)
-    for option, slot, path in (
-        ("question_encoder", "encoder", question_encoder),
-        ("generator", "generator", generator),
-    ):
-        if path is None:
-            continue
-        if slot == role:
-            raise InvalidInputError(option, f"{src} is a {slot} already: name the other half of the pair")
-        parts[slot] = _pair_part(path, slot)
-    for option, slot in (("question_encoder", "encoder"), ("generator", "generator")):
-        if slot not in parts:
-            raise InvalidInputError(
-                option,
-                f"{src} is no RAG composite (model_type {config.get('model_type')!r}): give its {option} as well",
-            )
-    composite = config if role == "rag" else None
-    passage = _pair_part(passage_encoder, "encoder") if passage_encoder else None
+        parts[found.role] = _part(found)
+    paths = {"encoder": question_encoder, "generator": generator}
+    for slot, option in OPTIONS.items():
+        if (path := paths[slot]) is not None:
+            parts[slot] = _named_part(found, path, slot, option)
+    _check_complete(found, parts)
+    composite = found.config if found.role == "rag" else None
+    passage = _named_part(found, passage_encoder, "encoder", "passage_encoder") if passage_encoder else None
     _check_generator(parts["generator"])
     return Source(parts["encoder"], parts["generator"], passage, composite, src if composite else None)
+
+
+def _check_complete(src: Recognized, parts: dict[str, Part]) -> None:
+    """Raises InvalidInputError where one half of a pair is not named."""
+    for slot, option in OPTIONS.items():
+        if slot not in parts:
+            raise InvalidInputError(
+                option, f"{src}, which is half of a pair: name the folder of the {slot} as well, with {_flag(option)}"
+            )
 
 
 def _composite_part(src: Path, config: dict[str, Any], name: str) -> Part:
@@ -160,16 +100,35 @@ def _composite_part(src: Path, config: dict[str, Any], name: str) -> Part:
     return Part(src, section, tokenizer, prefixes=(f"rag.{name}.", f"{name}."))
 
 
-def _pair_part(directory: Path, slot: str) -> Part:
-    role, config = role_of(directory)
-    if role != slot:
+def _named_part(src: Recognized, path: Path, slot: Role, option: str) -> Part:
+    """The part that an option names.
+
+    Raises:
+        InvalidInputError: the option names something else, or `src` is this part already.
+    """
+    found = recognize(path)
+    if src.role == slot and option != "passage_encoder":
+        other = "generator" if slot == "encoder" else "question_encoder"
+        swapped = f" (and {_flag(option)} {found})" if found.role != slot else ""
         raise InvalidInputError(
-            "question_encoder" if slot == "encoder" else slot,
-            f"{directory} has model_type {config.get('model_type')!r}, which is no {slot}",
+            option,
+            f"{src} already{swapped}: {_flag(option)} would name a second one. Name the other half of the pair with "
+            f"{_flag(other)}",
         )
-    transformer = transformer_directory(directory)
+    if found.role != slot:
+        needed = "a BART or T5 generator" if slot == "generator" else "an encoder of texts"
+        raise InvalidInputError(option, f"{found}; {_flag(option)} needs {needed}. {SUPPORTED}")
+    return _part(found)
+
+
+def _part(found: Recognized) -> Part:
+    transformer = transformer_directory(found.directory)
     has_own = any((transformer / name).is_file() for name in TOKENIZER_FILES)
-    return Part(directory, config, _tokenizer_in(transformer if has_own else directory))
+    return Part(found.directory, found.config, _tokenizer_in(transformer if has_own else found.directory))
+
+
+def _flag(option: str) -> str:
+    return "--" + option.replace("_", "-")
 
 
 def _tokenizer_in(directory: Path) -> Path:
@@ -179,9 +138,9 @@ def _tokenizer_in(directory: Path) -> Path:
 
 
 def _check_generator(part: Part) -> None:
+    """A composite's generator is a section of its configuration, which says what it is."""
     if part.config["model_type"] not in GENERATORS:
         raise FailedPreconditionError(
-            f"{part.directory}: the generator has model_type {part.config['model_type']!r}; "
-            f"ragserve serves {' and '.join(GENERATORS)}",
+            f"{part.directory}: the composite's generator has model_type {part.config['model_type']!r}. {SUPPORTED}",
             field=str(part.directory / "config.json"),
         )

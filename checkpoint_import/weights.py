@@ -16,6 +16,18 @@ from ragserve.errors import DataLossError, FailedPreconditionError, NotFoundErro
 from ragserve.files import exists, file_errors, require_file
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
+INDEX_MISSING = "shards without their index: download {} too"
+CONVERT = "with transformers 4, load it with {}=True and save it as safetensors"
+OTHER_WEIGHTS = {
+    "model-*-of-*.safetensors": INDEX_MISSING.format(f"{SAFETENSORS}.index.json"),
+    "pytorch_model-*-of-*.bin": INDEX_MISSING.format(f"{PICKLE}.index.json"),
+    "tf_model.h5": f"weights of TensorFlow: {CONVERT.format('from_tf')}",
+    "flax_model.msgpack": f"weights of Flax: {CONVERT.format('from_flax')}",
+    "*.gguf": "weights in llama.cpp's format: take the checkpoint that they were made from",
+    "adapter_model.*": "an adapter's weights: merge them into the base model and save the whole",
+    "*.safetensors": f"safetensors of another name: rename the file to {SAFETENSORS} if it is the model",
+}
+LFS_POINTER = b"version https://git-lfs"  # how a file begins that Git LFS has not downloaded yet
 
 
 @dataclass(frozen=True)
@@ -50,7 +62,18 @@ def find_weights(directory: Path) -> Path:
     for name in (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json"):
         if exists(directory / name, Path.is_file):
             return directory / name
-    raise NotFoundError(f"{directory} has no weights: neither {SAFETENSORS} nor {PICKLE}", field=str(directory))
+    raise NotFoundError(
+        f"{directory} has no weights: neither {SAFETENSORS} nor {PICKLE}{_other_weights(directory)}",
+        field=str(directory),
+    )
+
+
+def _other_weights(directory: Path) -> str:
+    """What a directory without readable weights holds instead, and what to do about it."""
+    for pattern, what in OTHER_WEIGHTS.items():
+        if names := sorted(path.name for path in directory.glob(pattern)):
+            return f", only {what} ({names[0]}{', ...' if len(names) > 1 else ''})"
+    return ": download the whole checkpoint"
 
 
 def read_weights(directory: Path, *, allow_pickle: bool) -> Weights:
@@ -65,6 +88,7 @@ def read_weights(directory: Path, *, allow_pickle: bool) -> Weights:
     tensors: dict[str, torch.Tensor] = {}
     for file in _shards(path) if path.suffix == ".json" else [path]:
         require_file(file, "get it again")
+        _check_downloaded(file)
         tensors.update(_read_pickle(file, allow_pickle) if file.suffix == ".bin" else _read_safetensors(file))
     return Weights(path, tensors)
 
@@ -78,10 +102,22 @@ def _shards(index: Path) -> list[Path]:
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise FailedPreconditionError(f"{index} is not an index of weights: {error}", field=str(index)) from error
     paths = [index.parent / name for name in names]
-    for path in paths:
-        if path.parent != index.parent or not path.is_file():
-            raise NotFoundError(f"{path} is missing, and {index.name} lists it", field=str(path))
+    missing = [path for path in paths if path.parent != index.parent or not path.is_file()]
+    if missing:
+        raise NotFoundError(
+            f"{missing[0]} is missing, and {index.name} lists it ({len(missing)} of {len(paths)} shards are missing): "
+            "download the whole checkpoint",
+            field=str(missing[0]),
+        )
     return paths
+
+
+def _check_downloaded(path: Path) -> None:
+    """Raises DataLossError for the text that Git LFS puts in place of a file that is not downloaded."""
+    with path.open("rb") as file:
+        start = file.read(len(LFS_POINTER))
+    if start == LFS_POINTER:
+        raise DataLossError(f"{path} is a pointer of Git LFS, not the weights: run 'git lfs pull'", field=str(path))
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:

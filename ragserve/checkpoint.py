@@ -38,6 +38,8 @@ class RagSettings:
 class Manifest:
     """Contents of `ragserve.json`.
 
+    `query_prompt` and `passage_prompt` are what the encoders put before each question and each passage; the encoders
+    themselves read them from their `encoder.json`.
     `generation` holds Hugging Face generation parameters by their own names (num_beams, max_length, ...).
     `files` maps each file, relative to the directory, to its SHA-256.
     """
@@ -45,16 +47,20 @@ class Manifest:
     kind: str
     rag: RagSettings = field(default_factory=RagSettings)
     score_scale: float = 1.0
+    query_prompt: str = ""
+    passage_prompt: str = ""
     generation: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The manifest as it stands on disk."""
+        prompts = {"query_prompt": self.query_prompt, "passage_prompt": self.passage_prompt}
+        prompts = {name: text for name, text in prompts.items() if text}
         body = {
             "format_version": FORMAT_VERSION,
             "kind": self.kind,
             "files": self.files,
-            "retriever": {"score_scale": self.score_scale},
+            "retriever": {"score_scale": self.score_scale, **prompts},
             "rag": asdict(self.rag),
             "generation": self.generation,
         }
@@ -73,11 +79,13 @@ def load_manifest(directory: Path) -> Manifest:
     try:
         with file_errors("read", path):
             body = json.loads(path.read_text(encoding="utf-8"))
-        version, kind = body["format_version"], body["kind"]
+        version, kind, retriever = body["format_version"], body["kind"], body.get("retriever", {})
         manifest = Manifest(
             kind=kind,
             rag=RagSettings(**body.get("rag", {})),
-            score_scale=float(body.get("retriever", {}).get("score_scale", 1.0)),
+            score_scale=float(retriever.get("score_scale", 1.0)),
+            query_prompt=str(retriever.get("query_prompt", "")),
+            passage_prompt=str(retriever.get("passage_prompt", "")),
             generation=dict(body.get("generation", {})),
             files=dict(body.get("files", {})),
         )

@@ -25,6 +25,9 @@ class Pooling(StrEnum):
     CLS = "cls"
     MEAN = "mean"
     MAX = "max"
+    MEAN_SQRT_LENGTH = "mean_sqrt_len_tokens"
+    WEIGHTED_MEAN = "weightedmean"
+    LAST_TOKEN = "lasttoken"  # noqa: S105
 
 
 class Precision(StrEnum):
@@ -35,12 +38,31 @@ class Precision(StrEnum):
 
 
 DirectoryOption = Path | None
+QuestionEncoderOption = Annotated[
+    DirectoryOption,
+    typer.Option(metavar="DIR", help="Question encoder: DPR, BERT and its relatives, or sentence-transformers."),
+]
 PrecisionsOption = Annotated[
     list[Precision] | None,
     typer.Option(help="Write the query encoder in this precision too: int8 for CPUs, float16 for GPUs."),
 ]
 PickleOption = Annotated[
     bool, typer.Option("--allow-pickle", help="Read pytorch_model.bin (tensors only), if you trust its source.")
+]
+
+QueryPromptOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Put before each question, as E5's 'query: '; unset: what config_sentence_transformers.json says.",
+    ),
+]
+PassagePromptOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Put before each passage, as E5's 'passage: '; unset: what config_sentence_transformers.json says.",
+    ),
 ]
 
 
@@ -50,9 +72,7 @@ def import_command(  # noqa: PLR0913
     ],
     out: Annotated[Path, typer.Argument(help="Model directory to make.")],
     *,
-    question_encoder: Annotated[
-        DirectoryOption, typer.Option(metavar="DIR", help="Question encoder: DPR, BERT or sentence-transformers.")
-    ] = None,
+    question_encoder: QuestionEncoderOption = None,
     generator: Annotated[DirectoryOption, typer.Option(metavar="DIR", help="Generator: BART or T5.")] = None,
     passage_encoder: Annotated[
         DirectoryOption,
@@ -68,6 +88,8 @@ def import_command(  # noqa: PLR0913
     normalize: Annotated[
         bool | None, typer.Option("--normalize/--no-normalize", help="Scale vectors to length 1; unset: as it says.")
     ] = None,
+    query_prompt: QueryPromptOption = None,
+    passage_prompt: PassagePromptOption = None,
     encoder_precision: PrecisionsOption = None,
     allow_pickle: PickleOption = False,
 ) -> None:
@@ -83,6 +105,8 @@ def import_command(  # noqa: PLR0913
         score_scale=score_scale,
         pooling=pooling.value if pooling else None,
         normalize=normalize,
+        query_prompt=query_prompt,
+        passage_prompt=passage_prompt,
         encoder_precisions=tuple(precision.value for precision in encoder_precision or ()),
     )
     with console.progress_bar("reading") as bar:

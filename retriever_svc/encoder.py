@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from ragserve.errors import FailedPreconditionError, InternalError
+from ragserve.errors import FailedPreconditionError, InternalError, InvalidInputError
 from ragserve.serving.cores import thread_count
 from retriever_svc.device import Device
 from retriever_svc.encoder_config import EncoderConfig, load_encoder_config
@@ -25,6 +25,7 @@ BATCH_TOKENS = {"cpu": 512, "cuda": 16_384}
 # So many tokens of padding cost as much as one pass more: MiniLM on two cores takes 2.0 to 2.4 ms for a pass and 0.12
 # (two threads) to 0.22 (one) for each token in it; a larger model takes more for both.
 PASS_TOKENS = {"cpu": 12, "cuda": 4096}
+PROMPT_MASK = 2  # attended to, and not pooled
 BATCHES_AT_A_TIME = 2  # on a CPU with several threads, where the graph is held twice
 
 
@@ -55,6 +56,8 @@ class TextEncoder:
         self._beside = session if beside is None else beside
         self.precision = precision
         self._max_batch_tokens = max_batch_tokens or BATCH_TOKENS[self.device]
+        self._query_prompt_tokens = self._prompt_tokens(config.query_prompt)
+        self._passage_prompt_tokens = self._prompt_tokens(config.passage_prompt)
 
     @classmethod
     def load(
@@ -78,7 +81,7 @@ class TextEncoder:
                 another precision than float32), or CUDA is asked for and absent.
         """
         config = load_encoder_config(directory / "encoder.json")
-        tokenizer = _load_tokenizer(directory / "tokenizer.json", config.max_length)
+        tokenizer = _load_tokenizer(directory / "tokenizer.json", config)
         session = EncoderSession.load(directory, device, threads, precision)
         share = thread_count(threads) // BATCHES_AT_A_TIME if twice and session.device == "cpu" else 0
         beside = EncoderSession.load(directory, device, share, precision) if share else None
@@ -98,11 +101,25 @@ class TextEncoder:
         return self._session.device
 
     def tokenize_queries(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each query, special tokens included, cut to the encoder's longest input."""
-        return [self._tokenizer.encode(text).ids for text in texts]  # one by one: no thread pool of its own
+        """Token ids of each query, prompt and special tokens included, cut to the encoder's longest input.
 
-    def decode(self, token_ids: Sequence[Sequence[int]]) -> list[str]:
-        """The texts that token ids stand for, without special tokens (as HF's RagRetriever hands the question on)."""
+        Raises:
+            InvalidInputError: a query holds a token that the graph does not know.
+        """
+        # one by one: no thread pool of its own
+        token_ids = [self._tokenizer.encode(self.config.query_input(text)).ids for text in texts]
+        if self.config.vocab_size:
+            for number, ids in enumerate(token_ids):
+                self._require_known(ids, f"queries[{number}].text")
+        return token_ids
+
+    def decode_queries(self, texts: Sequence[str], token_ids: Sequence[Sequence[int]]) -> list[str]:
+        """What the tokenizer reads of each query, without special tokens (as HF's RagRetriever hands the question on).
+
+        `token_ids` are the queries' own, of `tokenize_queries`. A prompt is the encoder's and no part of the question.
+        """
+        if self.config.query_prompt:
+            token_ids = [self._tokenizer.encode(text).ids for text in texts]
         return [self._tokenizer.decode(list(ids), skip_special_tokens=True) for ids in token_ids]
 
     def encode_queries(self, texts: Sequence[str]) -> Float32:
@@ -113,6 +130,9 @@ class TextEncoder:
         """Vectors of passages, [n_passages, dim]: title and text by the template, or as a token pair (DPR).
 
         `truncated` is called with the position of each passage that is longer than the encoder reads.
+
+        Raises:
+            InvalidInputError: a passage holds a token that the graph does not know.
         """
         inputs = [self.config.passage_input(passage.title, passage.text) for passage in passages]
         encodings = [self._tokenizer.encode(first, second) for first, second in inputs]
@@ -120,32 +140,71 @@ class TextEncoder:
             for row, encoding in enumerate(encodings):
                 if encoding.overflowing:
                     truncated(row)
-        return self.encode_tokens([encoding.ids for encoding in encodings])
+        token_ids = [encoding.ids for encoding in encodings]
+        if self.config.vocab_size:
+            for passage, ids in zip(passages, token_ids, strict=True):
+                self._require_known(ids, "passages", passage)
+        return self.encode_tokens(token_ids, prompt_tokens=self._passage_prompt_tokens)
 
     def encode_tokens(
-        self, token_ids: Sequence[Sequence[int]], max_padding: int | None = None, *, beside: bool = False
+        self,
+        token_ids: Sequence[Sequence[int]],
+        max_padding: int | None = None,
+        *,
+        beside: bool = False,
+        prompt_tokens: int | None = None,
     ) -> Float32:
         """Vectors of token sequences, [n_texts, dim], in forward passes of sequences of like length.
 
         `max_padding` is what `token_batches` takes; None: what suits device and precision. `beside`: another batch is
-        encoded at the same time.
+        encoded at the same time. `prompt_tokens` is how many tokens of each sequence are a prompt that is not pooled;
+        None: those of a query.
         """
+        prompt_tokens = self._query_prompt_tokens if prompt_tokens is None else prompt_tokens
         vectors = np.empty((len(token_ids), self.config.dim), dtype=np.float32)
         lengths = [len(ids) for ids in token_ids]
         if max_padding is None:
             max_padding = 0 if self.precision == "int8" else PASS_TOKENS[self.device]
         for rows in token_batches(lengths, self._max_batch_tokens, max_padding):
-            vectors[rows] = self._forward([token_ids[row] for row in rows], self._beside if beside else self._session)
+            session = self._beside if beside else self._session
+            vectors[rows] = self._forward([token_ids[row] for row in rows], session, prompt_tokens)
         return vectors
 
-    def _forward(self, token_ids: Sequence[Sequence[int]], session: EncoderSession) -> Float32:
-        """One forward pass; [n_rows, dim]."""
+    def _prompt_tokens(self, prompt: str) -> int:
+        """How many tokens a prompt takes at the start of a text, where the graph does not pool them; else 0.
+
+        The token that begins every text counts, the one that ends it does not (as in sentence-transformers).
+        """
+        if self.config.pools_prompt or not prompt:
+            return 0
+        encoded = self._tokenizer.encode(prompt)
+        return len(encoded.ids) - int(encoded.special_tokens_mask[-1])
+
+    def _require_known(self, token_ids: Sequence[int], field: str, passage: Passage | None = None) -> None:
+        """Raises InvalidInputError for a token that the tokenizer has and the graph does not."""
+        unknown = next((each for each in token_ids if each >= self.config.vocab_size), None)
+        if unknown is None:
+            return
+        token = str(self._tokenizer.id_to_token(unknown))
+        place = ""
+        if passage is not None:
+            place = f" (passage {passage.id!r}, {'title' if token in passage.title else 'text'})"
+        raise InvalidInputError(
+            field,
+            f"{field} holds {token!r}{place}, a token that the encoder's tokenizer has and its model does not: "
+            "leave it out or spell it otherwise",
+        )
+
+    def _forward(self, token_ids: Sequence[Sequence[int]], session: EncoderSession, prompt_tokens: int = 0) -> Float32:
+        """One forward pass; [n_rows, dim]. The mask is 2 for the tokens of a prompt that is not pooled."""
         longest = max(len(ids) for ids in token_ids)
         input_ids = np.full((len(token_ids), longest), self.config.pad_token_id, dtype=np.int64)
         attention_mask = np.zeros_like(input_ids)
         for row, ids in enumerate(token_ids):
             input_ids[row, : len(ids)] = ids
             attention_mask[row, : len(ids)] = 1
+        if prompt_tokens:
+            attention_mask[:, :prompt_tokens] *= PROMPT_MASK
         vectors = session.run(input_ids, attention_mask)
         if not np.isfinite(vectors).all():
             raise InternalError("the encoder gave a vector that is not finite")
@@ -171,9 +230,9 @@ def token_batches(lengths: Sequence[int], max_tokens: int, max_padding: int) -> 
     return batches
 
 
-def _load_tokenizer(path: Path, max_length: int) -> Tokenizer:
-    """The tokenizer, cutting to `max_length` tokens and never padding."""
+def _load_tokenizer(path: Path, config: EncoderConfig) -> Tokenizer:
+    """The tokenizer, cutting to the encoder's longest input and never padding."""
     tokenizer = read(path, lambda: Tokenizer.from_file(str(path)))
     tokenizer.no_padding()
-    tokenizer.enable_truncation(max_length, strategy="longest_first")
+    tokenizer.enable_truncation(config.max_length, strategy="longest_first", direction=config.truncation_side)
     return tokenizer

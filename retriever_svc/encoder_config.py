@@ -16,7 +16,12 @@ PLACEHOLDER = re.compile(r"\{(title|text)\}")
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Contents of `encoder.json`. `pooling`, `normalize` and `projection` describe the graph; they are not applied."""
+    """Contents of `encoder.json`. `pooling`, `normalize` and `projection` describe the graph; they are not applied.
+
+    The prompts are put before each question and each passage. Where the graph does not pool a prompt (`pools_prompt`),
+    it is told which tokens are the prompt's. `vocab_size` is how many tokens the graph knows, where the tokenizer has
+    more; 0: the graph knows all of them.
+    """
 
     dim: int
     max_length: int  # tokens, special tokens included
@@ -26,15 +31,23 @@ class EncoderConfig:
     pad_token_id: int = 0
     passage_template: str = "{title}. {text}"
     passage_pair: bool = False
+    query_prompt: str = ""
+    passage_prompt: str = ""
+    pools_prompt: bool = True
+    truncation_side: str = "right"
+    vocab_size: int = 0
+
+    def query_input(self, text: str) -> str:
+        """The text that the tokenizer is given for a question."""
+        return self.query_prompt + text.strip() if self.query_prompt else text
 
     def passage_input(self, title: str, text: str) -> tuple[str, str | None]:
         """The one or two texts that the tokenizer is given for a passage. A passage without title is its text alone."""
         if self.passage_pair:
-            return title, text
-        if not title:
-            return text, None
+            return self.passage_prompt + title, text
         values = {"title": title, "text": text}
-        return PLACEHOLDER.sub(lambda match: values[match.group(1)], self.passage_template), None
+        joined = PLACEHOLDER.sub(lambda match: values[match.group(1)], self.passage_template) if title else text
+        return self.passage_prompt + joined.strip() if self.passage_prompt else joined, None
 
 
 def load_encoder_config(path: Path) -> EncoderConfig:
@@ -55,6 +68,10 @@ def load_encoder_config(path: Path) -> EncoderConfig:
         _check_kind(path, entry.name, str(entry.type), getattr(config, entry.name))
     if config.dim < 1 or config.max_length < 1:
         raise FailedPreconditionError(f"{path}: dim and max_length must be at least 1", field=str(path))
+    if config.truncation_side not in ("left", "right"):
+        raise FailedPreconditionError(
+            f"{path}: truncation_side must be left or right, not {config.truncation_side!r}", field=str(path)
+        )
     return config
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -35,6 +36,7 @@ ENCODER_KEY = b"ragserve.encoder"
 DIMENSION_KEY = b"ragserve.dim"
 ENCODER_FILES = ("model.onnx", "tokenizer.json", "encoder.json")
 AND_INPUTS = "+"  # between the hash of the graph and that of the others
+AND_PROMPT = " prompt="  # before the prompt that passages were embedded with, where there is one
 # Lance lets of two commits that insert the same key only the first one through, where it knows which column is the key.
 PRIMARY_KEY = {"lance-schema:unenforced-primary-key": "true"}
 
@@ -179,7 +181,25 @@ def passage_encoder_hash(model: Path, manifest: Manifest) -> str:
         NotFoundError: a file is missing.
     """
     graph, *inputs = (_hash(model, manifest, name) for name in ENCODER_FILES)
-    return f"{graph}{AND_INPUTS}{hashlib.sha256(' '.join(inputs).encode()).hexdigest()}"
+    prompt, without_query_prompt = _prompts(passage_encoder_directory(model) / ENCODER_FILES[-1])
+    if without_query_prompt is not None:
+        inputs[-1] = without_query_prompt
+    identity = f"{graph}{AND_INPUTS}{hashlib.sha256(' '.join(inputs).encode()).hexdigest()}"
+    return f"{identity}{AND_PROMPT}{prompt}" if prompt else identity
+
+
+def _prompts(path: Path) -> tuple[str, str | None]:
+    """The prompt before passages, and the SHA-256 of an encoder's configuration without the one before questions.
+
+    None: it has none, and the file's own SHA-256 counts. A prompt before questions changes no passage's vector.
+    """
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+        if not body.pop("query_prompt", ""):
+            return str(body.get("passage_prompt", "")), None
+    except (OSError, ValueError, AttributeError):  # told, with the reason, where the encoder is loaded
+        return "", None
+    return str(body.get("passage_prompt", "")), hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def _hash(model: Path, manifest: Manifest, name: str) -> str:
@@ -193,9 +213,12 @@ def _hash(model: Path, manifest: Manifest, name: str) -> str:
 
 def _other_part(stored: str, own: str) -> str | None:
     """What differs between two encoders, for a message; None: nothing. Older knowledge bases know the graph alone."""
+    (stored, _, prompt), (own, _, own_prompt) = stored.partition(AND_PROMPT), own.partition(AND_PROMPT)
     (graph, _, inputs), (own_graph, _, own_inputs) = stored.partition(AND_INPUTS), own.partition(AND_INPUTS)
     if graph != own_graph:
         return f"model.onnx {graph[:12]}…, not {own_graph[:12]}…"
+    if prompt != own_prompt:
+        return f"the prompt {prompt!r} before passages, not {own_prompt!r}"
     return f"another {' or '.join(ENCODER_FILES[1:])}" if inputs and own_inputs and inputs != own_inputs else None
 
 

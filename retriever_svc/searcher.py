@@ -124,7 +124,8 @@ class Searcher:
 
     def _answer(self, asked: Sequence[_Asked], hits: Sequence[tuple[Hit, ...]]) -> list[QueryHits]:
         """Hits with the query as the tokenizer reads it (empty for a vector), kept for the next time."""
-        texts = iter(self.encoder.decode([each.token_ids for each in asked if each.query.vector is None]))
+        read = [each for each in asked if each.query.vector is None]
+        texts = iter(self.encoder.decode_queries([each.query.text for each in read], [each.token_ids for each in read]))
         answers = []
         for each, found in zip(asked, hits, strict=True):
             answers.append(QueryHits(found, "" if each.query.vector is not None else next(texts)))

@@ -12,7 +12,8 @@ import numpy as np
 from transformers import GenerationConfig, PreTrainedTokenizerFast, T5ForConditionalGeneration
 
 from checkpoint_import.encoder import EncoderOptions, export_encoder
-from checkpoint_import.source import Part, read_json
+from checkpoint_import.recognize import read_json
+from checkpoint_import.source import Part
 from ragserve.checkpoint import MANIFEST_NAME, Manifest, hash_files, load_manifest
 from retriever_svc.build import build_knowledge_base
 from retriever_svc.build.builder import Progress

@@ -28,7 +28,8 @@ from transformers import (
 
 from checkpoint_import.encoder import EncoderOptions, export_encoder, is_dpr_context
 from checkpoint_import.loading import quiet_transformers
-from checkpoint_import.source import Part, role_of, transformer_directory
+from checkpoint_import.recognize import recognize, transformer_directory
+from checkpoint_import.source import Part
 from ragserve.errors import FailedPreconditionError, InvalidInputError
 from retriever_svc.encoder import TextEncoder
 from tests.tiny import bart_tokenizer, question_tokenizer, tiny_context_encoder, tiny_question_encoder
@@ -116,7 +117,7 @@ def pooled(model: Any, tokenizer: Any, text: str, pooling: str) -> torch.Tensor:
 
 
 def load(source: Path, out: Path, options: EncoderOptions | None = None) -> TextEncoder:
-    part = Part(source, role_of(source)[1], transformer_directory(source))
+    part = Part(source, recognize(source).config, transformer_directory(source))
     export_encoder(part, out, options or EncoderOptions(passage_pair=is_dpr_context(part)))
     return TextEncoder.load(out, device="cpu", threads=1)
 
@@ -200,14 +201,8 @@ def test_another_pooling_than_dpr_has_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("first", "modules", "said", "field"),
     [
-        ("Transformer", {"Pooling": {"pooling_mode_lasttoken": True}}, "lasttoken", "1_Pooling/config.json"),
-        (
-            "Transformer",
-            {"Pooling": {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}},
-            "only one of",
-            "1_Pooling/config.json",
-        ),
-        ("Transformer", {"Pooling": {}}, "not supported", "1_Pooling/config.json"),
+        ("Transformer", {"Pooling": {"pooling_mode_median": True}}, "median is not supported", "1_Pooling/config.json"),
+        ("Transformer", {"Pooling": {"pooling_mode": "median"}}, "median is not supported", "1_Pooling/config.json"),
         ("Transformer", {"LSTM": {}}, "'LSTM'", "modules.json"),
         ("Transformer", {"Normalize": {}}, "'Normalize'", "modules.json"),
         ("Transformer", {}, "no module Pooling", "modules.json"),

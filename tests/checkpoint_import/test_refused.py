@@ -80,7 +80,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], type[RagserveError], str, str]
         lambda s: edit_config(s, generator={"model_type": "gpt2"}),
         FailedPreconditionError,
         "config.json",
-        "bart and t5",
+        "composite's generator has model_type 'gpt2'.*'bart'.*'t5'",
     ),
     "other sizes": (shrink, FailedPreconditionError, "generator_tokenizer", "another model's tokenizer"),
     "pickle": (to_pickle, FailedPreconditionError, "pytorch_model.bin", "--allow-pickle"),

@@ -57,7 +57,7 @@ def test_decoded_query_is_what_hugging_face_hands_on(encoder: TextEncoder) -> No
     questions = [*TEXTS, "Who wrote THE Boy's first book?", "café, (no)!  two  spaces"]
     tokens = question_tokenizer()(questions, truncation=True, max_length=MAX_LENGTH)["input_ids"]
     expected = question_tokenizer().batch_decode(tokens, skip_special_tokens=True)
-    assert encoder.decode(encoder.tokenize_queries(questions)) == expected
+    assert encoder.decode_queries(questions, encoder.tokenize_queries(questions)) == expected
 
 
 @pytest.mark.parametrize("max_tokens", [1, 16, 40, 10_000])
