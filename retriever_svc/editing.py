@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 import numpy as np
 
-from ragserve.errors import FailedPreconditionError, ResourceExhaustedError, UnavailableError
+from ragserve.errors import (
+    DeadlineExceededError,
+    FailedPreconditionError,
+    RagserveError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
 from ragserve.passage_rules import MAX_PASSAGE_BYTES, PassageLimits
 from ragserve.serving.logs import fields
 from ragserve.serving.metrics import StageClock
 from retriever_svc.encoder import TextEncoder
 from retriever_svc.live.follower import Follower
 from retriever_svc.live.priority import be_nice
-from retriever_svc.live.writer import Compaction, Deletion, KnowledgeWriter, Upsert
+from retriever_svc.live.writer import Compaction, Deletion, KnowledgeWriter, Proceed, Upsert
 from retriever_svc.requests import split_passages
 from retriever_svc.splitting import Cut, SplitOptions
 from retriever_svc.types import Float32, NewPassage, Truncated
@@ -39,8 +47,40 @@ class EditOptions:
     max_passage_bytes: int = MAX_PASSAGE_BYTES
 
 
+class CallerLeftError(RagserveError):
+    """Nobody waits for a write any more; nothing of it was committed."""
+
+
+@dataclass
+class _Write(Generic[T]):
+    """A write that was asked for, and whether its caller still waits; `until` is its deadline in monotonic seconds."""
+
+    operation: str
+    work: Callable[[Proceed], T]
+    until: float | None
+    caller_left: bool = False
+
+    def leave(self) -> None:
+        """The caller has left. A write that still queues no longer holds what it would have written."""
+        self.caller_left, self.work = True, self._refuse
+
+    def require_caller(self) -> None:
+        """Raises CallerLeftError or DeadlineExceededError where nobody waits any more."""
+        if self.caller_left:
+            raise CallerLeftError(f"the caller of the {self.operation} has left: nothing was written")
+        if self.until is not None and time.monotonic() >= self.until:
+            raise DeadlineExceededError(f"the deadline of the {self.operation} has passed: nothing was written")
+
+    def _refuse(self, _: Proceed) -> NoReturn:
+        raise CallerLeftError(f"the caller of the {self.operation} has left: nothing was written")
+
+
 class Editor:
-    """Runs writes one after another in a thread that lets searches go first."""
+    """Runs writes one after another in a thread that lets searches go first.
+
+    A write is given up when its caller leaves or its deadline passes, until its commit begins. From then on it is
+    completed.
+    """
 
     def __init__(
         self,
@@ -67,73 +107,120 @@ class Editor:
         self._cut: tuple[SplitOptions, Cut | None] | None = None  # the one used last
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="editor", initializer=be_nice)
         self._waiting = 0
+        self._lock = threading.Lock()  # of `_waiting`
         self._ending = False
 
     async def upsert(
-        self, passages: Sequence[NewPassage], clock: StageClock, split: SplitOptions | None = None
+        self,
+        passages: Sequence[NewPassage],
+        clock: StageClock,
+        split: SplitOptions | None = None,
+        seconds_left: float | None = None,
     ) -> tuple[Upsert, Truncated]:
         """Add or replace passages in one commit; the clock gets the stages embed, commit and apply.
 
-        Also says which passages are longer than the passage encoder reads. Raises what `split_passages` and
-        `KnowledgeWriter.upsert` raise, and see `_run`.
+        Also says which passages are longer than the passage encoder reads. `seconds_left`: until the caller's deadline.
+        Raises what `split_passages` and `KnowledgeWriter.upsert` raise, and see `_run`.
         """
 
-        def work() -> tuple[Upsert, Truncated]:
+        def work(proceed: Proceed) -> tuple[Upsert, Truncated]:
             with clock.measure("embed"):
                 new, chunks = self._split(passages, split)
-                vectors, truncated = self._vectors(new)
+                vectors, truncated = self._vectors(new, proceed)
             stored = [one.passage for one in new]
-            return self._measured(lambda: self._writer.upsert(stored, vectors, chunks), clock), truncated
+            return self._measured(lambda: self._writer.upsert(stored, vectors, chunks, proceed), clock), truncated
 
-        return await self._run("upsert", work, clock)
+        return await self._run("upsert", work, clock, seconds_left)
 
-    async def delete(self, ids: Sequence[str], clock: StageClock) -> Deletion:
+    async def delete(self, ids: Sequence[str], clock: StageClock, seconds_left: float | None = None) -> Deletion:
         """Delete passages in one commit. Raises what `KnowledgeWriter.delete` raises, and see `_run`."""
-        return await self._run("delete", lambda: self._measured(lambda: self._writer.delete(ids), clock), clock)
 
-    async def rollback(self, version: int, clock: StageClock) -> int:
+        def work(proceed: Proceed) -> Deletion:
+            return self._measured(lambda: self._writer.delete(ids, proceed), clock)
+
+        return await self._run("delete", work, clock, seconds_left)
+
+    async def rollback(self, version: int, clock: StageClock, seconds_left: float | None = None) -> int:
         """Commit the content of an older version. Raises what `KnowledgeWriter.rollback` raises, and see `_run`."""
-        return await self._run("rollback", lambda: self._measured(lambda: self._writer.rollback(version), clock), clock)
 
-    async def compact(self, keep_versions: int, keep_seconds: float, clock: StageClock) -> Compaction:
+        def work(proceed: Proceed) -> int:
+            return self._measured(lambda: self._writer.rollback(version, proceed), clock)
+
+        return await self._run("rollback", work, clock, seconds_left)
+
+    async def compact(
+        self, keep_versions: int, keep_seconds: float, clock: StageClock, seconds_left: float | None = None
+    ) -> Compaction:
         """Compact the files. Raises what `KnowledgeWriter.compact` raises, and see `_run`."""
-        return await self._run(
-            "compact", lambda: self._measured(lambda: self._writer.compact(keep_versions, keep_seconds), clock), clock
-        )
+
+        def work(proceed: Proceed) -> Compaction:
+            return self._measured(lambda: self._writer.compact(keep_versions, keep_seconds, proceed), clock)
+
+        return await self._run("compact", work, clock, seconds_left)
 
     def give_up(self) -> None:
-        """Embed no further: what is not being committed fails."""
+        """Begin no commit any more, and embed no further."""
         self._ending = True
 
     def close(self) -> None:
         """Finish what is being committed."""
         self._thread.shutdown(cancel_futures=True)
 
-    async def _run(self, operation: str, work: Callable[[], T], clock: StageClock) -> T:
+    async def _run(
+        self, operation: str, work: Callable[[Proceed], T], clock: StageClock, seconds_left: float | None
+    ) -> T:
         """Run one write and load what it committed.
 
         Raises:
             FailedPreconditionError: this replica takes no writes, or its folder was replaced by another one.
             ResourceExhaustedError: too many writes wait.
+            DeadlineExceededError: the deadline passed before the commit began.
+            UnavailableError: the service stopped before the commit began.
         """
         if not self._options.writable:
             raise FailedPreconditionError("this replica is read-only: write to one started with writable=true")
         if self._waiting >= self._options.max_waiting:
             raise ResourceExhaustedError(f"{self._waiting} writes wait already", retry_after_seconds=RETRY_SECONDS)
-        self._waiting += 1
+        until = None if seconds_left is None else time.monotonic() + seconds_left
+        write = _Write(operation, work, until)
+        self._count(1)
+        running = self._thread.submit(self._commit, write, clock)
+        running.add_done_callback(self._ended)
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, self._commit, operation, work, clock)
-        finally:
-            self._waiting -= 1
+            return await asyncio.wrap_future(running)
+        except asyncio.CancelledError:
+            write.leave()
+            raise
 
-    def _commit(self, operation: str, work: Callable[[], T], clock: StageClock) -> T:
-        result = work()
+    def _ended(self, _: Future[Any]) -> None:
+        self._count(-1)
+
+    def _count(self, change: int) -> None:
+        with self._lock:
+            self._waiting += change
+
+    def _commit(self, write: _Write[T], clock: StageClock) -> T:
+        """In the thread: one write, and what it committed is loaded."""
+
+        def proceed() -> None:
+            if self._ending:
+                raise UnavailableError("the retriever is shutting down: nothing was written")
+            write.require_caller()
+
+        try:
+            proceed()
+            result = write.work(proceed)
+        except (CallerLeftError, DeadlineExceededError) as error:
+            log.info("a write is given up", extra=fields(operation=write.operation, reason=error.message))
+            raise
+        if write.caller_left:
+            log.info("committed after the caller had left", extra=fields(operation=write.operation))
         with clock.measure("apply"):
             try:
                 self._follower.refresh()
             except Exception as error:  # it is committed all the same; the next refresh tries again
-                log.exception("committed, but not loaded", extra=fields(operation=operation, reason=error))
-        self._changed(operation)
+                log.exception("committed, but not loaded", extra=fields(operation=write.operation, reason=error))
+        self._changed(write.operation)
         return result
 
     def _split(
@@ -149,7 +236,7 @@ class Editor:
             given.passage.id: len(chunks) for given, chunks in zip(passages, new, strict=True)
         }
 
-    def _vectors(self, passages: Sequence[NewPassage]) -> tuple[Float32, Truncated]:
+    def _vectors(self, passages: Sequence[NewPassage], proceed: Proceed) -> tuple[Float32, Truncated]:
         """The vectors given, and those that the passage encoder makes for the others, [n_passages, dim]."""
         truncated = Truncated()
         vectors = np.empty((len(passages), self._follower.newest.dimension), np.float32)
@@ -158,8 +245,7 @@ class Editor:
             if new.vector is not None:
                 vectors[row] = new.vector
         for start in range(0, len(rows), CHUNK_PASSAGES):
-            if self._ending:
-                raise UnavailableError("the retriever is shutting down: nothing was written")
+            proceed()
             chunk = rows[start : start + CHUNK_PASSAGES]
             texts = [passages[row].passage for row in chunk]
             vectors[chunk] = self._passage_encoder().encode_passages(

@@ -114,6 +114,7 @@ class RetrieverEngine:
         kept = options.query_cache_entries
         self._cache: QueryCache[QueryHits] | None = QueryCache(kept, metrics) if kept else None
         self._parser = ThreadPoolExecutor(1, thread_name_prefix="metadata")  # one, for all that wait for the same
+        self._refresher = ThreadPoolExecutor(1, thread_name_prefix="refresh")  # so that callers queue, and may leave
         self._loaded: _Loaded | None = None
 
     async def start(self) -> None:
@@ -144,7 +145,8 @@ class RetrieverEngine:
             self._loaded.editor.give_up()
             await asyncio.to_thread(self._loaded.follower.close)
             await asyncio.to_thread(self._loaded.editor.close)
-        self._parser.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._parser, self._refresher):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     async def retrieve(
         self,
@@ -182,7 +184,7 @@ class RetrieverEngine:
     async def refresh(self) -> int:
         """Load what was committed meanwhile; the newest version then. Raises what `KnowledgeSource` raises."""
         follower = self._require_loaded().follower
-        newest = await asyncio.to_thread(follower.refresh)
+        newest = await asyncio.get_running_loop().run_in_executor(self._refresher, follower.refresh)
         self._observe(follower)
         return newest.version
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from ragserve.errors import InvalidInputError
+from ragserve.serving.deadlines import remaining_seconds
 from ragserve.serving.interceptor import told
 from ragserve.serving.messages import require_sendable
 from ragserve.serving.streams import require_ended_by_client
@@ -87,7 +88,7 @@ class RetrieverServicer(retriever_pb2_grpc.RetrieverServiceServicer):
         if not passages:
             raise InvalidInputError("passages", "passages is empty: give at least one passage")
         clock = self._engine.clock()
-        upsert, truncated = await editor.upsert(passages, clock, split)
+        upsert, truncated = await editor.upsert(passages, clock, split, remaining_seconds(context))
         return convert.upsert_to_proto(upsert, truncated, clock.timings())
 
     async def DeletePassages(  # noqa: N802
@@ -95,7 +96,8 @@ class RetrieverServicer(retriever_pb2_grpc.RetrieverServiceServicer):
     ) -> retriever_pb2.DeletePassagesResponse:
         """Deletes passages in one commit."""
         check_ids(request.ids, self._engine.limits)
-        return convert.deletion_to_proto(await self._engine.editor.delete(request.ids, self._engine.clock()))
+        editor, clock = self._engine.editor, self._engine.clock()
+        return convert.deletion_to_proto(await editor.delete(request.ids, clock, remaining_seconds(context)))
 
     async def GetPassages(  # noqa: N802
         self, request: retriever_pb2.GetPassagesRequest, context: Any
@@ -118,7 +120,8 @@ class RetrieverServicer(retriever_pb2_grpc.RetrieverServiceServicer):
         self, request: retriever_pb2.RollbackRequest, context: Any
     ) -> retriever_pb2.RollbackResponse:
         """Commits the content of an older version."""
-        version = await self._engine.editor.rollback(request.knowledge_version, self._engine.clock())
+        editor, clock = self._engine.editor, self._engine.clock()
+        version = await editor.rollback(request.knowledge_version, clock, remaining_seconds(context))
         return retriever_pb2.RollbackResponse(knowledge_version=version)
 
     async def DiffVersions(  # noqa: N802
@@ -140,4 +143,5 @@ class RetrieverServicer(retriever_pb2_grpc.RetrieverServiceServicer):
         """Compacts the files and removes old versions."""
         versions = request.keep_versions if request.HasField("keep_versions") else DEFAULT_KEEP_VERSIONS
         seconds = request.keep_seconds if request.HasField("keep_seconds") else DEFAULT_KEEP_SECONDS
-        return convert.compaction_to_proto(await self._engine.editor.compact(versions, seconds, self._engine.clock()))
+        editor, clock = self._engine.editor, self._engine.clock()
+        return convert.compaction_to_proto(await editor.compact(versions, seconds, clock, remaining_seconds(context)))

@@ -28,6 +28,8 @@ if _version_not_supported:
 class RetrieverServiceStub:
     """Finds the passages whose vectors have the largest inner product with a query's vector, in a knowledge base that can
     change at any time. A write is acknowledged when it is committed, and found by searches on this replica from then on.
+    A write whose caller cancels, dies or lets its deadline pass is given up, until its commit begins; then it is completed.
+    So a write that ended without an acknowledgement may have been committed: ListVersions says so.
     """
 
     def __init__(self, channel):
@@ -96,6 +98,8 @@ class RetrieverServiceStub:
 class RetrieverServiceServicer:
     """Finds the passages whose vectors have the largest inner product with a query's vector, in a knowledge base that can
     change at any time. A write is acknowledged when it is committed, and found by searches on this replica from then on.
+    A write whose caller cancels, dies or lets its deadline pass is given up, until its commit begins; then it is completed.
+    So a write that ended without an acknowledgement may have been committed: ListVersions says so.
     """
 
     def Retrieve(self, request, context):
@@ -244,6 +248,8 @@ def add_RetrieverServiceServicer_to_server(servicer, server):
 class RetrieverService:
     """Finds the passages whose vectors have the largest inner product with a query's vector, in a knowledge base that can
     change at any time. A write is acknowledged when it is committed, and found by searches on this replica from then on.
+    A write whose caller cancels, dies or lets its deadline pass is given up, until its commit begins; then it is completed.
+    So a write that ended without an acknowledgement may have been committed: ListVersions says so.
     """
 
     @staticmethod

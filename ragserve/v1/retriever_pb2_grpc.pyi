@@ -29,6 +29,8 @@ GRPC_VERSION: str
 class RetrieverServiceStub:
     """Finds the passages whose vectors have the largest inner product with a query's vector, in a knowledge base that can
     change at any time. A write is acknowledged when it is committed, and found by searches on this replica from then on.
+    A write whose caller cancels, dies or lets its deadline pass is given up, until its commit begins; then it is completed.
+    So a write that ended without an acknowledgement may have been committed: ListVersions says so.
     """
 
     @_typing.overload
@@ -62,6 +64,8 @@ class RetrieverServiceStub:
 class RetrieverServiceAsyncStub(RetrieverServiceStub):
     """Finds the passages whose vectors have the largest inner product with a query's vector, in a knowledge base that can
     change at any time. A write is acknowledged when it is committed, and found by searches on this replica from then on.
+    A write whose caller cancels, dies or lets its deadline pass is given up, until its commit begins; then it is completed.
+    So a write that ended without an acknowledgement may have been committed: ListVersions says so.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -91,6 +95,8 @@ class RetrieverServiceAsyncStub(RetrieverServiceStub):
 class RetrieverServiceServicer(metaclass=_abc_1.ABCMeta):
     """Finds the passages whose vectors have the largest inner product with a query's vector, in a knowledge base that can
     change at any time. A write is acknowledged when it is committed, and found by searches on this replica from then on.
+    A write whose caller cancels, dies or lets its deadline pass is given up, until its commit begins; then it is completed.
+    So a write that ended without an acknowledgement may have been committed: ListVersions says so.
     """
 
     @_abc_1.abstractmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,6 +26,12 @@ RETRY_SECONDS = 0.05  # after a lost race: a commit of a few passages takes abou
 DEFAULT_KEEP_VERSIONS = 10
 DEFAULT_KEEP_SECONDS = 3_600.0
 MOST_KEEP_SECONDS = 100 * 365 * 86_400  # Lance counts microseconds in 64 bits
+# Called right before something is committed. It raises where nothing is to be committed any more.
+Proceed = Callable[[], None]
+
+
+def always() -> None:
+    """Commit in any case."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,8 @@ class KnowledgeWriter:
     """Writes one knowledge base. Several may do so at once: of two that touch the same passages, one is refused.
 
     All methods raise AbortedError when another commit came first (no passage is changed: try again),
-    ResourceExhaustedError when the disk is full, and FailedPreconditionError when the files may not be written.
+    ResourceExhaustedError when the disk is full, and FailedPreconditionError when the files may not be written. They
+    call `proceed` right before they commit; what it raises is raised, and nothing is committed.
     """
 
     def __init__(self, path: Path, encoder: str) -> None:
@@ -69,7 +76,13 @@ class KnowledgeWriter:
         self._encoder = encoder
         self._files = file_checks(path)
 
-    def upsert(self, passages: Sequence[Passage], vectors: Float32, chunks: Mapping[str, int] | None = None) -> Upsert:
+    def upsert(
+        self,
+        passages: Sequence[Passage],
+        vectors: Float32,
+        chunks: Mapping[str, int] | None = None,
+        proceed: Proceed = always,
+    ) -> Upsert:
         """Add passages with their vectors [n_passages, dim], or replace those whose ids are there, in one commit.
 
         `chunks`: how many of the passages are chunks of a longer one, by its id; 1: it is there whole. What its former
@@ -80,6 +93,7 @@ class KnowledgeWriter:
         """
         dataset = self._open()
         table = _to_table(passages, vectors, dataset.schema)
+        proceed()
         with self._committing(dataset):
             self._name_key(dataset)
             merge = dataset.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
@@ -92,7 +106,7 @@ class KnowledgeWriter:
         # Where rows are deleted too, Lance counts each updated one as deleted and inserted again.
         return Upsert(int(dataset.version), counts["num_inserted_rows"], counts["num_updated_rows"], len(stale))
 
-    def delete(self, ids: Sequence[str]) -> Deletion:
+    def delete(self, ids: Sequence[str], proceed: Proceed = always) -> Deletion:
         """Delete passages by id in one commit; none is made when none of them is there."""
         dataset = self._open()
         with self._committing(dataset):
@@ -103,13 +117,14 @@ class KnowledgeWriter:
         keys = pa.table(
             {"id": pa.array(sorted(known))}, schema=pa.schema([pa.field("id", pa.string(), nullable=False)])
         )
+        proceed()
         with self._committing(dataset):
             self._name_key(dataset)
             counts = dataset.merge_insert("id").when_matched_delete().conflict_retries(0).execute(keys)
         self._files.record(dataset)
         return Deletion(int(dataset.version), counts["num_deleted_rows"], missing)
 
-    def rollback(self, version: int) -> int:
+    def rollback(self, version: int, proceed: Proceed = always) -> int:
         """Commit a new version with the content of an older one; its number. The newest one is left as it is.
 
         It gives way to any commit made since it began, whatever that touched: it would undo it unseen.
@@ -126,12 +141,13 @@ class KnowledgeWriter:
         dataset = self._open(version)
         self._files.verify_manifest(newest)
         self._files.require_whole(dataset)
+        proceed()
         with self._committing(dataset):
             restored = restore_as_next(self._path / DATASET_NAME, version, newest)
         self._files.record_manifest(restored)
         return restored
 
-    def compact(self, keep_versions: int, keep_seconds: float) -> Compaction:
+    def compact(self, keep_versions: int, keep_seconds: float, proceed: Proceed = always) -> Compaction:
         """Rewrite small files and deleted rows, and remove versions beyond the newest ones that are also old.
 
         What rollbacks left that were killed is removed as well.
@@ -151,6 +167,7 @@ class KnowledgeWriter:
             )
         dataset = self._open()
         self._files.verify(dataset)  # or what was altered would be written anew, with its own checksum
+        proceed()
         with self._committing(dataset):
             dataset.optimize.compact_files()
             cleaned = dataset.cleanup_old_versions(timedelta(seconds=keep_seconds), retain_versions=keep_versions)
