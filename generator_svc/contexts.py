@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from generator_svc.commands import Document, OpenCommand, Truncation
 from ragserve.checkpoint import RagSettings
 from ragserve.errors import InvalidInputError
+
+SPELL_OTHERWISE = "leave it out or spell it otherwise"
 
 
 class ContextCodec(Protocol):
@@ -22,6 +25,9 @@ class ContextCodec(Protocol):
     def token_ends(self, text: str) -> list[int]:
         """Where each token ends, in characters."""
 
+    def unknown_token(self, token_ids: Sequence[int]) -> str | None:
+        """The first token that the tokenizer has and the model does not."""
+
 
 @dataclass(frozen=True)
 class Context:
@@ -35,12 +41,30 @@ def build_contexts(command: OpenCommand, rag: RagSettings, codec: ContextCodec, 
     """One context for each document of the command.
 
     Raises:
-        InvalidInputError: the question alone is longer than a context may be.
+        InvalidInputError: the question alone is longer than a context may be, or a text holds a token that the model
+            does not know.
     """
-    return tuple(
-        build_context(document, command.question, rag, codec, max_tokens, command.truncation)
-        for document in command.documents
-    )
+    contexts = []
+    for number, document in enumerate(command.documents):
+        context = build_context(document, command.question, rag, codec, max_tokens, command.truncation)
+        if (token := codec.unknown_token(context.token_ids)) is not None:
+            raise _unknown(token, command, number)
+        contexts.append(context)
+    return tuple(contexts)
+
+
+def _unknown(token: str, command: OpenCommand, number: int) -> InvalidInputError:
+    """The error for a token without a row in the model, which says where it stands."""
+    document = command.documents[number]
+    reason = f"{token!r}, a token that the generator's tokenizer has and its model does not: {SPELL_OTHERWISE}"
+    if token in command.question:
+        return InvalidInputError("open.question", f"open.question holds {reason}")
+    field = f"open.documents[{number}]"
+    for part, text in (("title", document.title), ("text", document.text)):
+        if token in text:
+            titled = f" titled {document.title!r}" if document.title else f" {number}"
+            return InvalidInputError(f"{field}.{part}", f"the {part} of the document{titled} holds {reason}")
+    return InvalidInputError(field, f"the context of document {number} holds {reason}")
 
 
 def build_context(

@@ -70,7 +70,7 @@ def load_generator(directory: Path, device: torch.device, precision: Precision =
     return LoadedGenerator(
         model=model,
         model_type=config.model_type,
-        codec=load_codec(part),
+        codec=load_codec(part, config.vocab_size),
         rag=manifest.rag,
         trained_mode=TRAINED_MODES[manifest.kind],
         tokens=_special_tokens(config, generation, part / "config.json"),

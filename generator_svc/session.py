@@ -25,7 +25,7 @@ from generator_svc.commands import (
     TargetScore,
     WidenCommand,
 )
-from generator_svc.contexts import Context, build_contexts
+from generator_svc.contexts import SPELL_OTHERWISE, Context, build_contexts
 from generator_svc.drafting import Drafter
 from generator_svc.loading import LoadedGenerator
 from generator_svc.metrics import GeneratorMetrics
@@ -233,6 +233,13 @@ class DecodeSession:
         for i, target in enumerate(command.targets):
             if isinstance(target, str):
                 target_ids = tuple(self._loaded.codec.encode_target(target))
+                if (token := self._loaded.codec.unknown_token(target_ids)) is not None:
+                    field = f"score.targets[{i}].text"
+                    raise InvalidInputError(
+                        field,
+                        f"{field} holds {token!r}, a token that the generator's tokenizer has and its model does not: "
+                        f"{SPELL_OTHERWISE}",
+                    )
                 check_target(f"score.targets[{i}].text", target_ids, self._limits)
                 targets.append(target_ids)
             else:

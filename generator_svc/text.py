@@ -21,8 +21,11 @@ REPLACEMENT = "\ufffd"  # what an incomplete UTF-8 sequence decodes to
 class Codec:
     """A Hugging Face tokenizer behind a lock: its truncation state is shared and mutable."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, vocab_size: int | None = None) -> None:
+        """`vocab_size` is how many tokens the model knows; None: all of the tokenizer's."""
         self._tokenizer = tokenizer
+        vocabulary = {} if vocab_size is None else tokenizer.get_vocab()
+        self._unknown = {row: token for token, row in vocabulary.items() if row >= (vocab_size or 0)}
         self._lock = threading.Lock()
         added = tokenizer.added_tokens_decoder.items()
         self._special = {token_id for token_id, token in added if token.special} | set(tokenizer.all_special_ids)
@@ -44,6 +47,12 @@ class Codec:
         with self._lock:
             ids: list[int] = self._tokenizer(text, truncation=True, max_length=max_tokens)["input_ids"]
         return ids
+
+    def unknown_token(self, token_ids: Sequence[int]) -> str | None:
+        """The first token that the tokenizer has and the model does not, as bart-large-cnn's `<mask>`."""
+        if not self._unknown:
+            return None
+        return next((self._unknown[token] for token in token_ids if token in self._unknown), None)
 
     def token_ends(self, text: str) -> list[int]:
         """Where each token of the text ends, in characters; no special tokens."""
@@ -94,8 +103,8 @@ def _agreed(prefix: str, text: str) -> int:
     return next((i for i, (a, b) in enumerate(zip(prefix, text, strict=False)) if a != b), min(len(prefix), len(text)))
 
 
-def load_codec(directory: Path) -> Codec:
-    """The tokenizer of a generator directory.
+def load_codec(directory: Path, vocab_size: int | None = None) -> Codec:
+    """The tokenizer of a generator directory, for a model that knows `vocab_size` tokens.
 
     Raises:
         NotFoundError: there is no tokenizer file.
@@ -110,4 +119,4 @@ def load_codec(directory: Path) -> Codec:
         raise FailedPreconditionError(
             f"the tokenizer in {directory} cannot be read: {error}", field=str(directory)
         ) from error
-    return Codec(tokenizer)
+    return Codec(tokenizer, vocab_size)

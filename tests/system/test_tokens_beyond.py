@@ -1,0 +1,133 @@
+"""Tokenizers that have more tokens than their model, or fewer: served, and only what cannot be computed is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+import torch
+from transformers import BartForConditionalGeneration, BertTokenizer
+
+from bench.processes import ServiceProcess, running, start
+from checkpoint_import import ImportOptions, import_checkpoint
+from generator_svc.text import load_codec
+from ragserve.errors import FailedPreconditionError, InvalidInputError
+from ragserve.serving.status import error_from_rpc
+from ragserve.v1 import generator_pb2, orchestrator_pb2
+from retriever_svc.build import build_knowledge_base
+from tests.system.harness import stub_of
+from tests.tiny import (
+    bart_tokenizer,
+    save_generator,
+    save_question_encoder,
+    tiny_passages,
+    write_jsonl,
+)
+
+N_TOKENS = len(bart_tokenizer())
+HOLDS = "holds '<mask>', a token that the generator's tokenizer has and its model does not"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its generator has the shape of bart-large-cnn; a token was added to the tokenizer of its encoder alone."""
+    directory = tmp_path_factory.mktemp("beyond")
+    generator = save_generator(directory / "bart", "bart", vocab_size=N_TOKENS - 1)
+    encoder = save_question_encoder(directory / "dpr")
+    added = BertTokenizer.from_pretrained(encoder)
+    added.add_tokens(["[place]"])
+    added.save_pretrained(encoder)
+    return import_checkpoint(generator, directory / "model", ImportOptions(question_encoder=encoder)).directory
+
+
+@pytest.fixture(scope="module")
+def rag(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    """An orchestrator with both services behind it."""
+    work = tmp_path_factory.mktemp("services")
+    source = write_jsonl(work / "passages.jsonl", tiny_passages(6, max_words=8))
+    build_knowledge_base(source, work / "kb", model)
+    retriever = start("retriever_svc", {"model": model, "knowledge": work / "kb", "threads": 1}, work)
+    generator = start("generator_svc", {"model": model, "threads": 1}, work)
+    targets = {"retriever": retriever.target, "generator": f"ipv4:{generator.target}"}
+    orchestrator = start("orchestrator", targets, work)
+    with running(retriever, generator, orchestrator):
+        yield orchestrator
+
+
+def refused(call: object, request: object) -> InvalidInputError:
+    with pytest.raises(grpc.RpcError) as caught:
+        call(request, timeout=60)  # type: ignore[operator]
+    error = error_from_rpc(caught.value)
+    assert isinstance(error, InvalidInputError)
+    return error
+
+
+def test_other_texts_are_answered_and_the_token_is_named(rag: ServiceProcess) -> None:
+    stub = stub_of(rag.target)
+    document = generator_pb2.Document(title="Great River", text="it is long")
+    options = orchestrator_pb2.GenerationOptions(max_length=6)
+    answered = stub.Generate(orchestrator_pb2.GenerateRequest(question="who?", options=options), timeout=60)
+    assert answered.hypotheses
+    for question, title, text, field, said in (
+        ("who <mask>?", "Great River", "it is long", "question", f"question {HOLDS}"),
+        ("who?", "The <mask>", "it", "documents", f"the title of the document titled 'The <mask>' {HOLDS}"),
+        ("who?", "Moon", "a <mask>", "documents", f"the text of the document titled 'Moon' {HOLDS}"),
+    ):
+        document = generator_pb2.Document(title=title, text=text)
+        request = orchestrator_pb2.GenerateRequest(question=question, documents=[document], options=options)
+        error = refused(stub.Generate, request)
+        assert (error.field, error.message[: len(said)]) == (field, said)
+    request = orchestrator_pb2.RagServiceScoreRequest(question="who?", answer="the <mask>", documents=[document])
+    request.documents[0].text = "it is long"
+    error = refused(stub.Score, request)
+    assert (error.field, error.message.startswith(f"answer {HOLDS}")) == ("answer", True)
+    error = refused(stub.Generate, orchestrator_pb2.GenerateRequest(question="which [place]?", options=options))
+    assert error.field == "question"
+    assert error.message.startswith("question holds '[place]', a token that the encoder's tokenizer has")
+
+
+def test_passages_with_such_a_token_are_named_at_the_build(model: Path, tmp_path: Path) -> None:
+    passages = tiny_passages(3, max_words=8)
+    rows = [*map(vars, passages), {"id": "at-fault", "title": "Great River", "text": "in [place] it is long"}]
+    source = tmp_path / "passages.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InvalidInputError, match=r"holds '\[place\]' \(passage 'at-fault', text\)"):
+        build_knowledge_base(source, tmp_path / "kb", model)
+
+
+def test_a_model_with_rows_that_no_token_has(tmp_path: Path) -> None:
+    """As T5's 28 further rows: transformers can generate them, and they are no text."""
+    source = save_generator(tmp_path / "bart", "bart", vocab_size=N_TOKENS + 7)
+    encoder = save_question_encoder(tmp_path / "dpr")
+    made = import_checkpoint(source, tmp_path / "model", ImportOptions(question_encoder=encoder))
+    codec = load_codec(made.directory / "generator", N_TOKENS + 7)
+    ids = [*bart_tokenizer()("the moon", add_special_tokens=False)["input_ids"], N_TOKENS + 3, 2]
+    assert codec.render(ids).text == bart_tokenizer().decode(ids, skip_special_tokens=True) == "the moon"
+    assert codec.render([N_TOKENS + 3]).text == bart_tokenizer().decode([N_TOKENS + 3]) == ""
+
+
+def test_other_models_tokenizers_are_refused(tmp_path: Path) -> None:
+    encoder = save_question_encoder(tmp_path / "dpr")
+    generator = save_generator(tmp_path / "bart", "bart", vocab_size=N_TOKENS - 2)
+    message = "another model's tokenizer .1 tokens of its vocabulary"
+    with pytest.raises(FailedPreconditionError, match=message) as caught:
+        import_checkpoint(generator, tmp_path / "model", ImportOptions(question_encoder=encoder))
+    assert str(generator) in caught.value.message
+
+
+def test_special_tokens_that_disagree_are_a_warning(tmp_path: Path) -> None:
+    encoder = save_question_encoder(tmp_path / "dpr")
+    generator = save_generator(tmp_path / "bart", "bart", eos_token_id=5)
+    made = import_checkpoint(generator, tmp_path / "model", ImportOptions(question_encoder=encoder))
+    assert "eos_token has the id 2, and the model's configuration says 5" in "\n".join(made.warnings)
+
+
+def test_the_reference_cannot_read_such_a_token(model: Path) -> None:
+    """transformers fails with an index error where the text is refused here."""
+    reference = BartForConditionalGeneration.from_pretrained(model / "generator")
+    ids = bart_tokenizer()("a <mask>", return_tensors="pt")["input_ids"]
+    with pytest.raises(IndexError), torch.no_grad():
+        reference.generate(ids, max_length=4)
