@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 
-from ragserve.arguments import refused
+from ragserve.arguments import refused, shown
 from ragserve.errors import InvalidInputError
 
 EXAMPLE = "write HOST:PORT, such as localhost:50051"
@@ -27,17 +27,19 @@ def parse_target(value: object, field: str = "target") -> str:
     if not isinstance(value, str):
         raise refused(field, field, value, f"a text: {EXAMPLE}")
     if not value.isascii() or not value.isprintable() or re.search(r"\s", value):
-        raise InvalidInputError(field, f"{field} is {value!r}, which has white space or other characters that no "
+        raise InvalidInputError(field, f"{field} is {shown(value)}, which has white space or other characters that no "
                                 f"address has; {EXAMPLE}")  # fmt: skip
     if not value:
         raise InvalidInputError(field, f"{field} is empty; {EXAMPLE}")
     scheme, colon, rest = value.partition(":")
     if scheme.lower() in WEB_SCHEMES and rest.startswith("//"):
         place = rest.lstrip("/").partition("/")[0] or "HOST:PORT"
-        raise InvalidInputError(field, f"{field} is {value!r}; write HOST:PORT without {scheme}://, such as {place}")
+        raise InvalidInputError(
+            field, f"{field} is {shown(value)}; write HOST:PORT without {scheme}://, such as {place}"
+        )
     if colon and scheme in OTHER_SCHEMES:
         if not rest.strip("/"):
-            raise InvalidInputError(field, f"{field} is {value!r}, which says nothing after {scheme}:; {EXAMPLE}")
+            raise InvalidInputError(field, f"{field} is {shown(value)}, which says nothing after {scheme}:; {EXAMPLE}")
         return value
     if scheme in ("ipv4", "ipv6") and colon:
         for part in rest.lstrip("/").split(","):
@@ -45,7 +47,7 @@ def parse_target(value: object, field: str = "target") -> str:
     elif scheme == "dns" and colon and not rest.isdigit():
         _check_place(field, value, re.sub(r"^//[^/]*/", "", rest))
     elif "://" in value:
-        raise InvalidInputError(field, f"{field} is {value!r}, and gRPC knows no {scheme}://; {EXAMPLE}")
+        raise InvalidInputError(field, f"{field} is {shown(value)}, and gRPC knows no {scheme}://; {EXAMPLE}")
     else:
         _check_place(field, value, value)
     return value
@@ -57,20 +59,20 @@ def _check_place(field: str, value: str, place: str) -> None:
     host, rest = (bracketed[1], bracketed[2]) if bracketed else (place.partition(":")[0], place[place.find(":") :])
     if not bracketed and place.count(":") > 1:
         raise InvalidInputError(
-            field, f"{field} is {value!r}, which has more than one colon; write IPv6 addresses as [ADDRESS]:PORT"
+            field, f"{field} is {shown(value)}, which has more than one colon; write IPv6 addresses as [ADDRESS]:PORT"
         )
     if bracketed and not _is_ipv6(host):
-        raise InvalidInputError(field, f"{field} is {value!r}, and {host!r} is no IPv6 address; {EXAMPLE}")
+        raise InvalidInputError(field, f"{field} is {shown(value)}, and {shown(host)} is no IPv6 address; {EXAMPLE}")
     if not host:
-        raise InvalidInputError(field, f"{field} is {value!r}, which has no host; {EXAMPLE}")
+        raise InvalidInputError(field, f"{field} is {shown(value)}, which has no host; {EXAMPLE}")
     if not bracketed and not re.fullmatch(r"[\w.-]+", host):
-        raise InvalidInputError(field, f"{field} is {value!r}, and {host!r} is no name of a host; {EXAMPLE}")
+        raise InvalidInputError(field, f"{field} is {shown(value)}, and {shown(host)} is no name of a host; {EXAMPLE}")
     port = rest.removeprefix(":")
     if not rest.startswith(":") or not port:
-        raise InvalidInputError(field, f"{field} is {value!r}, which has no port; {EXAMPLE}")
+        raise InvalidInputError(field, f"{field} is {shown(value)}, which has no port; {EXAMPLE}")
     if not re.fullmatch(r"\d{1,5}", port) or not 1 <= int(port) <= LARGEST_PORT:
         raise InvalidInputError(
-            field, f"{field} is {value!r}, and {port!r} is no port from 1 to {LARGEST_PORT}; {EXAMPLE}"
+            field, f"{field} is {shown(value)}, and {shown(port)} is no port from 1 to {LARGEST_PORT}; {EXAMPLE}"
         )
 
 

@@ -24,6 +24,7 @@ PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "num_return_sequences": ("returns",),
     "no_repeat_ngram_size": ("no_repeat_ngram",),
     "sampling": ("sample",),
+    "target": ("target", "retriever"),
     "timeout_seconds": ("timeout",),
     "source_format": ("source_format",),
     "encoder_precisions": ("encoder_precision",),

@@ -71,7 +71,7 @@ def search(  # noqa: PLR0913, PLR0917
 ) -> None:
     """Find the passages nearest to a question."""
     wanted = Wanted(query, k, parse_filters(filters), knowledge_version, timeout)
-    rows = _search_running(target, wanted) if target else _search_files(wanted, knowledge, model)
+    rows = _search_files(wanted, knowledge, model) if target is None else _search_running(target, wanted)
     if as_json:
         console.print_json({"query": query, "passages": rows})
         return

@@ -10,16 +10,18 @@ from ragserve.errors import DeadlineExceededError, UnavailableError
 
 @contextmanager
 def reached(*targets: str, options: str = "--target", timeout: float | None = None) -> Iterator[None]:
-    """Adds to an UnavailableError where was asked, how to start the services, and options that name another place.
+    """Adds to an UnavailableError how to start the services, and the options that name another place.
 
     A DeadlineExceededError gets the `timeout`, in seconds, of the option --timeout.
     """
     try:
         yield
     except UnavailableError as error:
+        named = any(target in error.message for target in targets)
+        what = error.message if named else f"no answer from {' or '.join(targets)} ({error.message})"
+        start = " Start" if what.endswith("?") else ": start"
         raise UnavailableError(
-            f"no answer from {' or '.join(targets)} ({error.message}): start the services with 'ragserve up', or name "
-            f"another place with {options}",
+            f"{what}{start} the services with 'ragserve up', or name another place with {options}",
             retry_after_seconds=error.retry_after_seconds,
         ) from error
     except DeadlineExceededError as error:

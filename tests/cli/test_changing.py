@@ -174,7 +174,7 @@ def test_two_writers_of_the_same_files(cli: Cli, as_json: Json, assets: Assets, 
         (["add", "KB", "/nowhere.jsonl"], 1, "/nowhere.jsonl does not exist"),
         (["delete", "KB", "wh\udcff"], 2, "is not UTF-8 text"),
         (["add", "KB", "SOURCE"], 1, "was embedded by another passage encoder"),
-        (["versions", "--retriever", "127.0.0.1:9"], 1, "no answer from 127.0.0.1:9"),
+        (["versions", "--retriever", "127.0.0.1:9"], 1, "nothing listens at 127.0.0.1:9"),
         (["search", "q", "--filter", "lang"], 2, "Cannot read the filter 'lang'."),
         (["search", "q", "--filter", "a=1", "--filter", "a=2"], 2, "contradicts another one on 'a'"),
         *(

@@ -56,7 +56,7 @@ def test_start_is_quick_because_heavy_things_load_late() -> None:
         (["import-checkpoint", "/nowhere", "OUT"], 1, "/nowhere is not a directory"),
         (["quantize-encoder", "/nowhere", "--precision", "int8"], 1, "/nowhere/ragserve.json is missing"),
         (["up", "--config", "/nowhere.toml"], 2, "error: --config: cannot read /nowhere.toml"),
-        (["ask", "who?", "--target", "127.0.0.1:9", "--timeout", "20"], 1, "no answer from 127.0.0.1:9"),
+        (["ask", "who?", "--target", "127.0.0.1:9", "--timeout", "20"], 1, "nothing listens at 127.0.0.1:9"),
         (["ask", "who?", "--bad-words", "a,b"], 2, "error: --bad-words: 'a,b' is not a list of token ids"),
         (["ask", "who?", "--timeout", "-1"], 2, "--timeout"),
         (["kb", "search", "wh\udcff?"], 2, "error: QUERY is not UTF-8 text"),

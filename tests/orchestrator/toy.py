@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -72,7 +73,10 @@ class PrunedSession:
         return [Rendered(" ".join(f"t{t}" for t in one), tuple(f"t{t} " for t in one)) for one in sequences]
 
     def tokenize(self, text: str) -> Prefix:
-        return tuple(int(word.removeprefix("t")) for word in text.split())
+        """t7 is token 7; any other word is some token."""
+        vocab = len(self.distribution(0, ()))
+        words = [word.removeprefix("t") for word in text.split()]
+        return tuple(int(word) % vocab if re.fullmatch("[0-9]{1,9}", word) else len(word) % vocab for word in words)
 
     def _score(self, tokens: Prefix) -> TargetScore:
         rows = [

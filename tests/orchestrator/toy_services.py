@@ -220,6 +220,7 @@ class World:
     metrics: Metrics
     faults: Faults
     generators: Sequence[grpc.aio.Server]
+    target: str
 
     def metric(self, name: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
@@ -276,7 +277,8 @@ async def world(
     await server_.set_serving()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server_.port}") as channel:
-            yield World(orchestrator_pb2_grpc.RagServiceStub(channel), metrics, faults, generators)
+            stub = orchestrator_pb2_grpc.RagServiceStub(channel)
+            yield World(stub, metrics, faults, generators, f"127.0.0.1:{server_.port}")
     finally:
         await server_.drain(0)
         await downstream.stop()
