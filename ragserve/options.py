@@ -59,7 +59,7 @@ class GenerationOptions:
     sampling: its presence turns sampling on.
     question_form: the question as asked, or as the query encoder's tokens decode, like transformers.
     truncation: what to drop from contexts that are too long.
-    max_context_tokens: longest context.
+    max_context_tokens: longest context; 0: the checkpoint's.
     """
 
     mode: Mode | None = None
@@ -84,14 +84,16 @@ class GenerationOptions:
 class RetrieveKeywords(TypedDict, total=False):
     """What is retrieved, and how long the call may take.
 
+    Every value but None is sent, also 0.
+
     docs: passages to retrieve; default: the checkpoint's. There are fewer where the filter lets fewer through.
-    knowledge_version: version of the knowledge base; default: the newest.
+    knowledge_version: version of the knowledge base; default, and 0: the newest.
     filter: what the passages' metadata must be, as {"lang": "en", "year": ragserve.between(1990, 2000)}.
-    nprobe: cells of an IVF index to visit; default: the index's.
-    ef_search: candidates that an HNSW index keeps; default: the index's.
+    nprobe: cells of an IVF index to visit; default, and 0: the index's.
+    ef_search: candidates that an HNSW index keeps; default, and 0: the index's.
     search_kind: what passages are found by: dense, bm25, weighted or rrf; default: the retriever's setting.
     lexical_weight: part of BM25 in a weighted search, 0 to 1; default: the retriever's setting.
-    timeout_seconds: deadline of this call; default: the client's.
+    timeout_seconds: deadline of this call, above 0; default: the client's; math.inf: none.
     """
 
     docs: int | None
@@ -107,7 +109,7 @@ class RetrieveKeywords(TypedDict, total=False):
 class SourceKeywords(RetrieveKeywords, total=False):
     """Where the passages come from.
 
-    documents: answer from these instead of retrieving.
+    documents: answer from these instead of retrieving, at least one: `Document`s or mappings of its fields.
     """
 
     documents: Sequence[Document] | None
