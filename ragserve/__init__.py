@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         NewPassage,
         QueryPassages,
         RetrieverInfo,
+        Split,
         StoredPassage,
         StoredPassages,
         StreamedLookup,
@@ -72,6 +73,7 @@ _LAZY = {
         (
             *("NewPassage", "StoredPassage", "StoredPassages", "Upserted", "Deleted", "Compacted", "RetrieverInfo"),
             *("KnowledgeVersion", "VersionDiff", "Lookup", "LookupResult", "QueryPassages", "StreamedLookup"),
+            "Split",
         ),
         "ragserve.knowledge",
     ),
@@ -120,6 +122,7 @@ __all__ = [
     "Retrieval",
     "RetrieverInfo",
     "Sampling",
+    "Split",
     "StoredPassage",
     "StoredPassages",
     "StreamedLookup",

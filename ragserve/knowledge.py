@@ -32,6 +32,19 @@ class NewPassage:
 
 
 @dataclass(frozen=True)
+class Split:
+    """Splits texts that are too long into passages ID#0, ID#1, and so on, of the same title and metadata.
+
+    By words, or by tokens of the passage encoder, each sharing `overlap` of them with the one before; neither: at
+    sentences, to what the passage encoder reads. A passage that fits, and one with a vector, stays as it is.
+    """
+
+    words: int = 0
+    tokens: int = 0
+    overlap: int = 0
+
+
+@dataclass(frozen=True)
 class StoredPassage:
     """A passage as the knowledge base holds it."""
 
@@ -52,12 +65,19 @@ class StoredPassages:
 
 @dataclass(frozen=True)
 class Upserted:
-    """What an upsert committed: the version that holds it, and how many passages were new, and replaced."""
+    """What an upsert committed: the version that holds it, and how many passages were new, and replaced.
+
+    truncated_passages: those longer than the passage encoder reads; truncated_ids: the first 10 of them;
+    removed_chunks: passages removed because they were parts of a former text (see `Split`).
+    """
 
     knowledge_version: int
     inserted: int
     updated: int
     timings_seconds: Mapping[str, float] = field(default_factory=dict)
+    truncated_passages: int = 0
+    truncated_ids: tuple[str, ...] = ()
+    removed_chunks: int = 0
 
 
 @dataclass(frozen=True)

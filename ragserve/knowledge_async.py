@@ -23,6 +23,7 @@ from ragserve.knowledge import (
     NewPassage,
     Query,
     RetrieverInfo,
+    Split,
     StoredPassages,
     StreamedLookup,
     Upserted,
@@ -79,11 +80,12 @@ class AsyncKnowledgeClient:
         self,
         passages: Iterable[NewPassage | Mapping[str, Any]],
         *,
+        split: Split | None = None,
         progress: Progress | None = None,
         timeout_seconds: float | None = None,
     ) -> Upserted:
         """Adds or replaces passages in one commit; see `KnowledgeClient.upsert`."""
-        return await self._write(calls.upsert(passages, progress), timeout_seconds)
+        return await self._write(calls.upsert(passages, progress, split), timeout_seconds)
 
     async def delete(self, ids: Iterable[str], *, timeout_seconds: float | None = None) -> Deleted:
         """Deletes passages in one commit."""

@@ -17,6 +17,7 @@ from ragserve.knowledge import (
     LookupResult,
     NewPassage,
     RetrieverInfo,
+    Split,
     StoredPassage,
     StoredPassages,
     Upserted,
@@ -53,16 +54,28 @@ class Call(Generic[R]):
             raise self.request.raised[0]
 
 
-def upsert(passages: Iterable[NewPassage | Mapping[str, Any]], progress: Progress | None) -> Call[Upserted]:
+def upsert(
+    passages: Iterable[NewPassage | Mapping[str, Any]], progress: Progress | None, split: Split | None = None
+) -> Call[Upserted]:
     """Adds or replaces passages. Raises InvalidInputError for a passage that cannot be sent; it is named."""
     arguments.function("progress", progress)
     given = arguments.items("passages", "passages", passages, "passages")
     parts = tuple(parts_of(message_of(number, passage) for number, passage in enumerate(given)))
+    if split is not None and parts:
+        parts[0].split.SetInParent()
+        for name in ("words", "tokens", "overlap"):
+            set_field(parts[0].split, name, getattr(split, name), "split.")
     return Call(
         "UpsertPassages",
         Parts(parts, progress),
         lambda response: Upserted(
-            response.knowledge_version, response.inserted, response.updated, timings_seconds(response.timings)
+            response.knowledge_version,
+            response.inserted,
+            response.updated,
+            timings_seconds(response.timings),
+            response.truncated_passages,
+            tuple(response.truncated_ids),
+            response.removed_chunks,
         ),
         MAY_BE_DONE_TWICE,
     )

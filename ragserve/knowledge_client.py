@@ -23,6 +23,7 @@ from ragserve.knowledge import (
     NewPassage,
     Query,
     RetrieverInfo,
+    Split,
     StoredPassages,
     StreamedLookup,
     Upserted,
@@ -89,15 +90,17 @@ class KnowledgeClient:
         self,
         passages: Iterable[NewPassage | Mapping[str, Any]],
         *,
+        split: Split | None = None,
         progress: Progress | None = None,
         timeout_seconds: float | None = None,
     ) -> Upserted:
         """Adds passages, and replaces those whose ids are there already, in one commit: all of them or none.
 
         They are `NewPassage`s or mappings with its fields. Searches on the replica that took them find them from now
-        on. progress: told how many are sent, and of how many, from another thread; it starts anew with each attempt.
+        on. split: long texts become several passages. progress: told how many are sent, and of how many, from another
+        thread; it starts anew with each attempt.
         """
-        return self._write(calls.upsert(passages, progress), timeout_seconds)
+        return self._write(calls.upsert(passages, progress, split), timeout_seconds)
 
     def delete(self, ids: Iterable[str], *, timeout_seconds: float | None = None) -> Deleted:
         """Deletes passages in one commit."""

@@ -1,120 +1,217 @@
-"""Adds the passages of a file to a knowledge base, batch by batch."""
+"""Adds the passages of a source to a knowledge base, batch by batch."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ragserve.errors import InvalidInputError, RagserveError
+from ragserve.passage_rules import MAX_PASSAGE_BYTES, PassageLimits
 from ragserve_cli import console
 from ragserve_cli.places import Place
 from retriever_svc.build.lines import bad_row
 from retriever_svc.build.reading import EMBEDDINGS, Notify, ReadOptions
-from retriever_svc.build.sources import SourcePassage, no_passages, read_rows
-from retriever_svc.splitting import by_words, split_passage
+from retriever_svc.build.sources import SourcePassage, no_passages, read_rows, split_row
+from retriever_svc.splitting import Cut, SplitOptions, chunk_parent
+
+PASSAGE_FIELD = re.compile(r"passages\[(\d+)\]")
+# What a retriever says of a passage, without the name of the field, which has no meaning in a file.
+FIELD_NAME = re.compile(r"^passages\[\d+\](?:\.passage)?(?:\.([a-z]+)(?:_json)?)?")
+
+
+@dataclass(frozen=True)
+class Adding:
+    """How a source is added.
+
+    cut: splits the texts here; None: they stay whole, or the retriever splits them (split_later). limits: of what is
+    left after the split.
+    """
+
+    source_format: str | None = None
+    reading: ReadOptions = field(default_factory=ReadOptions)
+    split: SplitOptions = field(default_factory=SplitOptions)
+    cut: Cut | None = None
+    split_later: bool = False
+    limits: PassageLimits = field(default_factory=PassageLimits)
+    skip_bad_rows: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        source_format: str | None,
+        reading: ReadOptions,
+        split: SplitOptions,
+        encoder: Path | None,
+        max_passage_bytes: int = MAX_PASSAGE_BYTES,
+        *,
+        skip_bad_rows: bool = False,
+    ) -> Adding:
+        """`encoder`: directory of the passage encoder; None: a retriever splits, embeds and stores."""
+        split.check()
+        reading.check()
+        cut = None if encoder is None else split.cut(encoder)
+        later = encoder is None and not split.whole
+        return cls(source_format, reading, split, cut, later, PassageLimits(max_passage_bytes), skip_bad_rows)
+
+    def passages(self, row: SourcePassage) -> list[SourcePassage]:
+        """What a row becomes here. Raises InvalidInputError, with file and line, if some of it may not be stored."""
+        if not self.split_later:
+            return split_row(row, self.cut, self.limits)
+        split_row(replace(row, text=""), None, self.limits)  # the retriever checks the texts that it makes
+        return [row]
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file that was read through once: it holds so many passages, with different ids, and so many bad rows."""
+    """A source that was read through once: so many passages as far as they are split here, and the bad rows."""
 
     path: Path
-    source_format: str | None
-    split_words: int | None
-    skip_bad_rows: bool
-    reading: ReadOptions = field(default_factory=ReadOptions)
+    adding: Adding
     passages: int = 0
     bad_rows: tuple[str, ...] = ()
+    refused: frozenset[str] = frozenset()  # ids ID#N beside a row ID: while texts are split, they name chunks of it
 
     def read(
-        self, bad_rows: list[str] | None = None, notify: Notify = lambda _message: None
-    ) -> Iterator[SourcePassage]:
-        """The passages, in order. What is wrong with the rows that are skipped is added to `bad_rows`."""
-        cut = None if self.split_words is None else by_words(self.split_words)
-        lines: dict[str, tuple[str, int]] = {}
+        self,
+        bad_rows: list[str] | None = None,
+        ids: set[str] | None = None,
+        notify: Notify = lambda _message: None,
+    ) -> Iterator[list[SourcePassage]]:
+        """The rows, in order, each as the passages that it becomes here.
+
+        What is wrong with the rows that are skipped is added to `bad_rows`, and the ids of the others to `ids`.
+        """
+        places: dict[str, tuple[str, int]] = {}
         vectors_noted = False
-        for row in read_rows(self.path, self.source_format, options=self.reading, notify=notify):
+        for row in read_rows(self.path, self.adding.source_format, options=self.adding.reading, notify=notify):
             if isinstance(row, InvalidInputError):
                 self._skip(row, bad_rows)
                 continue
             if row.vector is not None and not vectors_noted:
                 vectors_noted = True
                 notify(f"column '{EMBEDDINGS}' is left out: texts are embedded as they are added")
-            for passage in split_passage(row, cut):
-                file, line = lines.setdefault(passage.id, (passage.file, passage.line))
-                if (file, line) != (passage.file, passage.line):
-                    where = f"line {line}" if file == passage.file else f"{file}:{line}"
-                    what = f"column 'id' is {passage.id!r}, as in {where}"
-                    self._skip(bad_row(Path(passage.file), passage.line, what), bad_rows)
-                    break
-                yield passage
+            try:
+                passages = self._passages(row, places)
+            except InvalidInputError as error:
+                self._skip(error, bad_rows)
+                continue
+            if ids is not None:
+                ids.add(row.id)
+            yield passages
+
+    def _passages(self, row: SourcePassage, places: dict[str, tuple[str, int]]) -> list[SourcePassage]:
+        if row.id in self.refused:
+            raise _bad(row, f"column 'id' is {row.id!r}, which names a part of {chunk_parent(row.id)!r}: rename one")
+        passages = self.adding.passages(row)
+        for name in dict.fromkeys([row.id, *(passage.id for passage in passages)]):
+            file, line = places.setdefault(name, (row.file, row.line))
+            if (file, line) != (row.file, row.line):
+                where = f"line {line}" if file == row.file else f"{file}:{line}"
+                raise _bad(row, f"column 'id' is {name!r}, as in {where}")
+        return passages
 
     def _skip(self, error: InvalidInputError, bad_rows: list[str] | None) -> None:
-        if not self.skip_bad_rows:
+        if not self.adding.skip_bad_rows:
             raise error
         if bad_rows is not None:
             bad_rows.append(error.message)
 
 
-@dataclass(frozen=True)
+def _bad(row: SourcePassage, message: str) -> InvalidInputError:
+    return bad_row(Path(row.file), row.line, message)
+
+
+@dataclass
 class Added:
-    """What was committed."""
+    """What was committed, and which of it is longer than the passage encoder reads (the first few, by FILE:LINE)."""
 
     knowledge_version: int = 0
     inserted: int = 0
     updated: int = 0
     commits: int = 0
+    removed_chunks: int = 0
+    truncated_passages: int = 0
+    truncated: list[str] = field(default_factory=list)
 
 
-def read_source(
-    path: Path,
-    source_format: str | None,
-    split_words: int | None,
-    *,
-    reading: ReadOptions | None = None,
-    skip_bad_rows: bool = False,
-) -> Source:
-    """Read all of a file, so that nothing is committed of one that is bad; with `skip_bad_rows`, those are left out.
+def read_source(path: Path, adding: Adding) -> Source:
+    """Read all of a source, so that nothing is committed of one that is bad; bad rows may be left out.
 
     Raises:
         NotFoundError: it is not there.
-        InvalidInputError: a bad row, an id that comes twice, no rows, or `split_words` below 1.
+        InvalidInputError: a bad row, an id that comes twice or names a chunk of another row, or no rows.
     """
-    if split_words is not None and split_words < 1:
-        raise InvalidInputError("split_words", f"split_words is {split_words}; it must be at least 1")
-    bad_rows: list[str] = []
-    reading = reading or ReadOptions()
-    reading.check()
-    source = Source(path, source_format, split_words, skip_bad_rows, reading)
-    passages = sum(1 for _ in source.read(bad_rows, console.note))
+    source, bad_rows, ids = Source(path, adding), list[str](), set[str]()
+    passages = sum(len(row) for row in source.read(bad_rows, ids, console.note))
+    if not adding.split.whole:
+        refused = frozenset(identifier for identifier in ids if chunk_parent(identifier) in ids)
+        if refused:
+            source, bad_rows = replace(source, refused=refused), []
+            passages = sum(len(row) for row in source.read(bad_rows))
     if not passages:
         raise no_passages(path, len(bad_rows), bad_rows)
     return replace(source, passages=passages, bad_rows=tuple(bad_rows))
 
 
 def add_passages(place: Place, source: Source, batch_passages: int, report: Callable[[int], None]) -> Added:
-    """Commit the passages, so many at a time; `report` is told how many are embedded or sent.
+    """Commit the passages, so many rows at a time; `report` is told how many are embedded or sent.
 
     What a failure leaves is said: the batches before it are committed.
     """
-    passages, done = source.read(), Added()
-    sent = 0
+    rows, done, sent = source.read(), Added(), 0
     report(0)
-    while batch := list(itertools.islice(passages, batch_passages)):
-        begun = sent
+    while batch := list(itertools.islice(rows, batch_passages)):
         try:
-            found = place.upsert(batch, lambda count, begun=begun: report(begun + count))  # type: ignore[misc]
+            sent += _add_batch(place, source, batch, done, lambda count, begun=sent: report(begun + count))  # type: ignore[misc]
         except RagserveError:
             if done.commits:
-                console.note(f"the first {begun} passages are in version {done.knowledge_version}; adding all is safe")
+                console.note(f"the first {sent} passages are in version {done.knowledge_version}; adding all is safe")
             raise
-        sent += len(batch)
-        done = Added(
-            found.knowledge_version,
-            done.inserted + found.inserted,
-            done.updated + found.updated,
-            done.commits + 1,
-        )
     return done
+
+
+def _add_batch(
+    place: Place, source: Source, batch: Sequence[list[SourcePassage]], done: Added, report: Callable[[int], None]
+) -> int:
+    """Commit one batch and add what came of it to `done`; the number of its passages.
+
+    A row that the retriever refuses is named, or left out where bad rows are.
+    """
+    rows = list(batch)
+    while rows:
+        try:
+            found = place.upsert(rows, source.adding.split, report)
+        except InvalidInputError as error:
+            number = PASSAGE_FIELD.match(error.field)
+            if number is None or int(number.group(1)) >= len(rows):
+                raise
+            refused = _in_the_file(error, rows.pop(int(number.group(1)))[0])
+            if not source.adding.skip_bad_rows:
+                raise refused from error
+            console.warn(f"skipped a row: {refused.message}")
+            continue
+        done.knowledge_version = found.knowledge_version
+        done.inserted += found.inserted
+        done.updated += found.updated
+        done.commits += 1
+        done.removed_chunks += found.removed_chunks
+        done.truncated_passages += found.truncated_passages
+        done.truncated += _places(found.truncated_ids, rows)
+        break
+    return sum(len(row) for row in rows)
+
+
+def _in_the_file(error: InvalidInputError, row: SourcePassage) -> InvalidInputError:
+    """What a retriever says of a passage, in the terms of the file."""
+    named = FIELD_NAME.sub(lambda found: f"column '{found.group(1) or 'vector'}'", error.message)
+    return _bad(row, named)
+
+
+def _places(ids: Sequence[str], rows: Sequence[list[SourcePassage]]) -> list[str]:
+    """Ids with file and line."""
+    places = {one.id: f"{one.file}:{one.line}" for row in rows for one in row}
+    found = (places.get(name) or places.get(chunk_parent(name) or "", "") for name in ids)
+    return [f"{place} ({name!r})" for place, name in zip(found, ids, strict=True)]

@@ -5,24 +5,36 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ragserve.checkpoint import load_manifest
 from ragserve.errors import InvalidInputError
+from ragserve.passage_rules import MAX_PASSAGE_BYTES
 from ragserve_cli import console
 from ragserve_cli.building import (
-    Format,
+    FormatOption,
     IdColumnOption,
+    MaxPassageOption,
     ModelOption,
+    OverlapOption,
     Quotes,
     QuotesOption,
+    SkipOption,
+    Split,
+    SplitOption,
     TextColumnOption,
     TitleColumnOption,
+    TokensOption,
     WithoutColumnOption,
+    WordsOption,
 )
 from ragserve_cli.knowledge import JsonOption
 from ragserve_cli.plan import demo_directory
+
+if TYPE_CHECKING:
+    from ragserve_cli.adding import Added
 
 DEFAULT_BATCH = 10_000
 ID_LIMIT = 1_000
@@ -44,45 +56,68 @@ def add(  # noqa: PLR0913
     *,
     retriever: RetrieverOption = None,
     model: ModelOption = None,
-    split_words: Annotated[
-        int | None, typer.Option("--split-words", metavar="N", help="Split texts to passages of N words (DPR: 100).")
-    ] = None,
-    source_format: Annotated[
-        Format | None, typer.Option("--format", help="Format of SOURCE; unset: by its name.")
-    ] = None,
+    split: SplitOption = Split.SENTENCES,
+    split_words: WordsOption = None,
+    split_tokens: TokensOption = None,
+    overlap: OverlapOption = 0,
+    max_passage_bytes: MaxPassageOption = MAX_PASSAGE_BYTES,
+    source_format: FormatOption = None,
     id_column: IdColumnOption = None,
     title_column: TitleColumnOption = None,
     text_column: TextColumnOption = None,
     without_column: WithoutColumnOption = None,
     quotes: QuotesOption = Quotes.AUTO,
-    skip_bad_rows: Annotated[
-        bool, typer.Option("--skip-bad-rows", help="Leave bad rows out and name them, instead of refusing SOURCE.")
-    ] = False,
+    skip_bad_rows: SkipOption = False,
     batch_passages: Annotated[
         int, typer.Option("--batch-passages", metavar="N", min=1, help="Passages in one commit.")
     ] = DEFAULT_BATCH,
     as_json: JsonOption = False,
 ) -> None:
-    """Add passages, and replace those whose ids are there, in commits of 10,000 (--batch-passages)."""
+    """Add passages, and replace those whose ids are there, in commits of 10,000 rows (--batch-passages).
+
+    Long texts are split as by kb build, and what an earlier text was split into is removed.
+    """
     knowledge, (path,) = split_values(values, retriever, "SOURCE")
-    from ragserve_cli.adding import add_passages, read_source  # noqa: PLC0415  (slow to import)
+    from ragserve_cli.adding import Adding, add_passages, read_source  # noqa: PLC0415  (slow to import)
     from ragserve_cli.places import opened  # noqa: PLC0415
     from retriever_svc.build.reading import ReadOptions  # noqa: PLC0415
+    from retriever_svc.knowledge import passage_encoder_directory  # noqa: PLC0415
+    from retriever_svc.splitting import SplitOptions  # noqa: PLC0415
 
     name = source_format.value if source_format else None
+    own_model = None if retriever else model or demo_directory() / "model"
+    if own_model:
+        load_manifest(own_model)  # names the model directory where it is none
+    encoder = own_model and passage_encoder_directory(own_model)
+    splitting = SplitOptions(split.value, split_words, split_tokens, overlap)
     reading = ReadOptions(id_column, title_column, text_column, tuple(without_column or ()), quotes.value)
-    source = read_source(Path(path), name, split_words, reading=reading, skip_bad_rows=skip_bad_rows)
+    adding = Adding.of(name, reading, splitting, encoder, max_passage_bytes, skip_bad_rows=skip_bad_rows)
+    source = read_source(Path(path), adding)
     if source.bad_rows:
         named = "; ".join(source.bad_rows[:NAMED])
         console.warn(f"skipped {len(source.bad_rows)} rows of {path}, beginning with: {named}")
-    own_model = None if retriever else model or demo_directory() / "model"
     with opened(knowledge, retriever, own_model) as place, console.progress_bar("adding", unit="passages") as bar:
         done = add_passages(place, source, batch_passages, _shown_by(bar, source.passages, batch_passages))
+    _show_added(done, str(retriever or knowledge), as_json)
+
+
+def _show_added(done: Added, where: str, as_json: bool) -> None:
+    if done.truncated_passages:
+        console.warn(truncated_passages(done.truncated_passages, done.truncated))
     if as_json:
         console.print_json(asdict(done))
         return
     what = f"{done.inserted} passages added, {done.updated} replaced, in {done.commits} commits"
-    console.note(f"{retriever or knowledge}: version {done.knowledge_version}, {what}")
+    if done.removed_chunks:
+        what += f"; {done.removed_chunks} parts of earlier texts removed"
+    console.note(f"{where}: version {done.knowledge_version}, {what}")
+
+
+def truncated_passages(count: int, names: Sequence[str]) -> str:
+    """That the encoder does not read all of some passages, and what to do."""
+    few = ", ".join(names[:NAMED])
+    are = "passage is" if count == 1 else "passages are"
+    return f"{count} {are} longer than the passage encoder reads, beginning with {few}: split texts, or shorten titles"
 
 
 def _shown_by(bar: console.ProgressBar, passages: int, batch_passages: int) -> Callable[[int], None]:

@@ -18,7 +18,8 @@ from retriever_svc.knowledge import KnowledgeBase
 from retriever_svc.live import history
 from retriever_svc.live.writer import DEFAULT_KEEP_SECONDS, DEFAULT_KEEP_VERSIONS, KnowledgeWriter
 from retriever_svc.loading import RetrievalOptions, load_passage_encoder
-from retriever_svc.types import Float32, Passage
+from retriever_svc.splitting import SplitOptions, chunk_parent
+from retriever_svc.types import Float32, Passage, Truncated
 
 CHUNK_PASSAGES = 64  # embedded together
 RETRIES = Retries(max_attempts=20)  # after another writer was first
@@ -39,22 +40,34 @@ class Files:
             knowledge.require_servable(found)
         self._writer = KnowledgeWriter(path, knowledge.encoder)
 
-    def upsert(self, passages: Sequence[SourcePassage], report: Report) -> Upserted:
+    def upsert(self, rows: Sequence[list[SourcePassage]], split: SplitOptions, report: Report) -> Upserted:
         """Embeds, and commits; what is embedded is kept when another writer is first."""
-        new = [Passage(one.id, one.title, one.text, one.metadata_json) for one in passages]
-        vectors = self._embed(new, report)
-        done = _racing(lambda: self._writer.upsert(new, vectors))
-        return Upserted(done.version, done.inserted, done.updated)
+        new = [Passage(one.id, one.title, one.text, one.metadata_json) for row in rows for one in row]
+        vectors, truncated = self._embed(new, report)
+        chunks = None if split.whole else {_parent(row): len(row) for row in rows}
+        done = _racing(lambda: self._writer.upsert(new, vectors, chunks))
+        return Upserted(
+            done.version,
+            done.inserted,
+            done.updated,
+            truncated_passages=truncated.count,
+            truncated_ids=tuple(truncated.names),
+            removed_chunks=done.removed,
+        )
 
-    def _embed(self, passages: Sequence[Passage], report: Report) -> Float32:
+    def _embed(self, passages: Sequence[Passage], report: Report) -> tuple[Float32, Truncated]:
         if self._encoder is None:
             raise ValueError("upsert without a model")
+        truncated = Truncated()
         vectors = np.empty((len(passages), self._encoder.config.dim), np.float32)
         for start in range(0, len(passages), CHUNK_PASSAGES):
             chunk = passages[start : start + CHUNK_PASSAGES]
-            vectors[start : start + len(chunk)] = self._encoder.encode_passages(chunk)
+            vectors[start : start + len(chunk)] = self._encoder.encode_passages(
+                chunk,
+                lambda row, chunk=chunk: truncated.add(chunk[row].id),  # type: ignore[misc]
+            )
             report(start + len(chunk))
-        return vectors
+        return vectors, truncated
 
     def delete(self, ids: Sequence[str]) -> Deleted:
         """Deletes."""
@@ -82,6 +95,11 @@ class Files:
         seconds = DEFAULT_KEEP_SECONDS if keep_seconds is None else keep_seconds
         done = _racing(lambda: self._writer.compact(versions, seconds))
         return Compacted(done.version, done.versions_removed, done.bytes_removed)
+
+
+def _parent(row: Sequence[SourcePassage]) -> str:
+    """The id of a row that became these passages."""
+    return row[0].id if len(row) == 1 else chunk_parent(row[0].id) or row[0].id
 
 
 def _racing(write: Callable[[], T]) -> T:

@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ragserve.knowledge import Compacted, Deleted, KnowledgeVersion, NewPassage, Upserted, VersionDiff
+from ragserve.knowledge import Compacted, Deleted, KnowledgeVersion, NewPassage, Split, Upserted, VersionDiff
 from ragserve.knowledge_client import KnowledgeClient
 from ragserve_cli.reach import reached
 
 if TYPE_CHECKING:
     from retriever_svc.build.sources import SourcePassage
+    from retriever_svc.splitting import SplitOptions
 
 Report = Callable[[int], None]
 
@@ -21,8 +22,11 @@ Report = Callable[[int], None]
 class Place(Protocol):
     """What `ragserve kb` does to a knowledge base. All raise the errors of `ragserve.errors`."""
 
-    def upsert(self, passages: Sequence[SourcePassage], report: Report) -> Upserted:
-        """Adds or replaces passages in one commit; `report` is told how many are embedded, or sent."""
+    def upsert(self, rows: Sequence[list[SourcePassage]], split: SplitOptions, report: Report) -> Upserted:
+        """Adds or replaces rows, each as the passages that it became, in one commit.
+
+        `split` says how they were or are to be split; `report` is told how many passages are embedded, or rows sent.
+        """
 
     def delete(self, ids: Sequence[str]) -> Deleted:
         """Deletes passages in one commit."""
@@ -46,13 +50,14 @@ class Running:
     def __init__(self, client: KnowledgeClient) -> None:
         self._client = client
 
-    def upsert(self, passages: Sequence[SourcePassage], report: Report) -> Upserted:
-        """Sends; the retriever embeds and commits."""
+    def upsert(self, rows: Sequence[list[SourcePassage]], split: SplitOptions, report: Report) -> Upserted:
+        """Sends; the retriever splits, embeds and commits."""
         new = (
             NewPassage(one.id, one.text, one.title, json.loads(one.metadata_json) if one.metadata_json else {})
-            for one in passages
+            for (one,) in rows
         )
-        return self._client.upsert(new, progress=lambda sent, _total: report(sent))
+        wanted = None if split.whole else Split(split.words or 0, split.tokens or 0, split.overlap)
+        return self._client.upsert(new, split=wanted, progress=lambda sent, _total: report(sent))
 
     def delete(self, ids: Sequence[str]) -> Deleted:
         """Deletes."""

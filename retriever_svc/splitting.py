@@ -18,6 +18,8 @@ from tokenizers import Tokenizer
 
 from ragserve.errors import InvalidInputError
 from retriever_svc.encoder_config import EncoderConfig, load_encoder_config
+from retriever_svc.encoder_session import read
+from retriever_svc.lexical.analysis import UNSPACED
 
 if TYPE_CHECKING:
     from retriever_svc.build.sources import SourcePassage
@@ -37,10 +39,7 @@ LOCALE = "en"  # words and sentences of other scripts are found by script, not b
 
 CHUNK_ID = re.compile(r"(.+)#(?:0|[1-9][0-9]{0,8})", re.DOTALL)
 WORD = re.compile(r"\S+")
-# Thai, Lao, Burmese, Khmer, kana, Han: words stand without spaces.
-UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
-)
+HAS_UNSPACED = re.compile(f"[{UNSPACED}]")
 PARAGRAPH = re.compile(r"\n[^\S\n]*\n\s*")
 LINE = re.compile(r"\n\s*")
 SINGLE_NEWLINE = re.compile(r"(?<![\n\r])\r?\n(?![\r\n])")
@@ -203,7 +202,7 @@ def _word_starts(text: str) -> Iterator[int]:
     """Where the words of a text begin."""
     for found in WORD.finditer(text):
         piece, start = found.group(), found.start()
-        if UNSPACED.search(piece):
+        if HAS_UNSPACED.search(piece):
             for begin, end in WordBreaker(piece, LOCALE).segments():
                 if begin == 0 or any(map(str.isalnum, piece[begin:end])):
                     yield from range(start + begin, start + end, LONGEST_WORD)
@@ -250,7 +249,8 @@ def by_tokens(encoder: Path, tokens: int, overlap: int) -> Cut:
 
 def _tokenizer(encoder: Path) -> Tokenizer:
     """The encoder's tokenizer, cutting nothing and never padding."""
-    tokenizer = Tokenizer.from_file(str(encoder / "tokenizer.json"))
+    path = encoder / "tokenizer.json"
+    tokenizer = read(path, lambda: Tokenizer.from_file(str(path)))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

@@ -1,0 +1,170 @@
+"""Long texts on files and through a retriever: split in the same way, refused in the same words."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.processes import ServiceProcess, start
+from ragserve.errors import InvalidInputError
+from ragserve.knowledge import StoredPassage
+from ragserve.knowledge_client import KnowledgeClient
+from ragserve_cli.adding import Adding, read_source
+from retriever_svc.build.reading import ReadOptions
+from retriever_svc.knowledge import passage_encoder_directory
+from retriever_svc.live.history import read_passages
+from retriever_svc.splitting import Split, SplitOptions
+from tests.cli.conftest import Assets, Cli
+
+SENTENCE = "The old city lies on a river. "
+LONG = SENTENCE * 400
+WHOLE = "x " * 300_000  # 600,000 bytes: more than a passage may have
+
+
+@dataclass(frozen=True)
+class Place:
+    """A knowledge base and the options of `kb add` that name it."""
+
+    options: list[object]
+    knowledge: Path
+    cli: Cli
+
+    def stored(self, ids: list[str]) -> dict[str, Any]:
+        version = json.loads(self.cli("kb", "versions", self.knowledge, "--json").stdout)["versions"][-1]["version"]
+        _, found = read_passages(self.knowledge, ids, version)
+        return {name: (one.title, one.text, one.metadata_json) for name, one in found.items()}
+
+
+@pytest.fixture(scope="module")
+def retriever(assets: Assets, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServiceProcess, Path]]:
+    directory = tmp_path_factory.mktemp("running")
+    knowledge = Path(shutil.copytree(assets.knowledge, directory / "kb"))
+    flags = {"model": assets.model, "knowledge": knowledge, "threads": 1, "device": "cpu"}
+    process = start("retriever_svc", flags, directory / "logs").wait_healthy()
+    yield process, knowledge
+    assert process.stop() == 0
+
+
+@pytest.fixture(params=["files", "retriever"])
+def place(
+    request: pytest.FixtureRequest, cli: Cli, assets: Assets, retriever: tuple[ServiceProcess, Path], tmp_path: Path
+) -> Place:
+    if request.param == "files":
+        knowledge = Path(shutil.copytree(assets.knowledge, tmp_path / "kb"))
+        return Place([knowledge, "--model", assets.model], knowledge, cli)
+    process, knowledge = retriever
+    return Place(["--retriever", process.target], knowledge, cli)
+
+
+def add(place: Place, path: Path, rows: list[dict[str, Any]], *options: object) -> Any:
+    """`kb add`: KB comes before SOURCE, options after."""
+    knowledge, *named = place.options if place.options[0] != "--retriever" else [None, *place.options]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = [path] if knowledge is None else [knowledge, path]
+    return place.cli("kb", "add", *values, *named, *options, "--json")
+
+
+def chunks(place: Place, name: str) -> list[tuple[str, str, str]]:
+    found = place.stored([name, *(f"{name}#{number}" for number in range(2000))])
+    assert list(found) == [name] or list(found) == [f"{name}#{number}" for number in range(len(found))]
+    return list(found.values())
+
+
+def test_a_long_text_is_split_and_its_parts_are_replaced_together(place: Place, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    done = add(place, path, [{"id": "doc", "title": "T", "text": LONG, "n": 1}, {"id": "short", "text": "the river"}])
+    assert done.returncode == 0, done.stderr
+    first = chunks(place, "doc")
+    assert json.loads(done.stdout)["inserted"] == len(first) + 1 > 10
+    assert " ".join(text for _, text, _ in first) == LONG.strip()
+    assert {(title, metadata) for title, _, metadata in first} == {("T", '{"n": 1}')}
+    assert json.loads(done.stdout)["truncated_passages"] == 0
+    done = json.loads(add(place, path, [{"id": "doc", "text": SENTENCE * 20}]).stdout)
+    second = chunks(place, "doc")
+    assert 1 < len(second) < len(first)
+    assert (done["updated"], done["inserted"], done["removed_chunks"]) == (len(second), 0, len(first) - len(second))
+    done = json.loads(add(place, path, [{"id": "doc", "text": SENTENCE}]).stdout)
+    assert chunks(place, "doc") == [("", SENTENCE, "")]
+    assert (done["inserted"], done["removed_chunks"]) == (1, len(second))
+    done = json.loads(add(place, path, [{"id": "doc", "text": LONG}], "--split-words", 100).stdout)
+    assert (done["inserted"], done["removed_chunks"]) == (len(chunks(place, "doc")), 1)
+    assert all(len(text.split()) <= 100 for _, text, _ in chunks(place, "doc"))
+    done = json.loads(add(place, path, [{"id": "doc", "text": LONG}], "--split", "none").stdout)
+    assert done["truncated_passages"] == 1
+    assert done["truncated"] == [f"{path}:1 ('doc')"]
+
+
+def test_two_hundred_thousand_characters_are_treated_alike(place: Place, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    found = add(place, path, [{"id": "big", "text": "word " * 40_000}], "--split", "none")
+    assert found.returncode == 0, found.stderr
+    assert "1 passage is longer than the passage encoder reads, beginning with" in found.stderr
+
+
+BAD: list[tuple[dict[str, Any], str, str]] = [
+    (
+        {"text": WHOLE},
+        "none",
+        "column 'text' has 600000 bytes; id, title, text and metadata of a passage may",
+    ),
+    ({"text": "x", "html": WHOLE}, "sentences", "column 'metadata' has 600012 bytes; id, title, text and metadata"),
+    ({"text": "x", "title": WHOLE}, "sentences", "column 'title' has 600000 bytes"),
+    ({"text": "x", "id": "i" * 3000}, "sentences", "column 'id' has 3000 bytes; an id may have 2048"),
+    ({"text": "x", "id": "a\nb"}, "sentences", "column 'id' holds the control character U+000A at position 1"),
+    ({"text": "x\0"}, "sentences", "column 'text' holds the control character U+0000 at position 1"),
+    ({"text": "x", "y": {"a": "\ud800"}}, "sentences", "column 'metadata' has a text under 'y.a' that holds half a"),
+    ({"text": "x" * 1_100_000}, "sentences", "column 'text' has 1100000 bytes and is too long"),
+    ({"text": "x", "id": "doc#1"}, "sentences", "column 'id' is 'doc#1', which names a part of 'doc'"),
+]
+
+
+@pytest.mark.parametrize("on_files", [True, False], ids=["files", "retriever"])
+@pytest.mark.parametrize(("row", "split", "said"), BAD)
+def test_what_may_not_be_stored_is_named_or_left_out(
+    assets: Assets, tmp_path: Path, on_files: bool, row: dict[str, Any], split: Split, said: str
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"id": "doc", "text": "the river"}, {"id": "bad", **row}, {"id": "last", "text": "the city"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    encoder = passage_encoder_directory(assets.model) if on_files else None
+    adding = Adding.of(None, ReadOptions(), SplitOptions(split), encoder)
+    with pytest.raises(InvalidInputError) as refused:
+        read_source(path, adding)
+    assert refused.value.message.startswith(f"{path}:2: {said}")
+    source = read_source(path, replace(adding, skip_bad_rows=True))
+    assert source.bad_rows == (refused.value.message,)
+    assert [passage.id for row in source.read() for passage in row] == ["doc", "last"]
+
+
+def test_a_bad_row_is_refused_or_skipped_at_the_command_line(place: Place, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"id": "one", "text": "the river"}, {"id": "bad", "text": WHOLE}, {"id": "two", "text": "the city"}]
+    refused = add(place, path, rows, "--split", "none")
+    assert (refused.returncode, f"{path}:2: column 'text' has 600000 bytes" in refused.stderr) == (2, True)
+    done = add(place, path, rows, "--split", "none", "--skip-bad-rows")
+    assert done.returncode == 0, done.stderr
+    assert f"skipped 1 rows of {path}, beginning with: {path}:2: column 'text'" in done.stderr
+    assert list(place.stored(["one", "bad", "two"])) == ["one", "two"]
+
+
+def test_a_retriever_with_a_lower_limit_refuses_by_file_and_line(cli: Cli, assets: Assets, tmp_path: Path) -> None:
+    knowledge = Path(shutil.copytree(assets.knowledge, tmp_path / "kb"))
+    flags = {"model": assets.model, "knowledge": knowledge, "threads": 1, "device": "cpu", "max_passage_bytes": 100}
+    process = start("retriever_svc", flags, tmp_path / "logs").wait_healthy()
+    place = Place(["--retriever", process.target], knowledge, cli)
+    path = tmp_path / "rows.jsonl"
+    rows = [{"id": "a", "text": "the river"}, {"id": "b", "title": "t" * 200, "text": "x"}]
+    refused = add(place, path, rows)
+    assert (refused.returncode, f"{path}:2: column 'title' has 200 bytes" in refused.stderr) == (2, True)
+    done = add(place, path, rows, "--skip-bad-rows")
+    assert (done.returncode, json.loads(done.stdout)["inserted"]) == (0, 1)
+    assert f"{path}:2: column 'title' has 200 bytes" in done.stderr
+    with KnowledgeClient(process.target) as client:
+        assert client.get(["a", "b"]).passages == (StoredPassage("a", "", "the river"),)
+    assert process.stop() == 0
