@@ -168,6 +168,7 @@ def retrieved_to_proto(retrieved: Retrieved) -> pb.RagServiceRetrieveResponse:
         passages=passages_to_proto(retrieved.evidence),
         knowledge_version=retrieved.evidence.knowledge_version,
         timings=timings_to_proto(retrieved.timings),
+        warnings=retrieved.evidence.warnings,
     )
 
 

@@ -42,6 +42,7 @@ from orchestrator.search.rows import RowBuilder
 from orchestrator.settings import OrchestratorSettings
 from orchestrator.stages import MARGINALIZE, Stages
 from orchestrator.streaming import TextStream
+from orchestrator.validation import DocCount
 from ragserve.errors import InternalError
 from ragserve.serving.metrics import Metrics
 
@@ -65,10 +66,12 @@ class Retriever(Protocol):
     """The retriever service."""
 
     async def retrieve(self, sources: Sources, n_docs: int, deadline: Deadline, stages: Stages) -> Evidence:
-        """The passages of a question, by falling prior: `n_docs`, or those there are where a filter lets fewer through.
+        """The passages of a question, by falling prior: `n_docs`, or those there are where fewer are found.
+
+        Where `sources` has no number of documents, `n_docs` may be more than there are passages.
 
         Raises:
-            NotFoundError: the filter lets none through.
+            NotFoundError: nothing is found; the message says why.
         """
 
 
@@ -119,15 +122,15 @@ class Pipeline:
             validation.check_text("answer", ask.answer, self._settings.max_answer_characters)
             info = await self._generator.info(deadline)
             validation.check_context(ask.context, ask.sources, info, "")
-            n_docs = validation.resolve_n_docs(ask.sources, info, self._settings)
-            evidence = await self._evidence(ask.sources, n_docs, deadline, stages)
+            docs = validation.resolve_n_docs(ask.sources, info, self._settings)
+            evidence = await self._evidence(ask.sources, docs, deadline, stages)
             mode = resolve_mode(ask.mode, info)
             spec = _spec(ask.sources, evidence, mode, ask.context)
             async with self._generator.session(spec, deadline, stages) as session:
                 (scored,) = await session.score([ask.answer])
             outcome, added = score_outcome(scored, evidence.log_prior, mode, info.bos_token_id)
             evidence = replace(evidence, posterior=outcome.posterior(evidence.log_prior))
-            warnings = self._warnings(mode, info)
+            warnings = self._warnings(mode, info) + evidence.warnings
             stages.finish()
             return ScoredAnswer(outcome.log_prob, outcome.tokens, added, evidence, stages.timings(), warnings)
         finally:
@@ -138,11 +141,11 @@ class Pipeline:
         stages = Stages(self._metrics)
         try:
             validation.check_sources(sources, self._settings)
-            n_docs = sources.n_docs
-            if n_docs is None:
-                info = await self._generator.info(deadline)
-                n_docs = validation.resolve_n_docs(sources, info, self._settings)
-            evidence = await self._evidence(sources, n_docs, deadline, stages)
+            if sources.n_docs is None:
+                docs = validation.resolve_n_docs(sources, await self._generator.info(deadline), self._settings)
+            else:
+                docs = validation.DocCount(sources.n_docs, chosen=True)
+            evidence = await self._evidence(sources, docs, deadline, stages)
             stages.finish()
             return Retrieved(evidence, stages.timings())
         finally:
@@ -154,9 +157,10 @@ class Pipeline:
             validation.check_sources(ask.sources, self._settings)
             info = await self._generator.info(deadline)
             validation.check_context(ask.context, ask.sources, info, "options.")
-            n_docs = validation.resolve_n_docs(ask.sources, info, self._settings)
-            options = resolve(ask, info, self._settings, n_docs)
-            evidence = await self._evidence(ask.sources, n_docs, deadline, stages)
+            docs = validation.resolve_n_docs(ask.sources, info, self._settings)
+            options = resolve(ask, info, self._settings, docs.count if docs.chosen else 1)
+            docs = validation.fit_hypotheses(docs, options, info)
+            evidence = await self._evidence(ask.sources, docs, deadline, stages)
             if streaming:
                 yield evidence
             run = _Run(ask, info, options, evidence, stages, streaming)
@@ -203,7 +207,7 @@ class Pipeline:
             last = text.advance(outcomes[0].tokens, rendered_all[0].text, last=True)
             if last.token_ids or last.text:
                 yield last
-        warnings = self._warnings(run.options.mode, run.info)
+        warnings = self._warnings(run.options.mode, run.info) + run.evidence.warnings
         run.stages.finish()
         yield run.answer(outcomes, rendered_all, warnings)
 
@@ -232,12 +236,13 @@ class Pipeline:
                 log.warning(text)
         return warnings
 
-    async def _evidence(self, sources: Sources, n_docs: int, deadline: Deadline, stages: Stages) -> Evidence:
+    async def _evidence(self, sources: Sources, docs: DocCount, deadline: Deadline, stages: Stages) -> Evidence:
         """The caller's documents, or those of the retriever."""
         deadline.remaining()
         if sources.documents:
             return given_documents(sources)
-        return await self._retriever.retrieve(sources, n_docs, deadline, stages)
+        evidence = await self._retriever.retrieve(sources, docs.count, deadline, stages)
+        return replace(evidence, warnings=docs.warnings + evidence.warnings)
 
 
 @dataclass(frozen=True)

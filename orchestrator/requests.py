@@ -140,6 +140,7 @@ class Evidence:
     knowledge_version: int
     decoded_question: str = ""
     posterior: npt.NDArray[np.float64] | None = None  # [n_docs]; None before there is an answer
+    warnings: tuple[str, ...] = ()  # such as fewer passages than the default
 
     @property
     def n_docs(self) -> int:

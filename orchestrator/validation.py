@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from orchestrator.requests import ContextOptions, GeneratorInfo, QuestionForm, Sources
+from orchestrator.options import Resolved
+from orchestrator.requests import ContextOptions, GeneratorInfo, Mode, QuestionForm, Sources
 from orchestrator.settings import OrchestratorSettings
 from ragserve.errors import InvalidInputError
 from ragserve.filters import SearchOptions
@@ -15,6 +17,22 @@ from ragserve.passage_rules import PassageLimits, document_problem
 
 # Priors are float32: one farther below the largest than this is -inf once they are normalized.
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True)
+class DocCount:
+    """How many documents a request uses, whether the caller said so, and what the caller should know of it."""
+
+    count: int
+    chosen: bool
+    warnings: tuple[str, ...] = ()
+
+    def at_most(self, most: int, limit: str) -> DocCount:
+        """The same for a default that is above a limit: the limit, with a warning."""
+        if self.count <= most:
+            return self
+        warning = f"{limit}; this request uses {most} instead of {self.count}."
+        return replace(self, count=most, warnings=(*self.warnings, warning))
 
 
 def check_sources(sources: Sources, settings: OrchestratorSettings) -> None:
@@ -73,12 +91,30 @@ def check_context(context: ContextOptions, sources: Sources, info: GeneratorInfo
         raise InvalidInputError(f"{prefix}max_context_tokens", f"must be at most {info.max_context_tokens}")
 
 
-def resolve_n_docs(sources: Sources, info: GeneratorInfo, settings: OrchestratorSettings) -> int:
-    """Number of documents: as given, else asked for, else the checkpoint's, else the service's."""
+def resolve_n_docs(sources: Sources, info: GeneratorInfo, settings: OrchestratorSettings) -> DocCount:
+    """Number of documents: as given, else asked for, else the checkpoint's or the service's, within the limits."""
     if sources.documents:
-        count, field = len(sources.documents), "documents"
+        found, field = DocCount(len(sources.documents), chosen=True), "documents"
+    elif sources.n_docs:
+        found, field = DocCount(sources.n_docs, chosen=True), "n_docs"
     else:
-        count, field = sources.n_docs or info.default_n_docs or settings.default_n_docs, "n_docs"
-    if info.max_documents and count > info.max_documents:
-        raise InvalidInputError(field, f"the generator takes at most {info.max_documents} documents, not {count}")
-    return count
+        found = DocCount(info.default_n_docs or settings.default_n_docs, chosen=False)
+        found = found.at_most(
+            settings.max_n_docs, f"A request has at most {settings.max_n_docs} documents (max_n_docs)"
+        )
+        most = info.max_documents or found.count
+        return found.at_most(most, f"The generator takes at most {most} documents")
+    if info.max_documents and found.count > info.max_documents:
+        raise InvalidInputError(field, f"the generator takes at most {info.max_documents} documents, not {found.count}")
+    return found
+
+
+def fit_hypotheses(docs: DocCount, options: Resolved, info: GeneratorInfo) -> DocCount:
+    """A default number of documents that the generator has enough hypotheses for, in sequence mode."""
+    if docs.chosen or not info.max_hypotheses or options.mode is Mode.TOKEN:
+        return docs
+    most = max(1, info.max_hypotheses // options.hypotheses(1))
+    limit = (
+        f"The generator has at most {info.max_hypotheses} hypotheses in a session, {most} documents' in sequence mode"
+    )
+    return docs.at_most(most, limit)

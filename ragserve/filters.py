@@ -73,6 +73,8 @@ class Condition:
 Filter: TypeAlias = Mapping[str, Value | Sequence[Value] | Range | NoneOf] | Sequence[Condition]
 
 
+DEFAULT_K = 5  # passages wanted of a retriever, where the caller does not say
+
 # Inner product of vectors, BM25 of words, and two hybrids: a weighted sum, reciprocal rank fusion.
 SEARCH_KINDS = ("dense", "bm25", "weighted", "rrf")
 

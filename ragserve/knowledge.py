@@ -149,14 +149,14 @@ class RetrieverInfo:
 class Lookup:
     """A request to search: one query, or several that go together.
 
-    k: passages for each query; there are fewer where the filter lets fewer through. knowledge_version: 0 is the
-    newest. filter: as {"lang": "en", "year": ragserve.between(1990, 2000)}. nprobe, ef_search: as the index's kind has
-    them (IVF, HNSW); 0 is its own setting. kind: dense, bm25, weighted or rrf; lexical_weight: part of BM25 in a
-    weighted search, 0 to 1; None: the retriever's settings.
+    k: passages for each query, default 5, or as many as there are; fewer where the filter lets fewer through.
+    knowledge_version: 0 is the newest. filter: as {"lang": "en", "year": ragserve.between(1990, 2000)}. nprobe,
+    ef_search: as the index's kind has them (IVF, HNSW); 0 is its own setting. kind: dense, bm25, weighted or rrf;
+    lexical_weight: part of BM25 in a weighted search, 0 to 1; None: the retriever's settings.
     """
 
     queries: Query | Iterable[Query]
-    k: int = 5
+    k: int | None = None
     knowledge_version: int = 0
     filter: Filter | None = None
     nprobe: int = 0
@@ -167,19 +167,27 @@ class Lookup:
 
 @dataclass(frozen=True)
 class QueryPassages:
-    """The passages of one query, best first, and the query as the encoder reads it (empty for a vector)."""
+    """The passages of one query, best first, and the query as the encoder reads it (empty for a vector).
+
+    nothing_found: why there are no passages, and what to do; empty where there are some.
+    """
 
     passages: tuple[Passage, ...]
     decoded_query: str = ""
+    nothing_found: str = ""
 
 
 @dataclass(frozen=True)
 class LookupResult:
-    """Results in the order of the queries, all from one version."""
+    """Results in the order of the queries, all from one version.
+
+    warnings: what the caller should know, such as fewer passages than the default.
+    """
 
     results: tuple[QueryPassages, ...]
     knowledge_version: int
     timings_seconds: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     @property
     def passages(self) -> tuple[Passage, ...]:

@@ -147,7 +147,7 @@ class KnowledgeClient:
     def retrieve(  # noqa: PLR0913  (by name, as `Lookup` has them)
         self,
         queries: Query | Iterable[Query],
-        k: int = 5,
+        k: int | None = None,
         *,
         knowledge_version: int = 0,
         filter: Filter | None = None,

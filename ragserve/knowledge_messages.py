@@ -12,10 +12,13 @@ import numpy as np
 
 from ragserve import arguments
 from ragserve.errors import InvalidInputError
+from ragserve.filters import DEFAULT_K
 from ragserve.knowledge import Lookup, LookupResult, NewPassage, Query, QueryPassages, StreamedLookup
+from ragserve.nothing_found import explanation
 from ragserve.requests import set_field, set_required, set_search
 from ragserve.responses import metadata, timings_seconds
 from ragserve.results import Passage
+from ragserve.serving.convert import nothing_found_from_proto
 from ragserve.serving.status import code_of_number, error_of
 from ragserve.v1 import common_pb2
 from ragserve.v1 import retriever_pb2 as pb
@@ -113,7 +116,8 @@ def lookup_to_proto(lookup: Lookup) -> pb.RetrieverServiceRetrieveRequest:
             set_required(message, "text", query, f"{path}.")
         else:
             message.vector = vector_bytes(f"{path}.vector", query)
-    set_required(request, "k", lookup.k)
+    set_field(request, "k", DEFAULT_K if lookup.k is None else lookup.k)
+    request.allow_fewer = lookup.k is None
     set_field(request, "knowledge_version", lookup.knowledge_version)
     options = {name: getattr(lookup, name) for name in ("nprobe", "ef_search", "kind", "lexical_weight")}
     search = common_pb2.SearchOptions()
@@ -140,12 +144,22 @@ def lookup_result(response: pb.RetrieverServiceRetrieveResponse) -> LookupResult
     """What was found."""
     return LookupResult(
         tuple(
-            QueryPassages(tuple(_found(one) for one in result.passages), result.decoded_query)
+            QueryPassages(
+                tuple(_found(one) for one in result.passages),
+                result.decoded_query,
+                _nothing_found(result.nothing_found, response.knowledge_version),
+            )
             for result in response.results
         ),
         response.knowledge_version,
         timings_seconds(response.timings),
+        tuple(response.warnings),
     )
+
+
+def _nothing_found(value: int, version: int) -> str:
+    reason = nothing_found_from_proto(value)
+    return explanation(reason, version) if reason else ""
 
 
 def _found(message: common_pb2.ScoredPassage) -> Passage:

@@ -86,7 +86,8 @@ class RetrieveKeywords(TypedDict, total=False):
 
     Every value but None is sent, also 0.
 
-    docs: passages to retrieve; default: the checkpoint's. There are fewer where the filter lets fewer through.
+    docs: passages to retrieve; default: the checkpoint's, or as many as there are. There are fewer where the filter
+        lets fewer through.
     knowledge_version: version of the knowledge base; default, and 0: the newest.
     filter: what the passages' metadata must be, as {"lang": "en", "year": ragserve.between(1990, 2000)}.
     nprobe: cells of an IVF index to visit; default, and 0: the index's.

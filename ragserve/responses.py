@@ -51,7 +51,12 @@ def event(response: orchestrator_pb2.GenerateStreamResponse) -> Event:
 
 def retrieval(response: orchestrator_pb2.RagServiceRetrieveResponse) -> Retrieval:
     """The result of Retrieve."""
-    return Retrieval(passages(response.passages), response.knowledge_version, timings_seconds(response.timings))
+    return Retrieval(
+        passages(response.passages),
+        response.knowledge_version,
+        timings_seconds(response.timings),
+        tuple(response.warnings),
+    )
 
 
 def answer_score(response: orchestrator_pb2.RagServiceScoreResponse) -> AnswerScore:

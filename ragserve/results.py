@@ -141,11 +141,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class Retrieval:
-    """The passages that a question retrieves, by falling prior; posteriors are 0."""
+    """The passages that a question retrieves, by falling prior; posteriors are 0.
+
+    warnings: what the caller should know, such as fewer passages than the default.
+    """
 
     passages: tuple[Passage, ...]
     knowledge_version: int
     timings_seconds: Mapping[str, float]
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types."""
@@ -153,6 +157,7 @@ class Retrieval:
             "passages": [passage.to_dict() for passage in self.passages],
             "knowledge_version": self.knowledge_version,
             "timings_seconds": dict(self.timings_seconds),
+            "warnings": list(self.warnings),
         }
 
 

@@ -57,6 +57,8 @@ def show_retrieval(found: Retrieval, *, verbose: bool = False) -> None:
     """The passages of a question."""
     show_passages(found.passages, posterior=False, verbose=verbose)
     show_timings(found.timings_seconds, verbose=verbose)
+    for warning in found.warnings:
+        console.warn(warning)
 
 
 def show_score(score: AnswerScore, *, verbose: bool = False) -> None:

@@ -72,7 +72,12 @@ VerboseOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=OUTPUT)]
 
 ModeOption = Annotated[Mode | None, typer.Option("--mode", help="Unset: as the checkpoint was trained.")]
-DocsOption = Annotated[int | None, typer.Option("--docs", metavar="K", help="Passages to retrieve.")]
+DocsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--docs", metavar="K", help="Passages to retrieve; unset: the checkpoint's number, or as many as there are."
+    ),
+]
 VersionOption = Annotated[
     int | None, typer.Option("--knowledge-version", metavar="N", help="Version of the knowledge base; unset: newest.")
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -54,7 +55,9 @@ def info(
 @kb.command("search")
 def search(  # noqa: PLR0913, PLR0917
     query: Annotated[str, typer.Argument(help="A question.")],
-    k: Annotated[int, typer.Option("--k", "-k", help="Passages wanted.")] = 5,
+    k: Annotated[
+        int | None, typer.Option("--k", "-k", help="Passages wanted; unset: 5 (--target: the checkpoint's), or all.")
+    ] = None,
     knowledge: Annotated[
         Path | None, typer.Option("--knowledge", metavar="KB", help="Knowledge base; unset: the embedded one.")
     ] = None,
@@ -71,9 +74,12 @@ def search(  # noqa: PLR0913, PLR0917
 ) -> None:
     """Find the passages nearest to a question."""
     wanted = Wanted(query, k, parse_filters(filters), knowledge_version, timeout)
-    rows = _search_files(wanted, knowledge, model) if target is None else _search_running(target, wanted)
+    if target is None:
+        rows, warnings = _search_files(wanted, knowledge, model)
+    else:
+        rows, warnings = _search_running(target, wanted)
     if as_json:
-        console.print_json({"query": query, "passages": rows})
+        console.print_json({"query": query, "passages": rows, "warnings": list(warnings)})
         return
     table = Table("score", "prior", "id", "title", "text")
     cells = max(EXCERPT_CELLS, 2 * console.out.width)
@@ -81,6 +87,8 @@ def search(  # noqa: PLR0913, PLR0917
         title, text = escape(row["title"]), escape(excerpt(row["text"], cells))
         table.add_row(f"{row['score']:.4f}", f"{row['prior']:.3f}", escape(row["id"]), title, text)
     console.out.print(table)
+    for warning in warnings:
+        console.warn(warning)
 
 
 @dataclass(frozen=True)
@@ -88,19 +96,21 @@ class Wanted:
     """What is searched for."""
 
     query: str
-    k: int
+    k: int | None
     filters: tuple[Condition, ...] | None
     knowledge_version: int | None
     timeout: float
 
 
-def _search_files(wanted: Wanted, knowledge: Path | None, model: Path | None) -> list[dict[str, Any]]:
+def _search_files(
+    wanted: Wanted, knowledge: Path | None, model: Path | None
+) -> tuple[list[dict[str, Any]], Sequence[str]]:
     from retriever_svc import filters  # noqa: PLC0415  (slow to import)
     from retriever_svc.kinds import LookupOptions  # noqa: PLC0415
     from retriever_svc.loading import RetrievalOptions  # noqa: PLC0415
     from retriever_svc.search import search_offline  # noqa: PLC0415
 
-    hits = search_offline(
+    hits, warnings = search_offline(
         model or demo_directory() / "model",
         knowledge or demo_directory() / "kb",
         wanted.query,
@@ -108,7 +118,7 @@ def _search_files(wanted: Wanted, knowledge: Path | None, model: Path | None) ->
         RetrievalOptions(knowledge_version=wanted.knowledge_version or 0),
         LookupOptions(filters.Filter(tuple(filters.Condition(**vars(one)) for one in wanted.filters or ()))),
     )
-    return [
+    rows = [
         {
             "id": hit.passage.id,
             "title": hit.passage.title,
@@ -118,16 +128,18 @@ def _search_files(wanted: Wanted, knowledge: Path | None, model: Path | None) ->
         }
         for hit in hits
     ]
+    return rows, warnings
 
 
-def _search_running(target: str, wanted: Wanted) -> list[dict[str, Any]]:
+def _search_running(target: str, wanted: Wanted) -> tuple[list[dict[str, Any]], Sequence[str]]:
     from ragserve.client import Client  # noqa: PLC0415  (slow to import)
 
     with reached(target, timeout=wanted.timeout), Client(target, timeout_seconds=wanted.timeout) as client:
         found = client.retrieve(
             wanted.query, docs=wanted.k, filter=wanted.filters, knowledge_version=wanted.knowledge_version
         )
-    return [{key: row[key] for key in ("id", "title", "text", "score", "prior")} for row in found.to_dict()["passages"]]
+    shown = ("id", "title", "text", "score", "prior")
+    return [{key: row[key] for key in shown} for row in found.to_dict()["passages"]], found.warnings
 
 
 def _plain(value: Any) -> Any:

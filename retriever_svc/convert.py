@@ -8,7 +8,7 @@ from dataclasses import asdict
 import numpy as np
 
 from ragserve.errors import InvalidInputError, RagserveError
-from ragserve.serving.convert import add_timings, timings_to_proto
+from ragserve.serving.convert import add_timings, nothing_found_to_proto, timings_to_proto
 from ragserve.serving.metrics import StageTiming
 from ragserve.serving.status import code_of
 from ragserve.v1 import common_pb2, retriever_pb2
@@ -92,10 +92,14 @@ def _passage_from_proto(message: common_pb2.Passage) -> Passage:
 
 def retrieval_to_proto(retrieval: Retrieval) -> retriever_pb2.RetrieverServiceRetrieveResponse:
     """The response to Retrieve."""
-    response = retriever_pb2.RetrieverServiceRetrieveResponse(knowledge_version=retrieval.knowledge_version)
+    response = retriever_pb2.RetrieverServiceRetrieveResponse(
+        knowledge_version=retrieval.knowledge_version, warnings=retrieval.warnings
+    )
     add_timings(response.timings, retrieval.timings)
     for result in retrieval.results:
-        _add_hits(response.results.add(decoded_query=result.decoded_query), result.hits)
+        nothing_found = nothing_found_to_proto(result.nothing_found)
+        message = response.results.add(decoded_query=result.decoded_query, nothing_found=nothing_found)
+        _add_hits(message, result.hits)
     return response
 
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ragserve.errors import DataLossError, FailedPreconditionError, NotFoundError, RagserveError, UnavailableError
+from ragserve.errors import DataLossError, NotFoundError, RagserveError, UnavailableError
 from ragserve.files import file_error, is_about_access
 from ragserve.serving.batching import Batcher, BatchLimits, Size
 from ragserve.serving.cores import thread_count
@@ -27,7 +27,7 @@ from retriever_svc.live.writer import KnowledgeWriter
 from retriever_svc.loading import KnowledgeSource, RetrievalOptions, load_passage_encoder, load_searcher
 from retriever_svc.manifests import is_panic
 from retriever_svc.query_cache import QueryCache
-from retriever_svc.requests import RequestLimits, check_k, check_options, check_queries
+from retriever_svc.requests import RequestLimits, check_k, check_options, check_queries, fitting_k, require_passages
 from retriever_svc.searcher import Searcher
 from retriever_svc.splitting import Cut, SplitOptions
 from retriever_svc.telemetry import RetrieverMetrics
@@ -42,11 +42,12 @@ PADDING_CHARACTERS = 120
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Results in the order of the queries, the version that gave them, and the stages of the work."""
+    """Results in the order of the queries, the version that gave them, the stages of the work, and warnings."""
 
     results: tuple[QueryHits, ...]
     knowledge_version: int
     timings: tuple[StageTiming, ...]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -154,10 +155,13 @@ class RetrieverEngine:
         k: int,
         knowledge_version: int = 0,
         options: LookupOptions | None = None,
+        *,
+        allow_fewer: bool = False,
     ) -> Retrieval:
         """The k passages nearest to each query, from one version (0: the newest loaded).
 
-        There are fewer than k only where a filter lets fewer through.
+        There are fewer than k where a filter lets fewer through, and where BM25 finds fewer with a word of the query.
+        With `allow_fewer`, a k that is too large becomes the largest possible one, with a warning.
 
         Raises:
             InvalidInputError: k, a query or an option is wrong; the field is named.
@@ -169,8 +173,8 @@ class RetrieverEngine:
         """
         loaded = self._require_loaded()
         snapshot = self._snapshot(loaded, knowledge_version)
-        if not snapshot.size:
-            raise FailedPreconditionError(f"version {snapshot.version} holds no passages: add some", field="knowledge")
+        require_passages(snapshot)
+        k, warnings = fitting_k(k, snapshot.size, self.limits) if allow_fewer else (k, ())
         check_k(k, snapshot.size, self.limits)
         check_queries(queries, snapshot.dimension, self.limits)
         options = options or self._options.lookup
@@ -179,7 +183,7 @@ class RetrieverEngine:
         if options.filter.conditions and not snapshot.filterable:  # before the queue, which others wait in
             await asyncio.get_running_loop().run_in_executor(self._parser, self._read_metadata, snapshot)
         results = await loaded.batcher.submit(_Job(Lookup(tuple(queries), k, snapshot, options), clock, since))
-        return Retrieval(results, snapshot.version, clock.timings())
+        return Retrieval(results, snapshot.version, clock.timings(), warnings)
 
     async def refresh(self) -> int:
         """Load what was committed meanwhile; the newest version then. Raises what `KnowledgeSource` raises."""

@@ -12,8 +12,10 @@ from enum import StrEnum
 import numpy as np
 
 from ragserve.errors import FailedPreconditionError
+from ragserve.nothing_found import NothingFound
 from retriever_svc.filters import Filter
 from retriever_svc.lexical import WEIGHT, Bm25Index
+from retriever_svc.lexical.analysis import terms_of, words_of
 from retriever_svc.lexical.fusion import Candidates, reciprocal_rank_fusion, weighted_sum
 from retriever_svc.live.snapshot import Snapshot, View
 from retriever_svc.ranking import find_nearest, scan_nearest
@@ -112,6 +114,16 @@ def find(lookup: Lookup, queries: Sequence[Query], vectors: Float32, scales: Sca
             row_ids, scores = weighted_sum(*both, options.lexical_weight, lookup.k)
         found.append((lookup.snapshot.locate(row_ids), scores))
     return found
+
+
+def why_nothing(lookup: Lookup, query: Query) -> NothingFound:
+    """Why `find` finds no passage for a query of this lookup."""
+    view = View(lookup.snapshot, lookup.options.filter)
+    if not view.size:
+        return NothingFound.FILTER
+    if not terms_of(words_of(query.text)):
+        return NothingFound.NO_WORDS
+    return NothingFound.WORDS if view.size == lookup.snapshot.size else NothingFound.WORDS_AND_FILTER
 
 
 def nearest(view: View, queries: Float32, k: int) -> list[Ranked]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ragserve.errors import InvalidInputError
+from ragserve.errors import FailedPreconditionError, InvalidInputError
 from ragserve.passage_rules import MAX_PASSAGE_BYTES, MAX_TEXT_BYTES, PassageLimits, passage_problem, size_problem
 from retriever_svc.filters import check_filter
 from retriever_svc.index import SearchOptions
@@ -30,14 +30,37 @@ class RequestLimits:
     max_message_bytes: int = 64 * 2**20
 
 
+def require_passages(snapshot: Snapshot) -> None:
+    """Raises FailedPreconditionError for a version in which nothing can be found."""
+    if not snapshot.size:
+        raise FailedPreconditionError(
+            f"The knowledge base holds no passages in version {snapshot.version}. Add some with `ragserve kb add`.",
+            field="knowledge",
+        )
+
+
 def check_k(k: int, n_passages: int, limits: RequestLimits) -> None:
     """Raises InvalidInputError unless k is between 1 and what there is and may be asked for."""
-    most = min(n_passages, limits.max_k)
     if k < 1:
         raise InvalidInputError("k", f"k is {k}; it must be at least 1")
+    most, limit = _most(n_passages, limits)
     if k > most:
-        why = "passages in the index" if most == n_passages else "the service's limit (max_k)"
-        raise InvalidInputError("k", f"k is {k}; it must be at most {most}, {why}")
+        raise InvalidInputError("k", f"k is {k}; it must be at most {most}: {limit}")
+
+
+def fitting_k(k: int, n_passages: int, limits: RequestLimits) -> tuple[int, tuple[str, ...]]:
+    """For a k that nobody chose: k, or the largest possible one with a warning."""
+    most, limit = _most(n_passages, limits)
+    if k <= most:
+        return k, ()
+    return most, (f"{limit[0].upper()}{limit[1:]}; this request uses {most} instead of {k}.",)
+
+
+def _most(n_passages: int, limits: RequestLimits) -> tuple[int, str]:
+    """The largest k, and what limits it."""
+    if n_passages <= limits.max_k:
+        return n_passages, f"the knowledge base has {n_passages} {'passage' if n_passages == 1 else 'passages'}"
+    return limits.max_k, f"the retriever finds at most {limits.max_k} passages (max_k)"
 
 
 def check_queries(queries: Sequence[Query], dimension: int, limits: RequestLimits) -> None:

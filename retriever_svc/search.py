@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from ragserve.errors import InvalidInputError
+from ragserve.errors import InvalidInputError, NotFoundError
+from ragserve.filters import DEFAULT_K
+from ragserve.nothing_found import explanation
 from retriever_svc.kinds import DEFAULT_OPTIONS, Lookup, LookupOptions
 from retriever_svc.loading import RetrievalOptions, load_searcher, load_snapshot
-from retriever_svc.requests import check_options
+from retriever_svc.requests import RequestLimits, check_k, check_options, fitting_k, require_passages
 from retriever_svc.types import Hit, Query
 
 
@@ -16,15 +18,19 @@ def search_offline(
     model: Path,
     knowledge_base: Path,
     query: str,
-    k: int,
+    k: int | None,
     options: RetrievalOptions | None = None,
     lookup: LookupOptions = DEFAULT_OPTIONS,
-) -> tuple[Hit, ...]:
-    """The k passages nearest to a question, best first; fewer where a filter lets fewer through.
+) -> tuple[tuple[Hit, ...], tuple[str, ...]]:
+    """The k passages nearest to a question, best first, and warnings; fewer where a filter lets fewer through.
+
+    k: None for DEFAULT_K, or as many as there are.
 
     Raises:
         InvalidInputError: a query that is empty or not text, k not between 1 and the number of passages, or a filter
             that says nothing.
+        FailedPreconditionError: the knowledge base holds no passages.
+        NotFoundError: no passage matches the filter, or contains a word of the query.
         RagserveError: the model or the knowledge base cannot be loaded (see `loading`).
     """
     if not query.strip():
@@ -36,9 +42,15 @@ def search_offline(
     options = replace(options or RetrievalOptions(), index_cache=False)
     searcher = load_searcher(model, options)
     snapshot = load_snapshot(model, knowledge_base, options, searcher.encoder.config.dim)
-    if not 1 <= k <= snapshot.size:
-        raise InvalidInputError("k", f"k is {k}; it must be between 1 and the {snapshot.size} passages there")
+    require_passages(snapshot)
+    limits = RequestLimits(max_k=snapshot.size)
+    wanted, warnings = fitting_k(DEFAULT_K, snapshot.size, limits) if k is None else (k, ())
+    check_k(wanted, snapshot.size, limits)
     queries = (Query(text=query),)
     check_options(lookup, snapshot, queries)
-    ((found,),) = searcher.run([Lookup(queries, k, snapshot, lookup)], lambda _stage, _seconds: None)
-    return found.hits
+    ((found,),) = searcher.run([Lookup(queries, wanted, snapshot, lookup)], lambda _stage, _seconds: None)
+    if found.nothing_found:
+        raise NotFoundError(
+            explanation(found.nothing_found, snapshot.version, "options.filter", "options.kind"), field="options.filter"
+        )
+    return found.hits, warnings

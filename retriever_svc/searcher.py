@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from retriever_svc.encoder import TextEncoder
-from retriever_svc.kinds import Lookup, LookupOptions, Ranked, Scales, SearchKind, find
+from retriever_svc.kinds import Lookup, LookupOptions, Ranked, Scales, SearchKind, find, why_nothing
 from retriever_svc.query_cache import QueryCache, QueryKey
 from retriever_svc.ranking import log_priors
 from retriever_svc.types import Float32, Hit, Query, QueryHits
@@ -128,7 +128,8 @@ class Searcher:
         texts = iter(self.encoder.decode_queries([each.query.text for each in read], [each.token_ids for each in read]))
         answers = []
         for each, found in zip(asked, hits, strict=True):
-            answers.append(QueryHits(found, "" if each.query.vector is not None else next(texts)))
+            decoded = "" if each.query.vector is not None else next(texts)
+            answers.append(QueryHits(found, decoded, None if found else why_nothing(each.lookup, each.query)))
             key = None if self._cache is None else each.key
             if self._cache is not None and key is not None:
                 self._cache.put(key, answers[-1])

@@ -40,7 +40,9 @@ class RetrieverServicer(retriever_pb2_grpc.RetrieverServiceServicer):
         """The nearest passages of each query."""
         queries = convert.queries_from_proto(request.queries)
         options = convert.options_from_proto(request.options, self._engine.default_lookup)
-        found = await self._engine.retrieve(queries, request.k, request.knowledge_version, options)
+        found = await self._engine.retrieve(
+            queries, request.k, request.knowledge_version, options, allow_fewer=request.allow_fewer
+        )
         return convert.retrieval_to_proto(found)
 
     async def RetrieveStream(  # noqa: N802

@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ragserve.nothing_found import NothingFound
+
 Float32: TypeAlias = NDArray[np.float32]
 Int64: TypeAlias = NDArray[np.int64]
 
@@ -75,7 +77,8 @@ class Hit:
 
 @dataclass(frozen=True)
 class QueryHits:
-    """The passages of one query, best first, and the query as the encoder's tokenizer reads it."""
+    """The passages of one query, best first, the query as the encoder's tokenizer reads it, and why there are none."""
 
     hits: tuple[Hit, ...]
     decoded_query: str = ""
+    nothing_found: NothingFound | None = None

@@ -65,11 +65,12 @@ class RetrieverClient:
             k=n_docs,
             knowledge_version=sources.knowledge_version,
             options=search_to_proto(sources.search),
+            allow_fewer=sources.n_docs is None,
         )
         started = time.monotonic()
         response = await _raising(self._stub.Retrieve(request, timeout=deadline.remaining()))
         stages.called(RETRIEVE, time.monotonic() - started, timings_from_proto(response.timings))
-        return convert.evidence_from_proto(response)
+        return convert.evidence_from_proto(response, sources.search)
 
     async def ready(self, timeout_seconds: float) -> None:
         """Returns when a replica answers. Raises when none does in time."""

@@ -12,6 +12,9 @@ from orchestrator.requests import Evidence, GenerationOptions, GeneratorInfo, Mo
 from orchestrator.search.beam import EarlyStopping
 from orchestrator.search.inference import Control, Extension, Floats, Rendered, Step, TargetScore
 from ragserve.errors import InternalError, NotFoundError
+from ragserve.filters import SearchOptions
+from ragserve.nothing_found import NothingFound, explanation
+from ragserve.serving.convert import nothing_found_from_proto
 from ragserve.v1 import common_pb2, retriever_pb2
 from ragserve.v1 import generator_pb2 as pb
 
@@ -23,6 +26,13 @@ EARLY_STOPPINGS = {
     "true": EarlyStopping.FIRST,
     "never": EarlyStopping.NEVER,
 }
+# The field of the request that an empty result is about.
+BLAMED = {
+    NothingFound.FILTER: "search.filter",
+    NothingFound.NO_WORDS: "question",
+    NothingFound.WORDS: "search.kind",
+    NothingFound.WORDS_AND_FILTER: "search.filter",
+}
 INT32, FLOAT32 = np.dtype("<i4"), np.dtype("<f4")
 DEFAULT_OPTIONS = (
     *("num_beams", "max_length", "max_new_tokens", "min_length", "min_new_tokens"),
@@ -30,18 +40,19 @@ DEFAULT_OPTIONS = (
 )
 
 
-def evidence_from_proto(response: retriever_pb2.RetrieverServiceRetrieveResponse) -> Evidence:
+def evidence_from_proto(response: retriever_pb2.RetrieverServiceRetrieveResponse, search: SearchOptions) -> Evidence:
     """The passages of the one query that was asked.
 
     Raises:
-        NotFoundError: there are none, which only a filter can bring about.
+        NotFoundError: there are none; the message says why.
     """
     (result,) = response.results
     if not result.passages:
-        raise NotFoundError(
-            f"search.filter lets none of the passages of version {response.knowledge_version} through: ask for less",
-            field="search.filter",
-        )
+        # A retriever of an older version does not say why.
+        likely = NothingFound.FILTER if search.filter else NothingFound.WORDS
+        reason = nothing_found_from_proto(result.nothing_found) or likely
+        message = explanation(reason, response.knowledge_version, "search.filter", "search.kind")
+        raise NotFoundError(message, field=BLAMED[reason])
     return Evidence(
         passages=tuple(
             Passage(p.passage.id, p.passage.title, p.passage.text, p.passage.metadata_json) for p in result.passages
@@ -50,6 +61,7 @@ def evidence_from_proto(response: retriever_pb2.RetrieverServiceRetrieveResponse
         log_prior=np.array([p.log_prior for p in result.passages], np.float64),
         knowledge_version=response.knowledge_version,
         decoded_question=result.decoded_query,
+        warnings=tuple(response.warnings),
     )
 
 

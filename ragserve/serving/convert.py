@@ -1,4 +1,4 @@
-"""Stage timings and search options as protobuf messages and back."""
+"""Stage timings, search options and empty results as protobuf messages and back."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
 from ragserve.errors import InvalidInputError
 from ragserve.filters import SEARCH_KINDS, Condition, SearchOptions
+from ragserve.nothing_found import NothingFound
 from ragserve.serving.metrics import StageTiming
-from ragserve.v1 import common_pb2
+from ragserve.v1 import common_pb2, retriever_pb2
 
 KINDS = {"": common_pb2.SEARCH_KIND_UNSPECIFIED} | {
     name: common_pb2.SearchKind.Value(f"SEARCH_KIND_{name.upper()}") for name in SEARCH_KINDS
 }
+NOTHING_FOUND = {reason: retriever_pb2.NothingFound.Value(f"NOTHING_FOUND_{reason.name}") for reason in NothingFound}
 BOUNDS = ("at_least", "above", "at_most", "below")
 
 
@@ -33,6 +35,16 @@ def add_timings(
 def timings_from_proto(messages: Iterable[common_pb2.StageTiming]) -> tuple[StageTiming, ...]:
     """Timings in the order of the messages."""
     return tuple(StageTiming(m.stage, m.seconds, m.count) for m in messages)
+
+
+def nothing_found_to_proto(reason: NothingFound | None) -> retriever_pb2.NothingFound.ValueType:
+    """Why there are no passages; unspecified where there are some."""
+    return retriever_pb2.NOTHING_FOUND_UNSPECIFIED if reason is None else NOTHING_FOUND[reason]
+
+
+def nothing_found_from_proto(value: int) -> NothingFound | None:
+    """None where the retriever, which may be another version, does not say it, or with a value not known here."""
+    return next((reason for reason, number in NOTHING_FOUND.items() if number == value), None)
 
 
 def search_to_proto(options: SearchOptions) -> common_pb2.SearchOptions:

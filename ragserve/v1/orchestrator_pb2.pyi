@@ -313,7 +313,7 @@ class GenerateRequest(_message.Message):
     @_builtins.property
     def search(self) -> _common_pb2.SearchOptions:
         """Which passages may be retrieved, and how they are searched for. There are fewer than n_docs only where the filter
-        lets fewer through; the answer then comes from those. NOT_FOUND where it lets none through.
+        lets fewer through, or where the default is more than there are. NOT_FOUND, with the cause, where nothing is found.
         """
 
     def __init__(

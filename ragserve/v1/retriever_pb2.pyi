@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from ragserve.v1 import common_pb2 as _common_pb2
 import builtins as _builtins
 import sys
@@ -18,6 +19,38 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _NothingFound:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _NothingFoundEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NothingFound.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    NOTHING_FOUND_UNSPECIFIED: _NothingFound.ValueType  # 0
+    """It has some."""
+    NOTHING_FOUND_FILTER: _NothingFound.ValueType  # 1
+    """No passage of this version matches the filter."""
+    NOTHING_FOUND_NO_WORDS: _NothingFound.ValueType  # 2
+    """The query has no word that BM25 searches for: only stop words, signs, or nothing."""
+    NOTHING_FOUND_WORDS: _NothingFound.ValueType  # 3
+    """No passage of this version contains a word of the query."""
+    NOTHING_FOUND_WORDS_AND_FILTER: _NothingFound.ValueType  # 4
+    """Some passages match the filter, and none of these contains a word of the query."""
+
+class NothingFound(_NothingFound, metaclass=_NothingFoundEnumTypeWrapper):
+    """Why a query has no passages."""
+
+NOTHING_FOUND_UNSPECIFIED: NothingFound.ValueType  # 0
+"""It has some."""
+NOTHING_FOUND_FILTER: NothingFound.ValueType  # 1
+"""No passage of this version matches the filter."""
+NOTHING_FOUND_NO_WORDS: NothingFound.ValueType  # 2
+"""The query has no word that BM25 searches for: only stop words, signs, or nothing."""
+NOTHING_FOUND_WORDS: NothingFound.ValueType  # 3
+"""No passage of this version contains a word of the query."""
+NOTHING_FOUND_WORDS_AND_FILTER: NothingFound.ValueType  # 4
+"""Some passages match the filter, and none of these contains a word of the query."""
+Global___NothingFound: _TypeAlias = NothingFound  # noqa: Y015
 
 @_typing.final
 class Query(_message.Message):
@@ -57,10 +90,15 @@ class RetrieverServiceRetrieveRequest(_message.Message):
     K_FIELD_NUMBER: _builtins.int
     KNOWLEDGE_VERSION_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
+    ALLOW_FEWER_FIELD_NUMBER: _builtins.int
     k: _builtins.int
-    """Number of passages wanted for each query; between 1 and the number of passages in the index."""
+    """Number of passages wanted for each query; between 1 and the number of passages, at most max_k."""
     knowledge_version: _builtins.int
     """Version of the knowledge base to answer from; 0 means the newest one loaded."""
+    allow_fewer: _builtins.bool
+    """For a k that nobody chose: where it is above the number of passages or max_k, the largest possible k is used
+    instead, and a warning says so. Otherwise such a k is refused.
+    """
     @_builtins.property
     def queries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Query]:
         """At least one query, at most the service's limit."""
@@ -76,10 +114,11 @@ class RetrieverServiceRetrieveRequest(_message.Message):
         k: _builtins.int = ...,
         knowledge_version: _builtins.int = ...,
         options: _common_pb2.SearchOptions | None = ...,
+        allow_fewer: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["k", b"k", "knowledge_version", b"knowledge_version", "options", b"options", "queries", b"queries"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_fewer", b"allow_fewer", "k", b"k", "knowledge_version", b"knowledge_version", "options", b"options", "queries", b"queries"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -191,10 +230,13 @@ class QueryResult(_message.Message):
 
     PASSAGES_FIELD_NUMBER: _builtins.int
     DECODED_QUERY_FIELD_NUMBER: _builtins.int
+    NOTHING_FOUND_FIELD_NUMBER: _builtins.int
     decoded_query: _builtins.str
     """The query as the query encoder read it: its token ids decoded again (lower-cased for uncased encoders).
     Hugging Face feeds this form to the generator. Empty for a query given as a vector.
     """
+    nothing_found: Global___NothingFound.ValueType
+    """Why there are no passages."""
     @_builtins.property
     def passages(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.ScoredPassage]:
         """The k nearest passages, best first."""
@@ -204,10 +246,11 @@ class QueryResult(_message.Message):
         *,
         passages: _abc.Iterable[_common_pb2.ScoredPassage] | None = ...,
         decoded_query: _builtins.str = ...,
+        nothing_found: Global___NothingFound.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decoded_query", b"decoded_query", "passages", b"passages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decoded_query", b"decoded_query", "nothing_found", b"nothing_found", "passages", b"passages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

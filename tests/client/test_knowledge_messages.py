@@ -82,7 +82,9 @@ def test_lookups_as_they_are_sent() -> None:
     assert (request.k, request.knowledge_version) == (3, 7)
     assert (request.options.filter[0].key, request.options.nprobe, request.options.ef_search) == ("lang", 2, 4)
     assert request.options.kind == common_pb2.SEARCH_KIND_BM25
-    assert lookup_to_proto(Lookup("q")) == pb.RetrieverServiceRetrieveRequest(queries=[pb.Query(text="q")], k=5)
+    unchosen = pb.RetrieverServiceRetrieveRequest(queries=[pb.Query(text="q")], k=5, allow_fewer=True)
+    assert lookup_to_proto(Lookup("q")) == unchosen
+    assert not lookup_to_proto(Lookup("q", 5)).allow_fewer
 
 
 @pytest.mark.parametrize(

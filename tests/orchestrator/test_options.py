@@ -23,7 +23,7 @@ from orchestrator.search.beam import Beam, EarlyStopping
 from orchestrator.search.decoder import Greedy
 from orchestrator.search.sampling import Sampling
 from orchestrator.settings import OrchestratorSettings
-from orchestrator.validation import check_context, check_sources, resolve_n_docs
+from orchestrator.validation import DocCount, check_context, check_sources, fit_hypotheses, resolve_n_docs
 from ragserve.errors import InvalidInputError
 from tests.orchestrator.driving import generator_info
 
@@ -54,7 +54,7 @@ def test_a_published_checkpoint_is_honoured() -> None:
     assert (found.mode, found.num_beams, found.max_length, found.min_length) == (Mode.SEQUENCE, 4, 50, 1)
     assert isinstance(found.decoder(PUBLISHED, 128), Beam)
     assert found.filter_chain(PUBLISHED).filters == (filters.BadWords(((0, 0),), (1,)), filters.MinLength(1, (1,)))
-    assert resolve_n_docs(Sources("who?"), PUBLISHED, SETTINGS) == 5
+    assert resolve_n_docs(Sources("who?"), PUBLISHED, SETTINGS) == DocCount(5, chosen=False)
 
 
 def test_the_request_wins() -> None:
@@ -205,3 +205,22 @@ def test_more_documents_than_the_generator_takes() -> None:
     with pytest.raises(InvalidInputError) as caught:
         resolve_n_docs(Sources("who?", n_docs=65), INFO, SETTINGS)
     assert caught.value.field == "n_docs"
+
+
+def test_a_default_number_of_documents_fits_the_limits() -> None:
+    many = replace(INFO, default_n_docs=200)
+    found = resolve_n_docs(Sources("who?"), many, SETTINGS)
+    assert found.count == 64
+    assert found.warnings == (
+        "A request has at most 100 documents (max_n_docs); this request uses 100 instead of 200.",
+        "The generator takes at most 64 documents; this request uses 64 instead of 100.",
+    )
+    few = replace(INFO, max_hypotheses=16)
+    sequence = resolve(ask(num_beams=4, mode=Mode.SEQUENCE), few, SETTINGS, 1)
+    fitting = fit_hypotheses(DocCount(5, chosen=False), sequence, few)
+    assert fitting.count == 4
+    assert fitting.warnings[0].endswith("; this request uses 4 instead of 5.")
+    chosen = DocCount(5, chosen=True)
+    assert fit_hypotheses(chosen, sequence, few) is chosen
+    token = resolve(ask(num_beams=4), few, SETTINGS, 1)
+    assert fit_hypotheses(DocCount(5, chosen=False), token, few) == DocCount(5, chosen=False)

@@ -28,7 +28,6 @@ from ragserve.v1 import retriever_pb2
 from retriever_svc.encoder import TextEncoder
 from retriever_svc.engine import EngineOptions, Retrieval, RetrieverEngine
 from retriever_svc.index import FaissIndex, IndexSpec
-from retriever_svc.kinds import LookupOptions
 from retriever_svc.knowledge import KnowledgeBase
 from retriever_svc.live.writer import KnowledgeWriter
 from retriever_svc.loading import RetrievalOptions
@@ -167,8 +166,14 @@ async def test_k_above_the_number_of_passages_is_refused(
     engine = RetrieverEngine(model, knowledge_base, options=chosen, metrics=Metrics())
     await engine.start()
     assert len((await engine.retrieve([Query("a")], k=120)).results[0].hits) == 120
-    with pytest.raises(InvalidInputError, match="at most 120, passages in the index"):
+    with pytest.raises(
+        InvalidInputError, match="k is 121; it must be at most 120: the knowledge base has 120 passages"
+    ):
         await engine.retrieve([Query("a")], k=121)
+    found = await engine.retrieve([Query("a")], k=121, allow_fewer=True)
+    assert len(found.results[0].hits) == 120
+    assert found.warnings == ("The knowledge base has 120 passages; this request uses 120 instead of 121.",)
+    assert (await engine.retrieve([Query("a")], k=120, allow_fewer=True)).warnings == ()
     await engine.stop()
 
 
@@ -233,10 +238,11 @@ async def test_a_knowledge_base_of_another_encoder_is_refused(
 def test_offline_search_equals_the_service(
     model: Path, knowledge_base: Path, passages: list, options: RetrievalOptions
 ) -> None:
-    hits = search_offline(model, knowledge_base, passages[3].text, 4, options)
-    assert len(hits) == 4
+    hits, warnings = search_offline(model, knowledge_base, passages[3].text, 4, options)
+    assert (len(hits), warnings) == (4, ())
+    assert len(search_offline(model, knowledge_base, "a", None, options)[0]) == 5
     assert abs(sum(np.exp(hit.log_prior) for hit in hits) - 1) < 1e-5
-    with pytest.raises(InvalidInputError, match="between 1 and the 120"):
+    with pytest.raises(InvalidInputError, match="at most 120: the knowledge base has 120 passages"):
         search_offline(model, knowledge_base, "a", 121, options)
     with pytest.raises(InvalidInputError, match="empty"):
         search_offline(model, knowledge_base, " ", 1, options)
@@ -293,10 +299,10 @@ async def test_a_bug_met_on_a_stream_is_told_by_an_id_and_ends_no_other_request(
 ) -> None:
     whole = engine.retrieve
 
-    async def failing(queries: list[Query], k: int, version: int, lookup: LookupOptions) -> Retrieval:
+    async def failing(queries: list[Query], k: int, *given: Any, **options: Any) -> Retrieval:
         if k == 3:
             raise RuntimeError("a secret")
-        return await whole(queries, k, version, lookup)
+        return await whole(queries, k, *given, **options)
 
     monkeypatch.setattr(engine, "retrieve", failing)
 

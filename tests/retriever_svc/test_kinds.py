@@ -130,6 +130,6 @@ async def test_what_cannot_be_is_refused(
     assert caught.value.field == "options.lexical_weight"
     without = RetrieverEngine(model, knowledge_base, options=EngineOptions(retrieval=options), metrics=Metrics())
     await without.start()
-    with pytest.raises(FailedPreconditionError, match="start it with lexical=true"):
+    with pytest.raises(FailedPreconditionError, match="start it with --lexical"):
         await without.retrieve([Query("a")], 1, options=BM25)
     await without.stop()
