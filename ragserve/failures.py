@@ -29,6 +29,10 @@ SERVICES = (ORCHESTRATOR, RETRIEVER, GENERATOR)
 REASONS = (
     (r"errors? resolving|resolution failed|lookup", "the host of {target} is not known: its name was not resolved"),
     (r"Connection refused", "nothing listens at {target} (connection refused): is the {role} running?"),
+    (
+        r"backend unhealthy",
+        "what listens at {target} is not ready as the {role}: it is starting or stopping, or it is another service",
+    ),
     (r"No such file", "there is no socket at {target}: is the {role} running?"),
     (
         r"parsing HTTP/2|SETTINGS frame",

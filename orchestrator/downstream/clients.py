@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -23,11 +23,19 @@ from orchestrator.search.inference import Control, Extension, Rendered, Step, Ta
 from orchestrator.search.room import Room
 from orchestrator.settings import OrchestratorSettings
 from orchestrator.stages import GENERATOR, RETRIEVE, Stages
-from ragserve.errors import RagserveError, ResourceExhaustedError, UnavailableError
+from ragserve.errors import (
+    DeadlineExceededError,
+    FailedPreconditionError,
+    RagserveError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+from ragserve.failures import GENERATOR as GENERATOR_SERVICE
+from ragserve.failures import RETRIEVER as RETRIEVER_SERVICE
+from ragserve.failures import Called, explained
 from ragserve.serving.channel import channel
 from ragserve.serving.convert import search_to_proto, timings_from_proto
 from ragserve.serving.metrics import Metrics
-from ragserve.serving.status import error_from_rpc
 from ragserve.serving.streams import ClientStream
 from ragserve.v1 import generator_pb2, generator_pb2_grpc, retriever_pb2, retriever_pb2_grpc
 
@@ -36,8 +44,9 @@ FIRST_BACKOFF_SECONDS = 0.1
 CLOSING_SECONDS = 5.0
 # More are never of use: the generator's own limit is below.
 MAX_DRAFTS = 64
-RETRIEVER_NAME = retriever_pb2.DESCRIPTOR.services_by_name["RetrieverService"].full_name
-GENERATOR_NAME = generator_pb2.DESCRIPTOR.services_by_name["GeneratorService"].full_name
+RETRIEVER_NAME = RETRIEVER_SERVICE.name
+GENERATOR_NAME = GENERATOR_SERVICE.name
+REASON_SECONDS = 2.0  # to learn why a service did not answer in time
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +66,7 @@ class RetrieverClient:
             health_service=RETRIEVER_NAME,
         )
         self._stub = retriever_pb2_grpc.RetrieverServiceStub(self._channel)
+        self._called = Called(RETRIEVER_SERVICE, target)
 
     async def retrieve(self, sources: Sources, n_docs: int, deadline: Deadline, stages: Stages) -> Evidence:
         """The passages of a question. Raises the retriever's errors, with the caller's names for the fields."""
@@ -68,14 +78,13 @@ class RetrieverClient:
             allow_fewer=sources.n_docs is None,
         )
         started = time.monotonic()
-        response = await _raising(self._stub.Retrieve(request, timeout=deadline.remaining()))
+        response = await _raising(self._stub.Retrieve(request, timeout=deadline.remaining()), self._called)
         stages.called(RETRIEVE, time.monotonic() - started, timings_from_proto(response.timings))
         return convert.evidence_from_proto(response, sources.search)
 
     async def ready(self, timeout_seconds: float) -> None:
         """Returns when a replica answers. Raises when none does in time."""
-        request = retriever_pb2.RetrieverServiceGetInfoRequest()
-        await _raising(self._stub.GetInfo(request, timeout=timeout_seconds, wait_for_ready=True))
+        await _ready(self._stub.GetInfo, retriever_pb2.RetrieverServiceGetInfoRequest(), timeout_seconds, self._called)
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -94,6 +103,7 @@ class GeneratorClient:
             health_service=GENERATOR_NAME,
         )
         self._stub = generator_pb2_grpc.GeneratorServiceStub(self._channel)
+        self.called = Called(GENERATOR_SERVICE, target)
         self._settings = settings
         self.max_message_bytes = settings.server.max_message_bytes
         self._info: GeneratorInfo | None = None
@@ -115,15 +125,14 @@ class GeneratorClient:
         """What is loaded; asked again when it is old, or when a replica was gone."""
         if self._info is None or time.monotonic() > self._info_until:
             request = generator_pb2.GeneratorServiceGetInfoRequest()
-            response = await _raising(self._stub.GetInfo(request, timeout=deadline.remaining()))
+            response = await _raising(self._stub.GetInfo(request, timeout=deadline.remaining()), self.called)
             self._info = convert.info_from_proto(response)
             self._info_until = time.monotonic() + self._settings.info_max_age_seconds
         return self._info
 
     async def ready(self, timeout_seconds: float) -> None:
         """Returns when a replica answers. Raises when none does in time."""
-        request = generator_pb2.GeneratorServiceGetInfoRequest()
-        await _raising(self._stub.GetInfo(request, timeout=timeout_seconds, wait_for_ready=True))
+        await _ready(self._stub.GetInfo, generator_pb2.GeneratorServiceGetInfoRequest(), timeout_seconds, self.called)
 
     def session(self, spec: SessionSpec, deadline: Deadline, stages: Stages) -> GeneratorSession:
         """A session, which frees the generator's when the block ends."""
@@ -308,7 +317,7 @@ class GeneratorSession:
             raise ValueError("the session has ended")
         started = time.monotonic()
         try:
-            response = await _next_response(self._call, request)
+            response = await _next_response(self._call, request, self._client.called)
         except RagserveError as error:
             self._call.cancel()
             self._call = None
@@ -343,20 +352,37 @@ class Downstream:
         await asyncio.gather(self.retriever.close(), self.generator.close())
 
 
-async def _raising(call: Awaitable[T]) -> T:
+async def _raising(call: Awaitable[T], called: Called) -> T:
     """The response of a unary call. Raises the error that its status stands for."""
     try:
         return await call
     except grpc.aio.AioRpcError as error:
-        raise for_caller(error_from_rpc(error)) from error
+        raise _error(error, called) from error
 
 
-async def _next_response(call: DecodeStream, request: generator_pb2.DecodeRequest) -> generator_pb2.DecodeResponse:
+async def _ready(get_info: Callable[..., Awaitable[Any]], request: Any, timeout_seconds: float, called: Called) -> None:
+    """Waits for a replica. Raises the reason why none answered in time."""
+    try:
+        await _raising(get_info(request, timeout=timeout_seconds, wait_for_ready=True), called)
+    except DeadlineExceededError:
+        await _raising(get_info(request, timeout=REASON_SECONDS), called)
+
+
+def _error(error: grpc.RpcError, called: Called) -> RagserveError:
+    found = explained(error, called)
+    if found.field == "target":  # which the orchestrator's operator sets, and not the caller
+        found = FailedPreconditionError(found.message, field=called.service.role)
+    return for_caller(found)
+
+
+async def _next_response(
+    call: DecodeStream, request: generator_pb2.DecodeRequest, called: Called
+) -> generator_pb2.DecodeResponse:
     """Raises the error of the status that the stream ended with instead; UnavailableError where that is no error."""
     try:
         response = await call.exchange(request)
     except grpc.aio.AioRpcError as error:
-        raise for_caller(error_from_rpc(error)) from error
+        raise _error(error, called) from error
     except asyncio.InvalidStateError as error:
         raise UnavailableError("the generator's session is over") from error
     except asyncio.CancelledError as error:
