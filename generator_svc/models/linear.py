@@ -12,9 +12,11 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from transformers.activations import ACT2FN
 
 from generator_svc.kernels import native
 from generator_svc.models.numerics import FLOAT32, Numerics
+from ragserve.activations import LEARNED
 from ragserve.errors import FailedPreconditionError
 
 ACTIVATION_LEVELS = 127
@@ -22,6 +24,7 @@ WEIGHT_LEVELS, FINE_WEIGHT_LEVELS = 63, 127  # four products fit into 16 bits, o
 QUANTIZED_ROWS = 2048  # of a weight at a time
 PACKING_ROWS = 32  # hint for the packed layout; layouts for 5, 20 and 80 rows measure the same
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    **{name: ACT2FN[name] for name in ACT2FN if name not in LEARNED},  # those of transformers, by its names
     "none": lambda x: x,
     "relu": F.relu,
     "gelu": F.gelu,

@@ -56,7 +56,7 @@ def test_int8_is_near_float32(activation: str) -> None:
     error = (Int8Linear(weight, bias, activation)(x, residual) - exact).norm() / exact.norm()
     assert 0 < error < 0.05
     fine = (Int8Linear(weight, bias, activation, fine=True)(x, residual) - exact).norm() / exact.norm()
-    assert 0 < fine < 0.7 * error
+    assert 0 < fine < 0.75 * error
 
 
 @pytest.mark.usefixtures("instructions")

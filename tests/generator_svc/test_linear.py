@@ -6,8 +6,10 @@ import sys
 
 import pytest
 import torch
+from transformers.activations import ACT2FN
 
 from generator_svc.models.linear import ACTIVATIONS, PackedLinear, PlainLinear, check_activation
+from ragserve.activations import LEARNED
 from ragserve.errors import FailedPreconditionError
 
 # MB that 200 numbers of rows, each with six products, add to a process that has made its first ones.
@@ -49,5 +51,15 @@ def test_the_packed_kernel_equals_the_plain_one(activation: str, rows: int) -> N
 
 
 def test_an_unknown_activation_is_named() -> None:
-    with pytest.raises(FailedPreconditionError, match="mish"):
-        check_activation("mish")
+    for name in ("glug", *LEARNED):
+        with pytest.raises(FailedPreconditionError, match=name):
+            check_activation(name)
+
+
+def test_every_activation_of_transformers_without_weights_is_served() -> None:
+    x = torch.linspace(-6, 6, 200)[None]
+    for name in ACT2FN:
+        has_weights = isinstance(ACT2FN[name], torch.nn.Module) and any(True for _ in ACT2FN[name].parameters())
+        assert has_weights == (name in LEARNED), name
+        if not has_weights:
+            torch.testing.assert_close(ACTIVATIONS[check_activation(name)](x), ACT2FN[name](x), atol=1e-5, rtol=1e-5)
