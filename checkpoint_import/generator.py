@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ from transformers import BartForConditionalGeneration, GenerationConfig, T5ForCo
 from checkpoint_import.loading import build_model, read_config, read_tokenizer, special_token_warnings
 from checkpoint_import.source import Part
 from checkpoint_import.weights import read_weights
-from ragserve.errors import FailedPreconditionError
 
 MODEL_CLASSES = {"bart": BartForConditionalGeneration, "t5": T5ForConditionalGeneration}
 ONE_FILE = "1TB"  # larger than any shard
@@ -31,18 +31,8 @@ def export_generator(part: Part, out: Path, generation: dict[str, Any], *, allow
     if part.prefixes:
         weights = weights.below(*part.prefixes)
     model = build_model(MODEL_CLASSES[part.config["model_type"]], config, weights)
-    model.generation_config = _generation_config(model.generation_config, generation, out)
+    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     model.save_pretrained(out, max_shard_size=ONE_FILE)
     tokenizer.save_pretrained(out)
+    (out / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
     return special_token_warnings(tokenizer, config)
-
-
-def _generation_config(base: GenerationConfig, generation: dict[str, Any], out: Path) -> GenerationConfig:
-    """The special tokens of the model's own configuration, and the settings of the checkpoint."""
-    values = {key: value for key, value in base.to_dict().items() if key.endswith("_token_id")}
-    try:
-        return GenerationConfig(**{**values, **generation})  # type: ignore[no-untyped-call]
-    except (ValueError, TypeError) as error:
-        raise FailedPreconditionError(
-            f"the checkpoint's generation settings cannot be used: {error}", field=str(out / "generation_config.json")
-        ) from error

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from checkpoint_import.graphs import Precision, check_precisions
-from checkpoint_import.settings import generation_defaults, rag_settings
+from checkpoint_import.settings import rag_settings
 from checkpoint_import.source import Source, open_source
 from ragserve.checkpoint import KINDS, MANIFEST_NAME, Manifest, hash_files
 from ragserve.errors import InvalidInputError
@@ -80,7 +80,7 @@ def import_checkpoint(
     kind, warnings = _kind(source, options.kind)
     with file_errors("write", out), _appears_when_complete(out) as directory:
         manifest, found = _export(source, directory, kind, options, report)
-    return ImportedModel(out, manifest, (*warnings, *found))
+    return ImportedModel(out, manifest, (*warnings, *manifest.warnings, *found))
 
 
 def _export(
@@ -89,13 +89,15 @@ def _export(
     """Writes the parts and the manifest; with what the user should know about them."""
     # torch and transformers take seconds to import: wrong arguments are told before
     from checkpoint_import.encoder import EncoderOptions, export_encoder, is_dpr_context  # noqa: PLC0415
+    from checkpoint_import.generation import read_generation  # noqa: PLC0415
     from checkpoint_import.generator import export_generator  # noqa: PLC0415
-    from checkpoint_import.loading import quiet_transformers  # noqa: PLC0415
+    from checkpoint_import.loading import quiet_transformers, read_config  # noqa: PLC0415
     from checkpoint_import.precision import convert  # noqa: PLC0415
 
     quiet_transformers()
     steps = 4 if source.passage_encoder else 3
-    generation = generation_defaults(source)
+    rag = rag_settings(source)
+    generation = read_generation(source, read_config(source.generator))
     encoder = EncoderOptions(
         options.pooling,
         options.normalize,
@@ -113,18 +115,19 @@ def _export(
         pair = replace(encoder, passage_pair=is_dpr_context(source.passage_encoder))
         passages = export_encoder(source.passage_encoder, directory / "passage_encoder", pair)
     report("generator", steps - 2, steps)
-    warnings = export_generator(
-        source.generator, directory / "generator", generation, allow_pickle=options.allow_pickle
-    )
+    settings = generation.hugging_face()
+    warnings = export_generator(source.generator, directory / "generator", settings, allow_pickle=options.allow_pickle)
     report("checksums", steps - 1, steps)
     manifest = Manifest(
         kind=kind,
-        rag=rag_settings(source),
+        rag=rag,
         score_scale=options.score_scale,
         query_prompt=queries.query_prompt,
         passage_prompt=passages.passage_prompt,
-        generation=generation,
+        generation=generation.search,
         files=hash_files(directory),
+        tokens=generation.tokens.to_json(),
+        warnings=generation.warnings,
     )
     (directory / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     report("done", steps, steps)

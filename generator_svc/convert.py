@@ -29,7 +29,8 @@ from generator_svc.commands import (
 )
 from generator_svc.engine import GeneratorInfo
 from ragserve.errors import InvalidInputError
-from ragserve.serving.convert import add_timings
+from ragserve.serving.convert import add_timings, rules_to_proto
+from ragserve.token_rules import TokenRules
 from ragserve.v1 import common_pb2, generator_pb2
 
 MODES: dict[common_pb2.Mode.ValueType, Mode] = {common_pb2.MODE_TOKEN: "token", common_pb2.MODE_SEQUENCE: "sequence"}
@@ -43,7 +44,7 @@ INT32, FLOAT32 = np.dtype("<i4"), np.dtype("<f4")
 # Generation parameters of the same name in Hugging Face and in the protocol.
 PLAIN_DEFAULTS = (
     *("n_docs", "num_beams", "max_length", "min_length", "length_penalty", "no_repeat_ngram_size"),
-    *("max_new_tokens", "min_new_tokens", "repetition_penalty", "forced_bos_token_id", "forced_eos_token_id"),
+    *("max_new_tokens", "min_new_tokens", "repetition_penalty"),
 )
 
 
@@ -93,17 +94,20 @@ def info_to_proto(info: GeneratorInfo) -> generator_pb2.GeneratorServiceGetInfoR
         model_type=info.model_type,
         trained_mode=common_pb2.MODE_UNSPECIFIED if info.trained_mode is None else PROTO_MODES[info.trained_mode],
         vocab_size=limits.vocab_size,
-        decoder_start_token_id=tokens.decoder_start,
-        eos_token_ids=tokens.eos,
-        pad_token_id=tokens.pad,
-        bos_token_id=tokens.bos,
+        decoder_start_token_id=tokens.token_rules.decoder_start_token_id,
+        eos_token_ids=tokens.token_rules.eos_token_id,
+        pad_token_id=tokens.pad_token_id,
+        bos_token_id=tokens.bos_token_id,
         max_context_tokens=limits.max_context_tokens,
         max_target_tokens=limits.max_target_tokens,
-        defaults=_defaults(info.defaults),
+        defaults=_defaults(info.defaults, tokens.token_rules),
         max_documents=limits.max_documents,
         max_hypotheses=limits.max_hypotheses,
         device=info.device,
         precision=info.precision,
+        token_rules=rules_to_proto(tokens.token_rules),
+        sequence_rules=rules_to_proto(tokens.sequence_rules),
+        warnings=info.warnings,
     )
 
 
@@ -171,14 +175,14 @@ def _rendered(sequence: RenderedSequence) -> generator_pb2.RenderedSequence:
     return generator_pb2.RenderedSequence(text=sequence.text, pieces=sequence.pieces)
 
 
-def _defaults(defaults: Mapping[str, Any]) -> generator_pb2.GenerationDefaults:
+def _defaults(defaults: Mapping[str, Any], rules: TokenRules) -> generator_pb2.GenerationDefaults:
     message = generator_pb2.GenerationDefaults(
-        bad_words=[generator_pb2.TokenSequence(token_ids=ids) for ids in defaults.get("bad_words_ids", ())]
+        bad_words=[generator_pb2.TokenSequence(token_ids=ids) for ids in defaults.get("bad_words_ids", ())],
+        forced_bos_token_id=rules.forced_bos_token_id,
+        forced_eos_token_id=next(iter(rules.forced_eos_token_id), None),
     )
     for name in PLAIN_DEFAULTS:
         value = defaults.get(name)
-        if isinstance(value, list):
-            value = value[0] if value else None
         if value is not None:
             setattr(message, name, value)
     if "early_stopping" in defaults:

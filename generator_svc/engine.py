@@ -14,7 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 from generator_svc.budget import Capacity
 from generator_svc.commands import Mode
 from generator_svc.device import choose_device, pass_size, use_threads
-from generator_svc.loading import LoadedGenerator, SpecialTokens, load_generator
+from generator_svc.loading import LoadedGenerator, load_generator
 from generator_svc.metrics import GeneratorMetrics
 from generator_svc.models.precision import Precision
 from generator_svc.options import EngineOptions
@@ -26,6 +26,7 @@ from generator_svc.worker import Worker
 from ragserve.errors import DeadlineExceededError, UnavailableError
 from ragserve.serving.memory import keep_memory_low, keep_temporaries
 from ragserve.serving.metrics import Metrics
+from ragserve.token_rules import SpecialTokens
 
 BESIDE_ARRAYS = 4096  # bytes of an answer: names, lengths, timings
 P = ParamSpec("P")
@@ -43,6 +44,7 @@ class GeneratorInfo:
     defaults: Mapping[str, Any]
     device: str
     precision: Precision
+    warnings: tuple[str, ...] = ()
 
 
 class GeneratorEngine:
@@ -134,6 +136,7 @@ class GeneratorEngine:
             defaults=loaded.defaults,
             device=loaded.device.type,
             precision=self._options.precision,
+            warnings=loaded.warnings,
         )
 
     def _ready(self) -> LoadedGenerator:

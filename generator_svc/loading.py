@@ -19,24 +19,16 @@ from generator_svc.models.precision import Precision
 from generator_svc.models.t5 import T5
 from generator_svc.text import Codec, load_codec
 from generator_svc.weights import TensorFile, WeightMap
-from ragserve.checkpoint import IMPORT_AGAIN, Manifest, RagSettings, load_manifest, verify_files
+from ragserve.checkpoint import IMPORT_AGAIN, MANIFEST_NAME, Manifest, RagSettings, load_manifest, verify_files
 from ragserve.errors import FailedPreconditionError
 from ragserve.files import exists, file_errors, require_file
+from ragserve.search_settings import read_search_settings
+from ragserve.token_rules import SpecialTokens
 
 PART = "generator"
 WEIGHTS = "model.safetensors"
 FAMILIES: dict[str, Callable[[Any, WeightMap, torch.device, Numerics], Seq2SeqModel]] = {"bart": Bart, "t5": T5}
 TRAINED_MODES: dict[str, Mode | None] = {"rag-token": "token", "rag-sequence": "sequence", "pair": None}
-
-
-@dataclass(frozen=True)
-class SpecialTokens:
-    """Tokens that decoding needs to know."""
-
-    decoder_start: int
-    eos: tuple[int, ...]
-    pad: int
-    bos: int | None
 
 
 @dataclass(frozen=True)
@@ -50,6 +42,7 @@ class LoadedGenerator:
     trained_mode: Mode | None
     tokens: SpecialTokens
     defaults: Mapping[str, Any]
+    warnings: tuple[str, ...]
     device: torch.device
 
 
@@ -73,8 +66,9 @@ def load_generator(directory: Path, device: torch.device, precision: Precision =
         codec=load_codec(part, config.vocab_size),
         rag=manifest.rag,
         trained_mode=TRAINED_MODES[manifest.kind],
-        tokens=_special_tokens(config, generation, part / "config.json"),
-        defaults={"n_docs": manifest.rag.n_docs, **generation},
+        tokens=_special_tokens(manifest, config, generation, directory),
+        defaults={"n_docs": manifest.rag.n_docs, **_search_settings(generation, config, directory)},
+        warnings=manifest.warnings,
         device=device,
     )
 
@@ -96,33 +90,40 @@ def _load_config(part: Path) -> Any:
 def _generation(part: Path, manifest: Manifest) -> dict[str, Any]:
     """Generation parameters: the manifest's over generation_config.json's."""
     path = part / "generation_config.json"
-    stored: dict[str, Any] = {}
+    stored: Any = {}
     if exists(path, Path.is_file):
         try:
             with file_errors("read", path):
                 stored = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise FailedPreconditionError(f"{path} is not JSON: {error}", field=str(path)) from error
+        if not isinstance(stored, dict):
+            raise FailedPreconditionError(f"{path} does not hold a JSON object", field=str(path))
     both = {**stored, **manifest.generation}
     return {name: value for name, value in both.items() if value is not None}
 
 
-def _special_tokens(config: Any, generation: Mapping[str, Any], path: Path) -> SpecialTokens:
-    def find(name: str) -> Any:
-        value = generation.get(name)
-        return getattr(config, name, None) if value is None else value
-
-    eos, pad = find("eos_token_id"), find("pad_token_id")
-    start = find("decoder_start_token_id")
-    if start is None:
-        start = find("bos_token_id")
-    if eos is None or pad is None or start is None:
+def _search_settings(generation: Mapping[str, Any], config: Any, directory: Path) -> dict[str, Any]:
+    path = directory / MANIFEST_NAME
+    try:
+        return read_search_settings(generation, config.vocab_size)
+    except ValueError as error:
         raise FailedPreconditionError(
-            f"{path} names no eos_token_id, pad_token_id or decoder_start_token_id", field=str(path)
-        )
-    return SpecialTokens(
-        decoder_start=start,
-        eos=tuple(eos) if isinstance(eos, list) else (eos,),
-        pad=pad,
-        bos=find("bos_token_id"),
-    )
+            f"{path}, or {PART}/generation_config.json beside it: {error}", field=str(path)
+        ) from error
+
+
+def _special_tokens(manifest: Manifest, config: Any, generation: Mapping[str, Any], directory: Path) -> SpecialTokens:
+    """Those of the manifest. One of an earlier version has none: then those of the two configuration files."""
+    if manifest.tokens is not None:
+        settings: Mapping[str, Any] = manifest.tokens
+    else:
+        names = ("decoder_start_token_id", "eos_token_id", "pad_token_id", "bos_token_id")
+        known = {name: getattr(config, name, None) for name in names}
+        settings = {**{name: value for name, value in known.items() if value is not None}, **generation}
+        settings.setdefault("decoder_start_token_id", settings.get("bos_token_id"))
+    path = directory / MANIFEST_NAME if manifest.tokens is not None else directory / PART / "config.json"
+    try:
+        return SpecialTokens.read(settings, config.vocab_size)
+    except ValueError as error:
+        raise FailedPreconditionError(f"{path}: {error}", field=str(path)) from error

@@ -45,6 +45,7 @@ from generator_svc.validation import (
 from generator_svc.worker import Request, SessionState, Worker
 from ragserve.errors import DeadlineExceededError, FailedPreconditionError, InvalidInputError, RagserveError
 from ragserve.serving.metrics import StageTiming
+from ragserve.token_rules import TokenRules
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +147,7 @@ class DecodeSession:
         targets = await asyncio.to_thread(self._targets, command)
         check_scores(targets, len(session.contexts), self._limits)
         asked = self._request()
-        start, max_rows = self._loaded.tokens.decoder_start, self._worker.scheduler.capacity.prefill_tokens
+        start, max_rows = self._rules(session).decoder_start_token_id, self._worker.scheduler.capacity.prefill_tokens
         asked.request.job = await asyncio.to_thread(plan_scores, targets, len(session.contexts), start, max_rows)
         return await self._ask(session, asked, lambda now: self._demand(session, Work.SCORE, now))
 
@@ -248,7 +249,7 @@ class DecodeSession:
 
     def _new_session(self, command: OpenCommand, contexts: tuple[Context, ...]) -> Session:
         shared = command.mode == "token"
-        starts, controls = _starts(command, self._loaded.tokens.decoder_start)
+        starts, controls = _starts(command, self._loaded.tokens.rules(command.mode).decoder_start_token_id)
         priors = np.array([document.log_prior for document in command.documents], dtype=np.float32)
         state = SessionState(
             log_priors=priors if shared else None,
@@ -270,10 +271,15 @@ class DecodeSession:
     def _drafter(self, contexts: Sequence[Context], starts: Sequence[Start]) -> Drafter | None:
         """For a search that begins with one hypothesis."""
         tokens, most = self._loaded.tokens, self._limits.max_drafts
+        rules = tokens.token_rules
         if most == 0 or len(starts) != 1:
             return None
         ids = [context.token_ids for context in contexts]
-        return Drafter(ids, starts[0].tokens, most, {*tokens.eos, tokens.pad, tokens.decoder_start, tokens.bos})
+        special = {*rules.eos_token_id, tokens.pad_token_id, rules.decoder_start_token_id, tokens.bos_token_id}
+        return Drafter(ids, starts[0].tokens, most, special)
+
+    def _rules(self, session: Session) -> TokenRules:
+        return self._loaded.tokens.rules("token" if session.shared else "sequence")
 
     def _expect_open(self) -> None:
         if self._session is None and not self.ended.done():

@@ -21,9 +21,9 @@ from orchestrator.search.decoder import Decoder, Greedy, Limits
 from orchestrator.search.sampling import Sampling, SamplingRules
 from orchestrator.settings import OrchestratorSettings
 from ragserve.errors import InvalidInputError
+from ragserve.search_settings import LARGEST_LENGTH_PENALTY
 
 SEED_BITS = 63
-MAX_LENGTH_PENALTY = 10  # length ** penalty stays within float32 for the longest answers
 
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ class Resolved:
 
     def decoder(self, info: GeneratorInfo, sampling_candidates: int) -> Decoder:
         """A fresh decoder for one group of hypotheses."""
-        limits = Limits(info.eos_token_ids, self.max_length)
+        limits = Limits(info.rules(self.mode).eos_token_id, self.max_length)
         if self.sampling is not None:
             return Sampling(self.sampling, limits, sampling_candidates)
         if self.num_beams == 1:
@@ -62,7 +62,8 @@ class Resolved:
 
     def filter_chain(self, info: GeneratorInfo) -> filters.FilterChain:
         """The filters in Hugging Face's order."""
-        eos = info.eos_token_ids
+        rules = info.rules(self.mode)
+        eos = rules.eos_token_id
         chain: list[filters.Filter] = []
         if self.repetition_penalty != 1.0:
             chain.append(filters.RepetitionPenalty(self.repetition_penalty))
@@ -74,11 +75,18 @@ class Resolved:
             chain.append(filters.MinLength(self.min_length, eos))
         if self.min_new_tokens:
             chain.append(filters.MinNewTokens(self.min_new_tokens, eos))
-        if info.forced_bos_token_id is not None:
-            chain.append(filters.ForcedBos(info.forced_bos_token_id))
-        if info.forced_eos_token_id is not None:
-            chain.append(filters.ForcedEos(info.forced_eos_token_id, self.max_length))
-        return filters.FilterChain(info.decoder_start_token_id, tuple(chain))
+        if rules.forced_bos_token_id is not None:
+            chain.append(filters.ForcedBos(rules.forced_bos_token_id))
+        if rules.forced_eos_token_id:
+            chain.append(filters.ForcedEos(rules.forced_eos_token_id, self.max_length))
+        if rules.exponential_decay_length_penalty is not None and eos:
+            chain.append(filters.ExponentialDecay(*rules.exponential_decay_length_penalty, eos))
+        if rules.suppress_tokens:
+            chain.append(filters.Suppress(rules.suppress_tokens))
+        if rules.begin_suppress_tokens:
+            begin = 1 if rules.forced_bos_token_id is None else 2
+            chain.append(filters.SuppressAtBegin(rules.begin_suppress_tokens, begin))
+        return filters.FilterChain(rules.decoder_start_token_id, tuple(chain))
 
 
 def resolve(ask: GenerateAsk, info: GeneratorInfo, settings: OrchestratorSettings, n_docs: int) -> Resolved:
@@ -87,7 +95,7 @@ def resolve(ask: GenerateAsk, info: GeneratorInfo, settings: OrchestratorSetting
     merged = _merge(said, info.defaults)
     mode = resolve_mode(said.mode, info)
     max_length = _max_length(said, merged, info, settings)
-    min_length, min_new_tokens = _least_lengths(said, merged, mode)
+    min_length, min_new_tokens = _least_lengths(said, merged, mode, max_length)
     sampling = _sampling(said.sampling, said.num_return_sequences or 1, mode)
     num_beams = 1 if sampling else _or(merged.num_beams, 1)
     resolved = Resolved(
@@ -157,7 +165,7 @@ def _max_length(
     return min(_or(merged.max_length, settings.default_max_length), limit)
 
 
-def _least_lengths(said: GenerationOptions, merged: GenerationOptions, mode: Mode) -> tuple[int, int]:
+def _least_lengths(said: GenerationOptions, merged: GenerationOptions, mode: Mode, max_length: int) -> tuple[int, int]:
     """`min_length` and `min_new_tokens`, 0 where they do not apply.
 
     In token mode both apply, as in `RagTokenForGeneration.generate`. In sequence mode `min_new_tokens` replaces
@@ -165,6 +173,10 @@ def _least_lengths(said: GenerationOptions, merged: GenerationOptions, mode: Mod
     comes before what the checkpoint says.
     """
     min_length, min_new_tokens = _or(merged.min_length, 0), merged.min_new_tokens
+    asked = (said.min_length, said.min_new_tokens, said.max_length, said.max_new_tokens)
+    if all(length is None for length in asked):  # nothing to refuse: such an answer has the greatest length
+        min_length = min(min_length, max_length)
+        min_new_tokens = None if min_new_tokens is None else min(min_new_tokens, max_length - 1)
     if mode is Mode.TOKEN or min_new_tokens is None:
         return min_length, _or(min_new_tokens, 0)
     if said.min_length is not None and said.min_new_tokens is None:
@@ -227,9 +239,9 @@ def _check_lengths(resolved: Resolved, said: GenerationOptions) -> None:
 
 
 def _check_penalties(resolved: Resolved) -> None:
-    if not abs(resolved.length_penalty) <= MAX_LENGTH_PENALTY:
+    if not abs(resolved.length_penalty) <= LARGEST_LENGTH_PENALTY:
         raise InvalidInputError(
-            "options.length_penalty", f"must be between -{MAX_LENGTH_PENALTY} and {MAX_LENGTH_PENALTY}"
+            "options.length_penalty", f"must be between -{LARGEST_LENGTH_PENALTY} and {LARGEST_LENGTH_PENALTY}"
         )
     if resolved.early_stopping is EarlyStopping.NEVER and resolved.length_penalty < 0:
         raise InvalidInputError(

@@ -229,7 +229,7 @@ class Pipeline:
 
     def _warnings(self, mode: Mode, info: GeneratorInfo) -> tuple[str, ...]:
         """For the caller, and once for the log."""
-        warnings = mode_warnings(mode, info)
+        warnings = (*mode_warnings(mode, info), *info.warnings)
         for text in warnings:
             if text not in self._warned:
                 self._warned.add(text)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from orchestrator.search.beam import EarlyStopping
 from ragserve.filters import SearchOptions
 from ragserve.serving.metrics import StageTiming
+from ragserve.token_rules import TokenRules
 
 
 class Mode(StrEnum):
@@ -215,8 +216,8 @@ class GeneratorInfo:
 
     trained_mode: Mode | None
     vocab_size: int
-    decoder_start_token_id: int
-    eos_token_ids: tuple[int, ...]
+    token_rules: TokenRules
+    sequence_rules: TokenRules
     bos_token_id: int | None
     max_target_tokens: int
     max_context_tokens: int
@@ -224,5 +225,8 @@ class GeneratorInfo:
     max_hypotheses: int
     defaults: GenerationOptions
     default_n_docs: int | None
-    forced_bos_token_id: int | None
-    forced_eos_token_id: int | None
+    warnings: tuple[str, ...] = ()
+
+    def rules(self, mode: Mode) -> TokenRules:
+        """Which tokens begin, end and shape an answer."""
+        return self.sequence_rules if mode is Mode.SEQUENCE else self.token_rules

@@ -12,13 +12,16 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ragserve.errors import DataLossError, FailedPreconditionError
 from ragserve.files import file_errors, require_file
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "ragserve.json"
+LARGEST_COUNT = 2**31 - 1
 KINDS = ("rag-token", "rag-sequence", "pair")
 IMPORT_AGAIN = "import the checkpoint again"  # what to do about a model directory that lacks a file
 
@@ -27,8 +30,8 @@ IMPORT_AGAIN = "import the checkpoint again"  # what to do about a model directo
 class RagSettings:
     """How contexts are built (Lewis et al., appendix; `transformers` RagConfig)."""
 
-    n_docs: int = 5
-    max_combined_length: int = 300  # tokens
+    n_docs: Annotated[int, Field(ge=1, le=LARGEST_COUNT)] = 5
+    max_combined_length: Annotated[int, Field(ge=1, le=LARGEST_COUNT)] = 300  # tokens
     prefix: str = ""
     title_sep: str = " / "
     doc_sep: str = " // "
@@ -41,7 +44,8 @@ class Manifest:
     `query_prompt` and `passage_prompt` are what the encoders put before each question and each passage; the encoders
     themselves read them from their `encoder.json`.
     `generation` holds Hugging Face generation parameters by their own names (num_beams, max_length, ...).
-    `files` maps each file, relative to the directory, to its SHA-256.
+    `files` maps each file, relative to the directory, to its SHA-256. `tokens` is `SpecialTokens` as JSON, or None in
+    a manifest of an earlier version. `warnings` say what the checkpoint asks for that is not served.
     """
 
     kind: str
@@ -51,6 +55,8 @@ class Manifest:
     passage_prompt: str = ""
     generation: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+    tokens: dict[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """The manifest as it stands on disk."""
@@ -63,8 +69,43 @@ class Manifest:
             "retriever": {"score_scale": self.score_scale, **prompts},
             "rag": asdict(self.rag),
             "generation": self.generation,
+            **({} if self.tokens is None else {"tokens": self.tokens}),
+            **({"warnings": list(self.warnings)} if self.warnings else {}),
         }
         return json.dumps(body, indent=2) + "\n"
+
+
+class _Retriever(BaseModel):
+    score_scale: float = Field(1.0, allow_inf_nan=False)
+    query_prompt: str = ""
+    passage_prompt: str = ""
+
+
+class _Version(BaseModel):
+    format_version: int
+
+
+class _Body(BaseModel):
+    """The manifest as it stands on disk."""
+
+    model_config = ConfigDict(strict=True)
+
+    kind: str
+    rag: RagSettings = RagSettings()
+    retriever: _Retriever = _Retriever()
+    generation: dict[str, Any] = {}
+    files: dict[str, str] = {}
+    tokens: dict[str, Any] | None = None
+    warnings: list[str] = []
+
+
+def first_reason(error: ValueError) -> str:
+    """The first line of what is wrong, with the place in the document where pydantic names it."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = ".".join(str(step) for step in first["loc"])
+        return f"{place}: {first['msg']}" if place else str(first["msg"])
+    return str(error).partition("\n")[0]
 
 
 def load_manifest(directory: Path) -> Manifest:
@@ -78,19 +119,25 @@ def load_manifest(directory: Path) -> Manifest:
     require_file(path, "a model directory is written by 'ragserve import-checkpoint'")
     try:
         with file_errors("read", path):
-            body = json.loads(path.read_text(encoding="utf-8"))
-        version, kind, retriever = body["format_version"], body["kind"], body.get("retriever", {})
-        manifest = Manifest(
-            kind=kind,
-            rag=RagSettings(**body.get("rag", {})),
-            score_scale=float(retriever.get("score_scale", 1.0)),
-            query_prompt=str(retriever.get("query_prompt", "")),
-            passage_prompt=str(retriever.get("passage_prompt", "")),
-            generation=dict(body.get("generation", {})),
-            files=dict(body.get("files", {})),
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise FailedPreconditionError(f"{path} is not a ragserve manifest: {error}", field=str(path)) from error
+            text = path.read_text(encoding="utf-8")
+        version = _Version.model_validate_json(text).format_version
+        body = _Body.model_validate_json(text)
+    except ValueError as error:
+        raise FailedPreconditionError(
+            f"{path} is not a ragserve manifest: {first_reason(error)}", field=str(path)
+        ) from error
+    manifest = Manifest(
+        kind=body.kind,
+        rag=body.rag,
+        score_scale=body.retriever.score_scale,
+        query_prompt=body.retriever.query_prompt,
+        passage_prompt=body.retriever.passage_prompt,
+        generation=body.generation,
+        files=body.files,
+        tokens=body.tokens,
+        warnings=tuple(body.warnings),
+    )
+    kind = manifest.kind
     if version != FORMAT_VERSION:
         raise FailedPreconditionError(
             f"{path} has format_version {version}; this version of ragserve reads {FORMAT_VERSION}", field=str(path)

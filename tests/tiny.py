@@ -268,10 +268,11 @@ def tiny_rag(family: str, kind: str, seed: int = 0, **rag_config: Any) -> PreTra
 def save_composite(directory: Path, family: str, kind: str, seed: int = 0, **rag_config: Any) -> Path:
     """Write a composite and its tokenizers as `save_pretrained` of transformers does.
 
-    Search settings (num_beams, ...) stand at the top level of config.json, where transformers 4 put and read them;
-    transformers 5 drops them.
+    Search settings (num_beams, ...) stand at the top level of config.json and there is no generation_config.json, as in
+    the published checkpoints.
     """
     tiny_rag(family, kind, seed, **rag_config).save_pretrained(directory)
+    (directory / "generation_config.json").unlink(missing_ok=True)
     path = directory / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **rag_config}), encoding="utf-8")
     RagTokenizer(question_tokenizer(), generator_tokenizer(family)).save_pretrained(directory)

@@ -14,7 +14,8 @@ from orchestrator.search.inference import Control, Extension, Floats, Rendered, 
 from ragserve.errors import InternalError, NotFoundError
 from ragserve.filters import SearchOptions
 from ragserve.nothing_found import NothingFound, explanation
-from ragserve.serving.convert import nothing_found_from_proto
+from ragserve.serving.convert import nothing_found_from_proto, rules_from_proto
+from ragserve.token_rules import TokenRules
 from ragserve.v1 import common_pb2, retriever_pb2
 from ragserve.v1 import generator_pb2 as pb
 
@@ -68,12 +69,14 @@ def evidence_from_proto(response: retriever_pb2.RetrieverServiceRetrieveResponse
 def info_from_proto(info: pb.GeneratorServiceGetInfoResponse) -> GeneratorInfo:
     """What the generator has loaded."""
     defaults = info.defaults
+    token_rules = rules_from_proto(info.token_rules) if info.HasField("token_rules") else _older_rules(info)
+    sequence = rules_from_proto(info.sequence_rules) if info.HasField("sequence_rules") else token_rules
     modes = {value: mode for mode, value in MODES.items()}
     return GeneratorInfo(
         trained_mode=modes.get(info.trained_mode),
         vocab_size=info.vocab_size,
-        decoder_start_token_id=info.decoder_start_token_id,
-        eos_token_ids=tuple(info.eos_token_ids),
+        token_rules=token_rules,
+        sequence_rules=sequence,
         bos_token_id=info.bos_token_id if info.HasField("bos_token_id") else None,
         max_target_tokens=info.max_target_tokens,
         max_context_tokens=info.max_context_tokens,
@@ -81,8 +84,18 @@ def info_from_proto(info: pb.GeneratorServiceGetInfoResponse) -> GeneratorInfo:
         max_hypotheses=info.max_hypotheses,
         defaults=_defaults_from_proto(defaults),
         default_n_docs=defaults.n_docs if defaults.HasField("n_docs") else None,
+        warnings=tuple(info.warnings),
+    )
+
+
+def _older_rules(info: pb.GeneratorServiceGetInfoResponse) -> TokenRules:
+    """From a generator of an earlier version, which sends the rules one by one."""
+    defaults = info.defaults
+    return TokenRules(
+        decoder_start_token_id=info.decoder_start_token_id,
+        eos_token_id=tuple(info.eos_token_ids),
         forced_bos_token_id=defaults.forced_bos_token_id if defaults.HasField("forced_bos_token_id") else None,
-        forced_eos_token_id=defaults.forced_eos_token_id if defaults.HasField("forced_eos_token_id") else None,
+        forced_eos_token_id=(defaults.forced_eos_token_id,) if defaults.HasField("forced_eos_token_id") else (),
     )
 
 

@@ -105,7 +105,8 @@ class Greedy:
 def nothing_allowed() -> NoReturn:
     """Raises: the filters exclude the whole vocabulary."""
     raise FailedPreconditionError(
-        "no token may come next: bad_words, no_repeat_ngram_size and min_length together exclude the whole vocabulary",
+        "no token may come next: bad_words, no_repeat_ngram_size, min_length and the checkpoint's suppress_tokens "
+        "together exclude the whole vocabulary",
         field="options",
     )
 

@@ -18,6 +18,7 @@ from orchestrator.search.inference import Control, Floats, Ids
 Prefix = tuple[int, ...]
 
 FREE = Control()
+LARGEST_GROWTH = 1e30  # a factor by which float32 scores stay finite
 
 
 class Filter:
@@ -126,14 +127,63 @@ class ForcedBos(Filter):
 
 @dataclass(frozen=True)
 class ForcedEos(Filter):
-    """The token at the last position."""
+    """The tokens of which one is taken at the last position."""
 
-    token: int
+    tokens: tuple[int, ...]
     max_length: int
 
     def forced(self, prefix: Prefix) -> tuple[int, ...] | None:
-        """The token, one before the maximum length."""
-        return (self.token,) if len(prefix) == self.max_length - 1 else None
+        """The tokens, one before the maximum length."""
+        return self.tokens if len(prefix) == self.max_length - 1 else None
+
+
+@dataclass(frozen=True)
+class ExponentialDecay(Filter):
+    """After `start` generated tokens, every further one raises the scores of the end tokens."""
+
+    start: int
+    factor: float
+    eos_ids: tuple[int, ...]
+
+    def requested(self, prefix: Prefix) -> set[int]:
+        """The end tokens, once their scores change."""
+        return set(self.eos_ids) if self._past(prefix) > 0 else set()
+
+    def rescore(self, prefix: Prefix, ids: Ids, scores: Floats) -> Floats:
+        """A score s becomes s + |s| (factor^n - 1), n being the number of tokens after `start`."""
+        past = self._past(prefix)
+        if past <= 0:
+            return scores
+        with np.errstate(over="ignore"):
+            growth = np.clip(np.power(np.float64(self.factor), past) - 1.0, -LARGEST_GROWTH, LARGEST_GROWTH)
+        grown = np.isin(ids, self.eos_ids) & np.isfinite(scores)
+        return np.where(grown, scores + np.abs(scores) * np.float32(growth), scores)
+
+    def _past(self, prefix: Prefix) -> int:
+        return len(prefix) - 1 - self.start
+
+
+@dataclass(frozen=True)
+class Suppress(Filter):
+    """Tokens that are never generated."""
+
+    tokens: tuple[int, ...]
+
+    def banned(self, prefix: Prefix) -> set[int]:
+        """The tokens."""
+        return set(self.tokens)
+
+
+@dataclass(frozen=True)
+class SuppressAtBegin(Filter):
+    """Tokens that are not generated at one position: the first, or the one after a forced first token."""
+
+    tokens: tuple[int, ...]
+    begin: int  # length of the prefix, decoder start token included
+
+    def banned(self, prefix: Prefix) -> set[int]:
+        """The tokens, at that position."""
+        return set(self.tokens) if len(prefix) == self.begin else set()
 
 
 @dataclass(frozen=True)
@@ -149,12 +199,19 @@ class FilterChain:
         return bool(self._with("rescore"))
 
     def control(self, tokens: tuple[int, ...]) -> Control:
-        """Of the step after these generated tokens. A later forced token wins over an earlier one and over any ban."""
+        """Of the step after these generated tokens.
+
+        Later filters win, as in Hugging Face's order: a forced token over an earlier one and over earlier bans, a ban
+        over an earlier forced token.
+        """
         prefix = (self.start, *tokens)
         for one in self._forcing:
             forced = one.forced(prefix)
             if forced is not None:
-                return Control(requested=forced, forced=forced)
+                later = self.filters[self.filters.index(one) + 1 :]
+                left = set(forced).difference(*(after.banned(prefix) for after in later))
+                allowed = tuple(sorted(left))
+                return Control(requested=allowed, forced=allowed)
         banned, requested = set[int](), set[int]()
         for one in self._banning:
             banned |= one.banned(prefix)

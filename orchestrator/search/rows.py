@@ -176,7 +176,7 @@ def _bound(floor: float) -> np.float32:
 def _forced_row(forced: tuple[int, ...], log_probs: Floats) -> Row:
     """Hugging Face's forced tokens cost nothing."""
     zeros = np.zeros(len(forced), np.float32)
-    log_mass = float(np.log(len(forced)))
+    log_mass = float(np.log(len(forced))) if forced else -np.inf
     return Row(np.array(forced, np.int64), zeros, zeros, log_probs, log_mass, LEAST, 0)
 
 

@@ -1,4 +1,4 @@
-"""Stage timings, search options and empty results as protobuf messages and back."""
+"""Stage timings, search options, empty results and token rules as protobuf messages and back."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from ragserve.errors import InvalidInputError
 from ragserve.filters import SEARCH_KINDS, Condition, SearchOptions
 from ragserve.nothing_found import NothingFound
 from ragserve.serving.metrics import StageTiming
-from ragserve.v1 import common_pb2, retriever_pb2
+from ragserve.token_rules import TokenRules
+from ragserve.v1 import common_pb2, generator_pb2, retriever_pb2
 
 KINDS = {"": common_pb2.SEARCH_KIND_UNSPECIFIED} | {
     name: common_pb2.SearchKind.Value(f"SEARCH_KIND_{name.upper()}") for name in SEARCH_KINDS
@@ -67,6 +68,37 @@ def search_from_proto(message: common_pb2.SearchOptions) -> SearchOptions:
         raise InvalidInputError("search.kind", f"search.kind is {message.kind}, which is no kind of search")
     weight = message.lexical_weight if message.HasField("lexical_weight") else None
     return SearchOptions(conditions, message.nprobe, message.ef_search, kind, weight)
+
+
+def rules_to_proto(rules: TokenRules) -> generator_pb2.TokenRules:
+    """The token rules of a mode as a message."""
+    message = generator_pb2.TokenRules(
+        decoder_start_token_id=rules.decoder_start_token_id,
+        eos_token_ids=rules.eos_token_id,
+        forced_bos_token_id=rules.forced_bos_token_id,
+        forced_eos_token_ids=rules.forced_eos_token_id,
+        suppress_tokens=rules.suppress_tokens,
+        begin_suppress_tokens=rules.begin_suppress_tokens,
+    )
+    if rules.exponential_decay_length_penalty is not None:
+        start, factor = rules.exponential_decay_length_penalty
+        message.exponential_decay_length_penalty.CopyFrom(generator_pb2.ExponentialDecay(start=start, factor=factor))
+    return message
+
+
+def rules_from_proto(message: generator_pb2.TokenRules) -> TokenRules:
+    """The token rules that a message holds."""
+    decay = message.exponential_decay_length_penalty
+    has_decay = message.HasField("exponential_decay_length_penalty")
+    return TokenRules(
+        decoder_start_token_id=message.decoder_start_token_id,
+        eos_token_id=tuple(message.eos_token_ids),
+        forced_bos_token_id=message.forced_bos_token_id if message.HasField("forced_bos_token_id") else None,
+        forced_eos_token_id=tuple(message.forced_eos_token_ids),
+        suppress_tokens=tuple(message.suppress_tokens),
+        begin_suppress_tokens=tuple(message.begin_suppress_tokens),
+        exponential_decay_length_penalty=(decay.start, decay.factor) if has_decay else None,
+    )
 
 
 def _condition_to_proto(condition: Condition) -> common_pb2.Condition:

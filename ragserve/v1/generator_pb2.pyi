@@ -774,9 +774,9 @@ class GenerationDefaults(_message.Message):
     repetition_penalty: _builtins.float
     """Repetition penalty."""
     forced_bos_token_id: _builtins.int
-    """Token forced at the first position."""
+    """Token forced at the first position in token mode; TokenRules say more."""
     forced_eos_token_id: _builtins.int
-    """Token forced at the last position."""
+    """The first token forced at the last position in token mode; TokenRules say more."""
     early_stopping: _builtins.str
     """Early stopping: "false", "true" or "never"."""
     max_new_tokens: _builtins.int
@@ -860,6 +860,97 @@ class GenerationDefaults(_message.Message):
 Global___GenerationDefaults: _TypeAlias = GenerationDefaults  # noqa: Y015
 
 @_typing.final
+class ExponentialDecay(_message.Message):
+    """From `start` generated tokens on, the score s of every end token becomes s + |s| * (factor^n - 1), where n is the
+    number of tokens since then (Hugging Face's exponential_decay_length_penalty).
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_FIELD_NUMBER: _builtins.int
+    FACTOR_FIELD_NUMBER: _builtins.int
+    start: _builtins.int
+    """In generated tokens."""
+    factor: _builtins.float
+    """Above 1 it makes long answers less likely."""
+    def __init__(
+        self,
+        *,
+        start: _builtins.int = ...,
+        factor: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["factor", b"factor", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExponentialDecay: _TypeAlias = ExponentialDecay  # noqa: Y015
+
+@_typing.final
+class TokenRules(_message.Message):
+    """Which tokens begin, end and shape an answer in one mode, by their Hugging Face names."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DECODER_START_TOKEN_ID_FIELD_NUMBER: _builtins.int
+    EOS_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    FORCED_BOS_TOKEN_ID_FIELD_NUMBER: _builtins.int
+    FORCED_EOS_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    SUPPRESS_TOKENS_FIELD_NUMBER: _builtins.int
+    BEGIN_SUPPRESS_TOKENS_FIELD_NUMBER: _builtins.int
+    EXPONENTIAL_DECAY_LENGTH_PENALTY_FIELD_NUMBER: _builtins.int
+    decoder_start_token_id: _builtins.int
+    """First token of the decoder's input."""
+    forced_bos_token_id: _builtins.int
+    """Token forced at the first position."""
+    @_builtins.property
+    def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tokens that end a sequence; none where only the maximum length does."""
+
+    @_builtins.property
+    def forced_eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tokens of which one is forced at the last position."""
+
+    @_builtins.property
+    def suppress_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tokens that are never generated."""
+
+    @_builtins.property
+    def begin_suppress_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tokens that are not generated first, or not right after a forced first token."""
+
+    @_builtins.property
+    def exponential_decay_length_penalty(self) -> Global___ExponentialDecay:
+        """Makes the end tokens more likely as an answer gets longer."""
+
+    def __init__(
+        self,
+        *,
+        decoder_start_token_id: _builtins.int = ...,
+        eos_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        forced_bos_token_id: _builtins.int | None = ...,
+        forced_eos_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        suppress_tokens: _abc.Iterable[_builtins.int] | None = ...,
+        begin_suppress_tokens: _abc.Iterable[_builtins.int] | None = ...,
+        exponential_decay_length_penalty: Global___ExponentialDecay | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_exponential_decay_length_penalty", b"_exponential_decay_length_penalty", "_forced_bos_token_id", b"_forced_bos_token_id", "exponential_decay_length_penalty", b"exponential_decay_length_penalty", "forced_bos_token_id", b"forced_bos_token_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exponential_decay_length_penalty", b"_exponential_decay_length_penalty", "_forced_bos_token_id", b"_forced_bos_token_id", "begin_suppress_tokens", b"begin_suppress_tokens", "decoder_start_token_id", b"decoder_start_token_id", "eos_token_ids", b"eos_token_ids", "exponential_decay_length_penalty", b"exponential_decay_length_penalty", "forced_bos_token_id", b"forced_bos_token_id", "forced_eos_token_ids", b"forced_eos_token_ids", "suppress_tokens", b"suppress_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__exponential_decay_length_penalty: _TypeAlias = _typing.Literal["exponential_decay_length_penalty"]  # noqa: Y015
+    _WhichOneofArgType__exponential_decay_length_penalty: _TypeAlias = _typing.Literal["_exponential_decay_length_penalty", b"_exponential_decay_length_penalty"]  # noqa: Y015
+    _WhichOneofReturnType__forced_bos_token_id: _TypeAlias = _typing.Literal["forced_bos_token_id"]  # noqa: Y015
+    _WhichOneofArgType__forced_bos_token_id: _TypeAlias = _typing.Literal["_forced_bos_token_id", b"_forced_bos_token_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__exponential_decay_length_penalty) -> _WhichOneofReturnType__exponential_decay_length_penalty | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__forced_bos_token_id) -> _WhichOneofReturnType__forced_bos_token_id | None: ...
+
+Global___TokenRules: _TypeAlias = TokenRules  # noqa: Y015
+
+@_typing.final
 class GeneratorServiceGetInfoResponse(_message.Message):
     """What the generator has loaded."""
 
@@ -879,6 +970,9 @@ class GeneratorServiceGetInfoResponse(_message.Message):
     MAX_HYPOTHESES_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
     PRECISION_FIELD_NUMBER: _builtins.int
+    TOKEN_RULES_FIELD_NUMBER: _builtins.int
+    SEQUENCE_RULES_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     model_type: _builtins.str
     """Model family: bart or t5."""
     trained_mode: _common_pb2.Mode.ValueType
@@ -886,7 +980,7 @@ class GeneratorServiceGetInfoResponse(_message.Message):
     vocab_size: _builtins.int
     """Vocabulary size."""
     decoder_start_token_id: _builtins.int
-    """First token of the decoder's input."""
+    """First token of the decoder's input in token mode; `token_rules` and `sequence_rules` say more."""
     pad_token_id: _builtins.int
     """Padding token."""
     bos_token_id: _builtins.int
@@ -905,11 +999,23 @@ class GeneratorServiceGetInfoResponse(_message.Message):
     """Precision of the weights: float32, ..."""
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Tokens that end a sequence."""
+        """Tokens that end a sequence in token mode."""
 
     @_builtins.property
     def defaults(self) -> Global___GenerationDefaults:
         """Defaults of the checkpoint."""
+
+    @_builtins.property
+    def token_rules(self) -> Global___TokenRules:
+        """How token mode decodes."""
+
+    @_builtins.property
+    def sequence_rules(self) -> Global___TokenRules:
+        """How sequence mode decodes: Hugging Face's RAG-Sequence reads the generator's own configuration."""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the checkpoint asks for and this system does not do. Every reply carries these."""
 
     def __init__(
         self,
@@ -928,10 +1034,13 @@ class GeneratorServiceGetInfoResponse(_message.Message):
         max_hypotheses: _builtins.int = ...,
         device: _builtins.str = ...,
         precision: _builtins.str = ...,
+        token_rules: Global___TokenRules | None = ...,
+        sequence_rules: Global___TokenRules | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "bos_token_id", b"bos_token_id", "defaults", b"defaults"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "bos_token_id", b"bos_token_id", "defaults", b"defaults", "sequence_rules", b"sequence_rules", "token_rules", b"token_rules"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "bos_token_id", b"bos_token_id", "decoder_start_token_id", b"decoder_start_token_id", "defaults", b"defaults", "device", b"device", "eos_token_ids", b"eos_token_ids", "max_context_tokens", b"max_context_tokens", "max_documents", b"max_documents", "max_hypotheses", b"max_hypotheses", "max_target_tokens", b"max_target_tokens", "model_type", b"model_type", "pad_token_id", b"pad_token_id", "precision", b"precision", "trained_mode", b"trained_mode", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "bos_token_id", b"bos_token_id", "decoder_start_token_id", b"decoder_start_token_id", "defaults", b"defaults", "device", b"device", "eos_token_ids", b"eos_token_ids", "max_context_tokens", b"max_context_tokens", "max_documents", b"max_documents", "max_hypotheses", b"max_hypotheses", "max_target_tokens", b"max_target_tokens", "model_type", b"model_type", "pad_token_id", b"pad_token_id", "precision", b"precision", "sequence_rules", b"sequence_rules", "token_rules", b"token_rules", "trained_mode", b"trained_mode", "vocab_size", b"vocab_size", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__bos_token_id: _TypeAlias = _typing.Literal["bos_token_id"]  # noqa: Y015
     _WhichOneofArgType__bos_token_id: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id"]  # noqa: Y015

@@ -17,6 +17,7 @@ from transformers import AutoModelForSeq2SeqLM, RagSequenceForGeneration, RagTok
 from checkpoint_import import ImportOptions, import_checkpoint
 from ragserve.checkpoint import RagSettings, load_manifest, verify_files
 from ragserve.errors import InvalidInputError
+from ragserve.token_rules import SpecialTokens, TokenRules
 from tests.tiny import KINDS, generator_tokenizer, question_tokenizer, save_composite
 
 
@@ -74,14 +75,19 @@ def test_manifest_carries_the_top_level_settings_and_checksums(bart_composite: P
     assert (encoder["pooling"], encoder["dim"], encoder["max_length"], encoder["projection"]) == ("cls", 32, 64, False)
 
 
-def test_search_settings_of_the_generator_s_section_are_leftovers_but_forced_tokens_count(tmp_path: Path) -> None:
+def test_the_generator_s_section_says_what_the_top_level_does_not(tmp_path: Path) -> None:
     source = save_composite(tmp_path / "hf", "bart", "rag-token")
     path = source / "config.json"
     config = json.loads(path.read_text())
     config["generator"].update(num_beams=8, max_length=20, forced_bos_token_id=0, forced_eos_token_id=2, prefix="ask: ")
     path.write_text(json.dumps(config))
     manifest = import_checkpoint(source, tmp_path / "model").manifest
-    assert manifest.generation == {"forced_bos_token_id": 0, "forced_eos_token_id": 2}
+    oracle = RagTokenForGeneration.from_pretrained(source).generation_config
+    assert (oracle.num_beams, oracle.max_length, oracle.forced_bos_token_id) == (8, 20, 0)
+    assert manifest.generation == {"num_beams": 8, "max_length": 20}
+    tokens = SpecialTokens.read(manifest.tokens or {})
+    assert tokens.token_rules == TokenRules(2, (2,), forced_bos_token_id=0, forced_eos_token_id=(2,))
+    assert tokens.sequence_rules == TokenRules(2, (2,), forced_eos_token_id=(2,))
     assert manifest.rag.prefix == "ask: "
 
 

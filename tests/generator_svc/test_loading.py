@@ -13,6 +13,7 @@ from generator_svc.loading import load_generator
 from generator_svc.weights import TensorFile
 from ragserve.checkpoint import MANIFEST_NAME
 from ragserve.errors import DataLossError, FailedPreconditionError, NotFoundError, RagserveError
+from ragserve.token_rules import TokenRules
 from tests.generator_svc.support import CPU
 
 
@@ -38,25 +39,23 @@ def fails(directory: Path, error: type[RagserveError]) -> RagserveError:
 
 def test_what_the_checkpoint_says(bart_dir: Path, t5_dir: Path) -> None:
     bart, t5 = load_generator(bart_dir, CPU), load_generator(t5_dir, CPU)
-    assert (bart.model_type, bart.trained_mode, bart.tokens.decoder_start, bart.tokens.eos) == (
-        "bart",
-        "token",
-        2,
-        (2,),
-    )
-    assert (t5.model_type, t5.trained_mode, t5.tokens.decoder_start, t5.tokens.eos) == ("t5", "sequence", 0, (1,))
+    assert (bart.model_type, bart.trained_mode) == ("bart", "token")
+    assert (t5.model_type, t5.trained_mode) == ("t5", "sequence")
+    for loaded, start, eos in ((bart, 2, 2), (t5, 0, 1)):
+        assert loaded.tokens.token_rules == loaded.tokens.sequence_rules == TokenRules(start, (eos,))
     assert bart.defaults["n_docs"] == 3
 
 
 def test_the_manifest_goes_before_the_generation_file(copy: Path) -> None:
     manifest = json.loads((copy / MANIFEST_NAME).read_text(encoding="utf-8"))
+    del manifest["tokens"]  # as earlier versions wrote it
     manifest["generation"] = {"num_beams": 4, "forced_bos_token_id": 0}
     (copy / MANIFEST_NAME).write_text(json.dumps(manifest), encoding="utf-8")
     path = copy / "generator" / "generation_config.json"
     path.write_text(json.dumps({"num_beams": 2, "max_length": 50, "forced_eos_token_id": 2}), encoding="utf-8")
-    defaults = load_generator(copy, CPU).defaults
-    assert defaults["num_beams"] == 4
-    assert (defaults["max_length"], defaults["forced_bos_token_id"], defaults["forced_eos_token_id"]) == (50, 0, 2)
+    loaded = load_generator(copy, CPU)
+    assert (loaded.defaults["num_beams"], loaded.defaults["max_length"]) == (4, 50)
+    assert (loaded.tokens.token_rules.forced_bos_token_id, loaded.tokens.token_rules.forced_eos_token_id) == (0, (2,))
 
 
 def test_int8_rows_and_halves_are_read_as_float32(tmp_path: Path) -> None:
@@ -129,8 +128,8 @@ def test_missing_unexpected_and_misshapen_tensors_are_named(copy: Path) -> None:
 
 def test_other_models_and_broken_files_are_refused(copy: Path) -> None:
     part = copy / "generator"
-    change_config(copy, activation_function="quick_gelu")
-    assert "quick_gelu" in str(fails(copy, FailedPreconditionError))
+    change_config(copy, activation_function="prelu")
+    assert "prelu" in str(fails(copy, FailedPreconditionError))
     change_config(copy, model_type="gpt2")
     assert "gpt2" in str(fails(copy, FailedPreconditionError))
     (part / "config.json").write_text("{", encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 
@@ -17,16 +17,21 @@ from orchestrator.search.loop import Search, Widening
 from orchestrator.search.room import Room
 from orchestrator.search.rows import RowBuilder
 from ragserve.serving.channel import MAX_MESSAGE_BYTES
+from ragserve.token_rules import TokenRules
 
 START, EOS = 0, 1
 
 
 def generator_info(vocab: int, **changes: object) -> GeneratorInfo:
+    """`changes` are fields of the info, or token rules of both modes by their names."""
+    names = {field.name for field in fields(TokenRules)} & changes.keys()
+    given = {"decoder_start_token_id": START, "eos_token_id": (EOS,), **{name: changes.pop(name) for name in names}}
+    rules = TokenRules(**given)  # type: ignore[arg-type]
     settings = {
         "trained_mode": None,
         "vocab_size": vocab,
-        "decoder_start_token_id": START,
-        "eos_token_ids": (EOS,),
+        "token_rules": rules,
+        "sequence_rules": rules,
         "bos_token_id": None,
         "max_target_tokens": 64,
         "max_context_tokens": 256,
@@ -34,8 +39,6 @@ def generator_info(vocab: int, **changes: object) -> GeneratorInfo:
         "max_hypotheses": 512,
         "defaults": GenerationOptions(),
         "default_n_docs": None,
-        "forced_bos_token_id": None,
-        "forced_eos_token_id": None,
     }
     return GeneratorInfo(**{**settings, **changes})  # type: ignore[arg-type]
 

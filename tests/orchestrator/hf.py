@@ -60,7 +60,7 @@ class Case:
         return generator_info(
             self.config.vocab_size,
             decoder_start_token_id=self.config.decoder_start_token_id,
-            eos_token_ids=(self.config.eos_token_id,),
+            eos_token_id=(self.config.eos_token_id,),
             bos_token_id=getattr(self.config, "bos_token_id", None),
         )
 

@@ -48,7 +48,13 @@ PAIRS = [
     (filters.MinLength(4, EOS), hf.MinLengthLogitsProcessor(4, list(EOS))),
     (filters.MinNewTokens(3, EOS), hf.MinNewTokensLengthLogitsProcessor(1, 3, list(EOS))),
     (filters.ForcedBos(5), hf.ForcedBOSTokenLogitsProcessor(5)),
-    (filters.ForcedEos(1, MAX_LENGTH), hf.ForcedEOSTokenLogitsProcessor(MAX_LENGTH, 1)),
+    (filters.ForcedEos((1,), MAX_LENGTH), hf.ForcedEOSTokenLogitsProcessor(MAX_LENGTH, 1)),
+    (filters.ForcedEos((1, 4), MAX_LENGTH), hf.ForcedEOSTokenLogitsProcessor(MAX_LENGTH, [1, 4])),
+    (filters.ExponentialDecay(2, 1.3, (1, 4)), hf.ExponentialDecayLengthPenalty((2, 1.3), [1, 4], 1)),
+    (filters.ExponentialDecay(0, 0.5, (1,)), hf.ExponentialDecayLengthPenalty((0, 0.5), 1, 1)),
+    (filters.Suppress((3, 5)), hf.SuppressTokensLogitsProcessor([3, 5])),
+    (filters.SuppressAtBegin((3, 5), 1), hf.SuppressTokensAtBeginLogitsProcessor([3, 5], 1)),
+    (filters.SuppressAtBegin((3, 5), 2), hf.SuppressTokensAtBeginLogitsProcessor([3, 5], 2)),
 ]
 
 

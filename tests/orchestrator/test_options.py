@@ -108,9 +108,9 @@ def test_sampling_leaves_the_beams_of_the_checkpoint() -> None:
 
 
 def test_forced_tokens_of_the_checkpoint() -> None:
-    info = replace(INFO, forced_bos_token_id=0, forced_eos_token_id=1)
+    info = generator_info(100, forced_bos_token_id=0, forced_eos_token_id=(1,))
     chain = resolve(ask(max_length=7), info, SETTINGS, 5).filter_chain(info)
-    assert chain.filters == (filters.ForcedBos(0), filters.ForcedEos(1, 7))
+    assert chain.filters == (filters.ForcedBos(0), filters.ForcedEos((1,), 7))
 
 
 def test_mode_warnings() -> None:

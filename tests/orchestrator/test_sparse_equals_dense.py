@@ -67,6 +67,13 @@ def run_once(
     return run, len(session.widened)
 
 
+RULES = (
+    *({}, {"forced_bos_token_id": 5}, {"forced_eos_token_id": (EOS, 7)}),
+    *({"suppress_tokens": (4, 9)}, {"begin_suppress_tokens": (EOS, 3)}),
+    *({"exponential_decay_length_penalty": (2, 1.4)}, {"eos_token_id": (EOS, 6, 8)}),
+)
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     toy=toys,
@@ -74,7 +81,7 @@ def run_once(
     what=filters,
     n_docs=st.integers(1, 4),
     candidates=st.integers(2, 8),
-    forced=st.sampled_from([{}, {"forced_bos_token_id": 5}, {"forced_eos_token_id": EOS}]),
+    forced=st.sampled_from(RULES),
 )
 def test_same_choices_and_log_probs(toy, how, what, n_docs, candidates, forced) -> None:
     options = resolved(max_length=7, **how, **what)
