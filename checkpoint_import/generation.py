@@ -175,12 +175,12 @@ def _reported(values: Mapping[str, Any], table: Mapping[str, Unserved], name: st
 
 
 def _overridden(of_model: GenerationConfig, used: GenerationConfig) -> list[str]:
-    """Settings of config.json that generation_config.json replaces, also where it does not name them."""
+    """Settings of config.json that do not count because there is a generation_config.json, though it is silent."""
     lost = []
-    for setting in (*SERVED, *UNSERVED):
-        value, instead = getattr(of_model, setting, None), getattr(used, setting, None)
-        neutral = UNSERVED[setting].neutral if setting in UNSERVED else ()
-        if value is not None and value != instead and Unserved("", neutral).matters(value):
+    for setting in SERVED:
+        value = getattr(of_model, setting, None)
+        silent = getattr(used, setting, None) is None
+        if silent and value is not None and setting not in ("bos_token_id", "pad_token_id"):
             lost.append(f"{setting} {_shown(value)}")
     if not lost:
         return []
