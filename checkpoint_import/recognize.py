@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, Literal
 
 from ragserve.checkpoint import MANIFEST_NAME
 from ragserve.errors import FailedPreconditionError, NotFoundError
-from ragserve.files import exists, file_errors, require_file
+from ragserve.files import exists, file_errors, parse_json, require_file
 
 Role = Literal["rag", "encoder", "generator"]
 
@@ -209,7 +208,7 @@ def read_list(path: Path) -> list[dict[str, Any]]:
 def _load_json(path: Path) -> Any:
     try:
         with file_errors("read", path):
-            return json.loads(path.read_text(encoding="utf-8"))
+            return parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise FailedPreconditionError(f"{path} is not JSON: {error}", field=str(path)) from error
 

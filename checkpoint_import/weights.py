@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import warnings
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ragserve.errors import DataLossError, FailedPreconditionError, NotFoundError
-from ragserve.files import exists, file_errors, require_file
+from ragserve.files import exists, file_errors, parse_json, require_file
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 INDEX_MISSING = "shards without their index: download {} too"
@@ -98,7 +97,7 @@ def _shards(index: Path) -> list[Path]:
     try:
         with file_errors("read", index):
             text = index.read_text(encoding="utf-8")
-        names = sorted(set(json.loads(text)["weight_map"].values()))
+        names = sorted({str(name) for name in parse_json(text)["weight_map"].values()})
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise FailedPreconditionError(f"{index} is not an index of weights: {error}", field=str(index)) from error
     paths = [index.parent / name for name in names]

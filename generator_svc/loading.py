@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from generator_svc.text import Codec, load_codec
 from generator_svc.weights import TensorFile, WeightMap
 from ragserve.checkpoint import IMPORT_AGAIN, MANIFEST_NAME, Manifest, RagSettings, load_manifest, verify_files
 from ragserve.errors import FailedPreconditionError
-from ragserve.files import exists, file_errors, require_file
+from ragserve.files import exists, file_errors, parse_json, require_file
 from ragserve.search_settings import read_search_settings
 from ragserve.token_rules import SpecialTokens
 
@@ -58,19 +57,36 @@ def load_generator(directory: Path, device: torch.device, precision: Precision =
     verify_files(directory, manifest, PART)
     part = directory / PART
     config = _load_config(part)
-    model = FAMILIES[config.model_type](config, WeightMap(TensorFile(part / WEIGHTS)), device, NUMERICS[precision])
-    generation = _generation(part, manifest)
+    tokens, defaults = _generation_settings(directory, manifest, config)
     return LoadedGenerator(
-        model=model,
+        model=_build_model(part, config, device, precision),
         model_type=config.model_type,
         codec=load_codec(part, config.vocab_size),
         rag=manifest.rag,
         trained_mode=TRAINED_MODES[manifest.kind],
-        tokens=_special_tokens(manifest, config, generation, directory),
-        defaults={"n_docs": manifest.rag.n_docs, **_search_settings(generation, config, directory)},
+        tokens=tokens,
+        defaults=defaults,
         warnings=manifest.warnings,
         device=device,
     )
+
+
+def _build_model(part: Path, config: Any, device: torch.device, precision: Precision) -> Seq2SeqModel:
+    path = part / "config.json"
+    weights = WeightMap(TensorFile(part / WEIGHTS))
+    try:
+        return FAMILIES[config.model_type](config, weights, device, NUMERICS[precision])
+    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
+        raise FailedPreconditionError(
+            f"{path} describes no model that can be built: {error}", field=str(path)
+        ) from error
+
+
+def _generation_settings(directory: Path, manifest: Manifest, config: Any) -> tuple[SpecialTokens, dict[str, Any]]:
+    """How answers begin and end, and the defaults of a search."""
+    generation = _generation(directory / PART, manifest)
+    tokens = _special_tokens(manifest, config, generation, directory)
+    return tokens, {"n_docs": manifest.rag.n_docs, **_search_settings(generation, config, directory)}
 
 
 def _load_config(part: Path) -> Any:
@@ -94,8 +110,8 @@ def _generation(part: Path, manifest: Manifest) -> dict[str, Any]:
     if exists(path, Path.is_file):
         try:
             with file_errors("read", path):
-                stored = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
+                stored = parse_json(path.read_text(encoding="utf-8"))
+        except ValueError as error:
             raise FailedPreconditionError(f"{path} is not JSON: {error}", field=str(path)) from error
         if not isinstance(stored, dict):
             raise FailedPreconditionError(f"{path} does not hold a JSON object", field=str(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import tomllib
@@ -19,6 +20,14 @@ from ragserve.errors import (
     RagserveError,
     ResourceExhaustedError,
 )
+
+
+def parse_json(text: str) -> Any:
+    """The JSON document in a text that may come from anybody. Raises ValueError, also for one nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 @dataclass(frozen=True)

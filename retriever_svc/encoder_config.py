@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ragserve.checkpoint import IMPORT_AGAIN
 from ragserve.errors import FailedPreconditionError
-from ragserve.files import file_errors, require_file
+from ragserve.files import file_errors, parse_json, require_file
 
 PLACEHOLDER = re.compile(r"\{(title|text)\}")
 
@@ -60,7 +59,7 @@ def load_encoder_config(path: Path) -> EncoderConfig:
     require_file(path, IMPORT_AGAIN)
     try:
         with file_errors("read", path):
-            body = json.loads(path.read_text(encoding="utf-8"))
+            body = parse_json(path.read_text(encoding="utf-8"))
         config = EncoderConfig(**body)
     except (ValueError, TypeError) as error:
         raise FailedPreconditionError(f"{path} is not an encoder's configuration: {error}", field=str(path)) from error

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from ragserve.checkpoint import IMPORT_AGAIN, Manifest, sha256_of
 from ragserve.errors import DataLossError, FailedPreconditionError, NotFoundError, UnavailableError
-from ragserve.files import file_error, is_about_access, require_file
+from ragserve.files import file_error, is_about_access, parse_json, require_file
 from retriever_svc.manifests import (
     FOLDER,
     UNREADABLE,
@@ -194,7 +194,7 @@ def _prompts(path: Path) -> tuple[str, str | None]:
     None: it has none, and the file's own SHA-256 counts. A prompt before questions changes no passage's vector.
     """
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
+        body = parse_json(path.read_text(encoding="utf-8"))
         if not body.pop("query_prompt", ""):
             return str(body.get("passage_prompt", "")), None
     except (OSError, ValueError, AttributeError):  # told, with the reason, where the encoder is loaded
