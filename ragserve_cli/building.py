@@ -65,7 +65,7 @@ class Engine(StrEnum):
 
 SOURCE = (
     "Passages: JSONL, TSV (psgs_w100.tsv), CSV, Parquet, Arrow, Lance or a knowledge base, a text, Markdown, HTML or "
-    "PDF file, or a folder of them."
+    "PDF file, or a folder of them; - for standard input."
 )
 QUOTES = (
     "Quotes that begin TSV and CSV fields: 'yes' ends the field at the next quote, on a later line if need be; "
@@ -80,7 +80,7 @@ EMBEDDINGS = (
     "(files, in order, or a directory of them)."
 )
 Source = Annotated[Path, typer.Argument(help=f"{SOURCE} {JSONL}")]
-Out = Annotated[Path, typer.Argument(help="Directory of the knowledge base to make.")]
+Out = Annotated[Path, typer.Argument(help="Directory of the knowledge base to make; an empty one may be there.")]
 ModelOption = Annotated[
     Path | None, typer.Option("--model", metavar="DIR", help="Model directory; unset: the embedded one.")
 ]

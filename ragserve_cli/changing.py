@@ -81,6 +81,7 @@ def add(  # noqa: PLR0913
     from ragserve_cli.adding import Adding, add_passages, read_source  # noqa: PLC0415  (slow to import)
     from ragserve_cli.places import opened  # noqa: PLC0415
     from retriever_svc.build.reading import ReadOptions  # noqa: PLC0415
+    from retriever_svc.build.spool import readable  # noqa: PLC0415
     from retriever_svc.knowledge import passage_encoder_directory  # noqa: PLC0415
     from retriever_svc.splitting import SplitOptions  # noqa: PLC0415
 
@@ -92,12 +93,13 @@ def add(  # noqa: PLR0913
     splitting = SplitOptions(split.value, split_words, split_tokens, overlap)
     reading = ReadOptions(id_column, title_column, text_column, tuple(without_column or ()), quotes.value)
     adding = Adding.of(name, reading, splitting, encoder, max_passage_bytes, skip_bad_rows=skip_bad_rows)
-    source = read_source(Path(path), adding)
-    if source.bad_rows:
-        named = "; ".join(source.bad_rows[:NAMED])
-        console.warn(f"skipped {len(source.bad_rows)} rows of {path}, beginning with: {named}")
-    with opened(knowledge, retriever, own_model) as place, console.progress_bar("adding", unit="passages") as bar:
-        done = add_passages(place, source, batch_passages, _shown_by(bar, source.passages, batch_passages))
+    with readable(Path(path), name, console.note) as file:
+        source = read_source(file, adding)
+        if source.bad_rows:
+            named = "; ".join(source.bad_rows[:NAMED])
+            console.warn(f"skipped {len(source.bad_rows)} rows of {path}, beginning with: {named}")
+        with opened(knowledge, retriever, own_model) as place, console.progress_bar("adding", unit="passages") as bar:
+            done = add_passages(place, source, batch_passages, _shown_by(bar, source.passages, batch_passages))
     _show_added(done, str(retriever or knowledge), as_json)
 
 

@@ -114,7 +114,9 @@ def default_out(path: Path) -> Path:
 
 def _known_state(out: Path) -> dict[str, object] | None:
     """What a knowledge base was built from; None where there is none yet."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    from retriever_svc.build import is_free  # noqa: PLC0415  (slow to import)
+
+    if is_free(out):
         with file_errors("make the folder", out.parent):
             out.parent.mkdir(parents=True, exist_ok=True)
         return None

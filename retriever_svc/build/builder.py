@@ -12,8 +12,7 @@ from typing import Literal
 import lance
 
 from ragserve.checkpoint import load_manifest
-from ragserve.errors import FailedPreconditionError
-from ragserve.files import exists, file_error, file_errors
+from ragserve.files import file_error, file_errors
 from ragserve.passage_rules import PassageLimits
 from retriever_svc.build.files import sync
 from retriever_svc.build.fingerprint import fingerprint
@@ -22,8 +21,10 @@ from retriever_svc.build.options import BuildOptions
 from retriever_svc.build.ray_engine import write_shards_with_ray
 from retriever_svc.build.shards import ShardPlan, write_shard
 from retriever_svc.build.sources import check_source, read_rows
+from retriever_svc.build.spool import readable
 from retriever_svc.build.staged import load_staged
 from retriever_svc.build.staging import Stager
+from retriever_svc.build.target import Target, check_target
 from retriever_svc.build.vectors import embedding_files
 from retriever_svc.checksums import file_checks
 from retriever_svc.encoder_config import load_encoder_config
@@ -65,57 +66,65 @@ def build_knowledge_base(  # noqa: PLR0913
 
     The whole source is checked before anything is embedded. A new knowledge base appears under its name only when it
     is complete; with `replace`, an existing one gets a new version, and the old versions stay readable. What a build
-    that was killed had finished is in `.NAME.building` beside `out`, and the same build goes on from there.
+    that was killed had finished is in `.NAME.building` beside `out` (in `.building` of an empty directory), and the
+    same build goes on from there. A pipe, or `-` for standard input, is copied to a temporary file first.
 
     Raises:
         InvalidInputError: a bad row or vector, a duplicate id, no rows, or options that do not go together.
         NotFoundError: source or model is not there.
-        FailedPreconditionError: `out` exists and may not be replaced, is no knowledge base, or is being built.
+        FailedPreconditionError: `out` exists and may not be replaced, is not empty and no knowledge base, or is being
+            built.
     """
     build = build or BuildOptions()
     build.check(split_words)
-    exists = _check_target(out, replace)
-    source_format = check_source(source, source_format)
-    embeddings = embedding_files(build.embeddings, build.allow_pickle) if build.embeddings else ()
-    encoder = passage_encoder_hash(model, load_manifest(model))
-    cut = build.splitting(split_words).cut(passage_encoder_directory(model))
-    dimension = load_encoder_config(passage_encoder_directory(model) / "encoder.json").dim
-    with file_errors("read", source):
-        identity = fingerprint(source, source_format, embeddings, model, split_words, precision, build)
-    report = progress or (lambda _progress: None)
-    with open_journal(out, identity) as journal:
-        staged = load_staged(journal.staged, embeddings)
-        if staged is None:
-            stager = _stager(journal, source, split_words, build, cut)
-            rows = read_rows(source, source_format, build.max_text_bytes, build.reading, build.notify)
-            staged = stager.stage(rows, embeddings, dimension)
-        if staged.skipped:
-            build.notify(staged.report())
-        size = build.shard_size(staged.stored)
-        found = options or RetrievalOptions()
-        plan = ShardPlan(journal, staged, model, found, dimension, precision, encoder, size)
-        _write_shards(plan, build, report)
-        _commit(plan, out, exists)
-    return describe(out)
+    target = check_target(out, source, replace)
+    with readable(source, source_format, build.notify) as path:
+        job = _Job(path, check_source(path, source_format), target, model, split_words, precision, build)
+        return job.run(options or RetrievalOptions(), progress or (lambda _progress: None))
 
 
-def _check_target(out: Path, replace: bool) -> bool:
-    """Whether a knowledge base is there already, which may be replaced."""
-    if not exists(out):
-        return False
-    if not replace:
-        raise FailedPreconditionError(f"{out} exists: choose another name, or ask to replace it", field="out")
-    if not (out / DATASET_NAME).is_dir():
-        raise FailedPreconditionError(f"{out} exists and is not a knowledge base: choose another name", field="out")
-    return True
+@dataclass(frozen=True)
+class _Job:
+    """One build, of a source that can be read twice."""
 
+    source: Path
+    source_format: str
+    target: Target
+    model: Path
+    split_words: int | None
+    precision: Precision
+    build: BuildOptions
 
-def _stager(journal: Journal, source: Path, split_words: int | None, build: BuildOptions, cut: Cut | None) -> Stager:
-    """Reads a source into an empty directory of the journal."""
-    _renew(journal.staged)
-    limits = PassageLimits(build.max_passage_bytes)
-    unused = build.why_no_column_vectors(split_words)
-    return Stager(journal.staged, source, cut, build.skip_bad_rows, limits, unused, build.notify)
+    def run(self, options: RetrievalOptions, report: Callable[[Progress], None]) -> KnowledgeInfo:
+        build, out = self.build, self.target.path
+        embeddings = embedding_files(build.embeddings, build.allow_pickle) if build.embeddings else ()
+        encoder = passage_encoder_hash(self.model, load_manifest(self.model))
+        directory = passage_encoder_directory(self.model)
+        cut = build.splitting(self.split_words).cut(directory)
+        dimension = load_encoder_config(directory / "encoder.json").dim
+        with file_errors("read", self.source):
+            identity = fingerprint(
+                self.source, self.source_format, embeddings, self.model, self.split_words, self.precision, build
+            )
+        with open_journal(out, self.target.building, identity) as journal:
+            staged = load_staged(journal.staged, embeddings)
+            if staged is None:
+                rows = read_rows(self.source, self.source_format, build.max_text_bytes, build.reading, build.notify)
+                staged = self._stager(journal, cut).stage(rows, embeddings, dimension)
+            if staged.skipped:
+                build.notify(staged.report())
+            size = build.shard_size(staged.stored)
+            plan = ShardPlan(journal, staged, self.model, options, dimension, self.precision, encoder, size)
+            _write_shards(plan, build, report)
+            _commit(plan, self.target)
+        return describe(out)
+
+    def _stager(self, journal: Journal, cut: Cut | None) -> Stager:
+        """Reads a source into an empty directory of the journal."""
+        _renew(journal.staged)
+        limits = PassageLimits(self.build.max_passage_bytes)
+        unused = self.build.why_no_column_vectors(self.split_words)
+        return Stager(journal.staged, self.source, cut, self.build.skip_bad_rows, limits, unused, self.build.notify)
 
 
 def _renew(directory: Path) -> None:
@@ -148,21 +157,21 @@ def _adding_to(done: int, total: int, report: Callable[[Progress], None]) -> Cal
     return lambda now: report(Progress(done + now, total))
 
 
-def _commit(plan: ShardPlan, out: Path, exists: bool) -> None:
+def _commit(plan: ShardPlan, out: Target) -> None:
     """Make the finished shards one version of the knowledge base, which a reader sees whole or not at all."""
     journal = plan.journal
     journal.remove_unfinished()
     overwrite = lance.LanceOperation.Overwrite(plan.schema, journal.fragments(plan.shards))
-    target = out / DATASET_NAME if exists else journal.dataset
-    if exists:
+    target = out.path / DATASET_NAME if out.is_replaced else journal.dataset
+    if out.is_replaced:
         _share(journal.dataset / "data", target / "data")
     try:
         committed = lance.LanceDataset.commit(str(target), overwrite, enable_stable_row_ids=True)
     except OSError as error:
         raise file_error(error, "write", target) from error
     file_checks(target.parent).record(committed)
-    if not exists:
-        _rename(journal, out)
+    if not out.is_replaced:
+        out.take(journal)
 
 
 def _share(source: Path, target: Path) -> None:
@@ -179,11 +188,3 @@ def _share(source: Path, target: Path) -> None:
             shutil.copyfile(path, shared)
             sync(shared)
     sync(target)
-
-
-def _rename(journal: Journal, out: Path) -> None:
-    try:
-        journal.knowledge.rename(out)
-    except FileExistsError as error:
-        raise FailedPreconditionError(f"{out} was made by someone else meanwhile: {error}", field="out") from error
-    sync(out.parent)

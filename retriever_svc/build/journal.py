@@ -1,4 +1,4 @@
-"""The directory `.NAME.building` beside a knowledge base in the making: what is finished there survives a kill.
+"""The building directory of a knowledge base (`retriever_svc.build.target`): what is finished there survives a kill.
 
 fingerprint.json   what is being built, and how; with another one everything is thrown away
 staged/            the source (`retriever_svc.build.staged`)
@@ -98,7 +98,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def open_journal(out: Path, fingerprint: Mapping[str, Any]) -> Iterator[Journal]:
+def open_journal(out: Path, directory: Path, fingerprint: Mapping[str, Any]) -> Iterator[Journal]:
     """The building directory for `out`, locked: with the finished work of an earlier build of the same fingerprint.
 
     It is removed when the block ends well, and when it fails before anything was finished.
@@ -107,7 +107,6 @@ def open_journal(out: Path, fingerprint: Mapping[str, Any]) -> Iterator[Journal]
         FailedPreconditionError: another process is building there.
         RagserveError: a file there cannot be written, also within the block.
     """
-    directory = out.parent / f".{out.name}.building"
     with file_errors("write", out), _locked(directory, out):
         journal = Journal(directory)
         written = json.dumps(fingerprint, sort_keys=True, indent=1)
