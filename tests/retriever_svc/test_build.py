@@ -123,12 +123,12 @@ GOOD = '{"id": "1", "text": "a"}\n'
         ("a.jsonl", GOOD + '{"id": "2", "text": "b", "metadata": [1]}', r"a\.jsonl:2: column 'metadata'"),
         (
             "a.jsonl",
-            GOOD + '{"id": "2", "text": "b", "year": NaN}',
-            r"a\.jsonl:2: column 'metadata' has nan",
+            GOOD + '{"id": "2", "text": "b", "year": 1e999}',
+            r"a\.jsonl:2: column 'metadata' has inf",
         ),
         ("a.jsonl", GOOD + GOOD, r"a\.jsonl:2: column 'id' is '1', as in line 1"),
         ("a.jsonl", "\n", r"a\.jsonl holds no passages"),
-        ("a.csv", "id,title\n1,a\n", r"a\.csv:1: the header must name the column 'text'"),
+        ("a.csv", "id,title\n1,a\n", r"a\.csv:1: column 'text' is missing: the columns are 'id', 'title'"),
         ("a.csv", "id,text\n1,a\n2,b,c\n", r"a\.csv:3: 3 columns; the header has 2"),
         ("a.csv", 'id,text\n1,"a\nb"\n2,"b"c\n', r"a\.csv:4: badly quoted"),
         ("a.csv", 'id,text\n1,a\n2,"b', r"a\.csv:3: badly quoted"),
@@ -136,7 +136,7 @@ GOOD = '{"id": "1", "text": "a"}\n'
         ("a.csv", "id,text,metadata\n1,a,nope\n", r"a\.csv:2: column 'metadata' is not JSON"),
         ("a.csv", "", r"a\.csv holds no passages"),
         ("a.parquet", "no parquet", r"a\.parquet:1: not a Parquet file"),
-        ("a.txt", GOOD, "say the format"),
+        ("a.dat", GOOD, "say the format"),
     ],
 )
 def test_bad_rows_are_named_and_nothing_is_left(

@@ -61,6 +61,7 @@ class DelimitedRecords:
         self._columns: int | None = None
         self._id_index: int | None = None
         self._lines = read_lines(source, max_text_bytes)
+        self._damage: InvalidInputError | None = None
         self._again: deque[Line] = deque()
         self._taken: list[Line] = []
         self._bytes = 0
@@ -76,7 +77,7 @@ class DelimitedRecords:
 
     def next_line(self) -> str:
         """The next line for the parser."""
-        line = self._again.popleft() if self._again else next(self._lines)
+        line = self._again.popleft() if self._again else self._next_of_file()
         self._taken.append(line)
         text = line[1]
         if isinstance(text, InvalidInputError):
@@ -86,8 +87,19 @@ class DelimitedRecords:
             raise too_long(self._source, self._taken[0][0], "a quoted text has no end, or", self._max_text_bytes)
         return _mark_stray_returns(text) if "\r" in text else text
 
+    def _next_of_file(self) -> Line:
+        try:
+            return next(self._lines)
+        except InvalidInputError as error:
+            self._damage = error
+            raise
+
     def next_record(self) -> Record | None:
-        """The next record that is not empty, or what is wrong with it; None at the end of the file."""
+        """The next record that is not empty, or what is wrong with it; None at the end of the file.
+
+        Raises:
+            InvalidInputError: the file is damaged, and the rest cannot be read.
+        """
         while True:
             self._taken, self._bytes = [], 0
             try:
@@ -95,6 +107,8 @@ class DelimitedRecords:
             except csv.Error as error:
                 return self._broken(self._bad(f"badly quoted: {error}; {HOW_TO_QUOTE}"))
             except InvalidInputError as error:
+                if self._damage is not None:
+                    raise
                 return self._broken(error)
             if values is None:
                 return None
