@@ -59,12 +59,13 @@ def upsert(
 ) -> Call[Upserted]:
     """Adds or replaces passages. Raises InvalidInputError for a passage that cannot be sent; it is named."""
     arguments.function("progress", progress)
+    chunks = None if split is None else arguments.record("split", "split", Split, split)
     given = arguments.items("passages", "passages", passages, "passages")
     parts = tuple(parts_of(message_of(number, passage) for number, passage in enumerate(given)))
-    if split is not None and parts:
+    if chunks is not None and parts:
         parts[0].split.SetInParent()
         for name in ("words", "tokens", "overlap"):
-            set_field(parts[0].split, name, getattr(split, name), "split.")
+            set_field(parts[0].split, name, getattr(chunks, name), "split.")
     return Call(
         "UpsertPassages",
         Parts(parts, progress),

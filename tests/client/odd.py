@@ -88,6 +88,8 @@ def records() -> list[Any]:
         ragserve.NewPassage(None, 3),  # type: ignore[arg-type]
         ragserve.Lookup(None, k="3"),  # type: ignore[arg-type]
         ragserve.Range(above=object()),  # type: ignore[arg-type]
+        ragserve.Split(words="3"),  # type: ignore[arg-type]
+        ragserve.Split(overlap=-1),
     ]
     deep: list[Any] = []
     for _ in range(5000):
