@@ -1,0 +1,66 @@
+"""`ragserve kb search` on a knowledge base with fewer passages than the default number."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from retriever_svc.knowledge import KnowledgeBase
+from tests.cli.conftest import Assets, Cli
+from tests.tiny import tiny_kb
+
+WARNING = "The knowledge base has 3 passages; this request uses 3 instead of 5."
+
+
+@pytest.fixture(scope="module")
+def three(assets: Assets, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_kb(tmp_path_factory.mktemp("three"), assets.model, 3)
+
+
+def test_the_default_adapts_with_a_warning(cli: Cli, assets: Assets, three: Path) -> None:
+    place = ["--knowledge", three, "--model", assets.model]
+    shown = cli("kb", "search", "old city", *place)
+    assert (shown.returncode, shown.stderr) == (0, f"warning: {WARNING}\n")
+    plain = json.loads(cli("kb", "search", "old city", *place, "--json").stdout)
+    assert (len(plain["passages"]), plain["warnings"]) == (3, [WARNING])
+    asked = json.loads(cli("kb", "search", "old city", *place, "--json", "-k", 2).stdout)
+    assert (len(asked["passages"]), asked["warnings"]) == (2, [])
+    refused = cli("kb", "search", "old city", *place, "-k", 4)
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        "error: --k is 4; it must be at most 3: the knowledge base has 3 passages\n",
+    )
+
+
+def test_filters_by_number_and_by_exclusion(cli: Cli, assets: Assets, three: Path) -> None:
+    place = ["--knowledge", three, "--model", assets.model, "--json"]
+    numbers = {
+        wanted: {
+            passage["id"]
+            for passage in json.loads(cli("kb", "search", "old city", *place, "--filter", wanted).stdout)["passages"]
+        }
+        for wanted in ("number=1", "number=1.0", "number!=1", "number=1e0,2")
+    }
+    assert numbers["number=1"] == numbers["number=1.0"]
+    assert len(numbers["number=1"]) == 1
+    assert len(numbers["number!=1"]) == len(numbers["number=1e0,2"]) == 2
+    nothing = cli("kb", "search", "old city", *place, "--filter", "number=7")
+    assert (nothing.returncode, nothing.stderr) == (
+        1,
+        "error: No passage of knowledge version 1 matches --filter. Remove a condition.\n",
+    )
+
+
+def test_an_empty_knowledge_base_is_one_clear_error(cli: Cli, assets: Assets, three: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(three, tmp_path / "kb"))
+    ids = KnowledgeBase.open(copy).dataset.to_table(columns=["id"]).column("id").to_pylist()
+    deleted = cli("kb", "delete", copy, *ids)
+    assert deleted.returncode == 0, deleted.stderr
+    found = cli("kb", "search", "old city", "--knowledge", copy, "--model", assets.model)
+    assert (found.returncode, found.stderr) == (
+        1,
+        "error: --knowledge: The knowledge base holds no passages in version 2. Add some with `ragserve kb add`.\n",
+    )
