@@ -126,6 +126,8 @@ class OpenOutput:
     context_tokens: tuple[int, ...]
     truncated: tuple[bool, ...]
     step: StepOutput | None
+    truncated_tokens: tuple[int, ...] = ()
+    document_tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

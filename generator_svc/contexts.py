@@ -35,6 +35,8 @@ class Context:
 
     token_ids: tuple[int, ...]
     truncated: bool
+    truncated_tokens: int = 0  # cut from the context
+    document_tokens: int = 0  # of the document before it was cut; 0 where it was not
 
 
 def build_contexts(command: OpenCommand, rag: RagSettings, codec: ContextCodec, max_tokens: int) -> tuple[Context, ...]:
@@ -76,9 +78,11 @@ def build_context(
     ids = codec.encode(text)
     if len(ids) <= max_tokens:
         return Context(tuple(ids), truncated=False)
+    ends = codec.token_ends(passage)
     if truncation == "right":
-        return Context(tuple(codec.encode_truncated(text, max_tokens)), truncated=True)
-    return Context(tuple(_shorten(passage, question, rag, codec, max_tokens)), truncated=True)
+        return Context(tuple(codec.encode_truncated(text, max_tokens)), True, len(ids) - max_tokens, len(ends))
+    kept, n_kept = _shorten(passage, ends, question, rag, codec, max_tokens)
+    return Context(tuple(kept), True, len(ends) - n_kept, len(ends))
 
 
 def context_text(passage: str, question: str, rag: RagSettings) -> str:
@@ -91,7 +95,9 @@ def _passage(document: Document, rag: RagSettings) -> str:
     return title + rag.title_sep + document.text
 
 
-def _shorten(passage: str, question: str, rag: RagSettings, codec: ContextCodec, max_tokens: int) -> list[int]:
+def _shorten(
+    passage: str, ends: list[int], question: str, rag: RagSettings, codec: ContextCodec, max_tokens: int
+) -> tuple[list[int], int]:
     """Drop tokens from the end of the passage until the context fits: the most that fit, by bisection."""
     best = codec.encode(context_text("", question, rag))
     if len(best) > max_tokens:
@@ -99,7 +105,6 @@ def _shorten(passage: str, question: str, rag: RagSettings, codec: ContextCodec,
             "open.question",
             f"the question alone takes {len(best)} tokens, a context may have {max_tokens}: shorten it",
         )
-    ends = codec.token_ends(passage)
     fits, too_many = 0, len(ends)
     while too_many - fits > 1:
         middle = (fits + too_many) // 2
@@ -108,4 +113,4 @@ def _shorten(passage: str, question: str, rag: RagSettings, codec: ContextCodec,
             fits, best = middle, ids
         else:
             too_many = middle
-    return best
+    return best, fits

@@ -76,6 +76,8 @@ def reply_to_proto(reply: Reply[Any]) -> generator_pb2.DecodeResponse:
         case OpenOutput() as opened:
             response.open.context_tokens.extend(opened.context_tokens)
             response.open.truncated.extend(opened.truncated)
+            response.open.truncated_tokens.extend(opened.truncated_tokens)
+            response.open.document_tokens.extend(opened.document_tokens)
             if opened.step is not None:
                 _put_step(response.open.step, opened.step)
         case StepOutput() as step:

@@ -21,6 +21,9 @@ class GeneratorMetrics:
         self._kept = gauge("ragserve_encoder_cache_bytes", "Bytes of encoded documents that no session holds.")
         self._hits = counter("ragserve_encoder_cache_hits_total", "Documents of sessions that others had encoded.")
         self._misses = counter("ragserve_encoder_cache_misses_total", "Documents of sessions that were to be encoded.")
+        self._truncated = counter(
+            "ragserve_truncated_documents_total", "Documents of sessions that the generator does not read to their end."
+        )
         self._tokens = counter("ragserve_prefill_tokens_total", "Context tokens encoded.")
         self._padded = counter(
             "ragserve_prefill_padded_tokens_total", "Token positions that encoding computed for nothing."
@@ -48,6 +51,10 @@ class GeneratorMetrics:
         """A session was admitted with so many documents that are, and are not, encoded for others."""
         self._hits.inc(hits)
         self._misses.inc(misses)
+
+    def truncated(self, documents: int) -> None:
+        """So many documents of a session were cut."""
+        self._truncated.inc(documents)
 
     def encoded(self, n_tokens: Sequence[int], positions: int) -> None:
         """Documents of these lengths were encoded in a pass over so many token positions."""

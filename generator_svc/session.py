@@ -110,7 +110,14 @@ class DecodeSession:
         self._metrics.opened(found, len(contexts) - found)
         step = await answer
         lengths = tuple(len(context.token_ids) for context in contexts)
-        output = OpenOutput(lengths, tuple(context.truncated for context in contexts), step)
+        self._metrics.truncated(sum(context.truncated for context in contexts))
+        output = OpenOutput(
+            lengths,
+            tuple(context.truncated for context in contexts),
+            step,
+            tuple(context.truncated_tokens for context in contexts),
+            tuple(context.document_tokens for context in contexts),
+        )
         return Reply(output, self._timings(request))
 
     async def advance(self, command: AdvanceCommand) -> Reply[StepOutput]:

@@ -176,12 +176,14 @@ def passages_to_proto(evidence: Evidence) -> Sequence[pb.AnswerPassage]:
     """Passages with prior and posterior; the posterior is 0 as long as there is none."""
     prior = np.exp(evidence.log_prior)
     posterior = np.zeros_like(prior) if evidence.posterior is None else evidence.posterior
+    truncated = evidence.truncated_tokens or (0,) * evidence.n_docs
     return [
         pb.AnswerPassage(
             passage=common_pb2.Passage(id=one.id, title=one.title, text=one.text, metadata_json=one.metadata_json),
             score=score,
             prior=float(p),
             posterior=float(q),
+            truncated_tokens=cut,
         )
-        for one, score, p, q in zip(evidence.passages, evidence.scores, prior, posterior, strict=True)
+        for one, score, p, q, cut in zip(evidence.passages, evidence.scores, prior, posterior, truncated, strict=True)
     ]

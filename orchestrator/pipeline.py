@@ -42,6 +42,7 @@ from orchestrator.search.rows import RowBuilder
 from orchestrator.settings import OrchestratorSettings
 from orchestrator.stages import MARGINALIZE, Stages
 from orchestrator.streaming import TextStream
+from orchestrator.truncation import ContextLength, truncation_warnings
 from orchestrator.validation import DocCount
 from ragserve.errors import InternalError
 from ragserve.serving.metrics import Metrics
@@ -60,6 +61,12 @@ class SessionSpec:
     max_hypotheses: int = 0
     max_new_tokens: int = 0
     independent_hypotheses: bool = False  # sampled
+
+
+class DecodeSession(Inference, Protocol):
+    """A decode session of the generator."""
+
+    lengths: tuple[ContextLength, ...]  # what the generator reads of each document, once it is open
 
 
 class Retriever(Protocol):
@@ -81,7 +88,9 @@ class Generator(Protocol):
     async def info(self, deadline: Deadline) -> GeneratorInfo:
         """What is loaded."""
 
-    def session(self, spec: SessionSpec, deadline: Deadline, stages: Stages) -> AbstractAsyncContextManager[Inference]:
+    def session(
+        self, spec: SessionSpec, deadline: Deadline, stages: Stages
+    ) -> AbstractAsyncContextManager[DecodeSession]:
         """A decode session, which ends with the block."""
 
 
@@ -129,8 +138,8 @@ class Pipeline:
             async with self._generator.session(spec, deadline, stages) as session:
                 (scored,) = await session.score([ask.answer])
             outcome, added = score_outcome(scored, evidence.log_prior, mode, info.bos_token_id)
-            evidence = replace(evidence, posterior=outcome.posterior(evidence.log_prior))
-            warnings = self._warnings(mode, info) + evidence.warnings
+            evidence = replace(_read(evidence, session), posterior=outcome.posterior(evidence.log_prior))
+            warnings = self._warnings(mode, info, evidence, session, ask.context)
             stages.finish()
             return ScoredAnswer(outcome.log_prob, outcome.tokens, added, evidence, stages.timings(), warnings)
         finally:
@@ -186,7 +195,7 @@ class Pipeline:
         finally:
             stages.finish()
 
-    async def _decode(self, run: _Run, session: Inference) -> AsyncGenerator[Event, None]:
+    async def _decode(self, run: _Run, session: DecodeSession) -> AsyncGenerator[Event, None]:
         """Tokens as they become final, when streaming, and the answer."""
         groups = run.groups(self._settings.sampling_candidates)
         text = TextStream()
@@ -207,7 +216,8 @@ class Pipeline:
             last = text.advance(outcomes[0].tokens, rendered_all[0].text, last=True)
             if last.token_ids or last.text:
                 yield last
-        warnings = self._warnings(run.options.mode, run.info) + run.evidence.warnings
+        run = replace(run, evidence=_read(run.evidence, session))
+        warnings = self._warnings(run.options.mode, run.info, run.evidence, session, run.ask.context)
         run.stages.finish()
         yield run.answer(outcomes, rendered_all, warnings)
 
@@ -227,14 +237,17 @@ class Pipeline:
     def _count_widening(self, reason: str, rows: int) -> None:
         self._widenings.labels(reason).inc(rows)
 
-    def _warnings(self, mode: Mode, info: GeneratorInfo) -> tuple[str, ...]:
-        """For the caller, and once for the log."""
+    def _warnings(
+        self, mode: Mode, info: GeneratorInfo, evidence: Evidence, session: DecodeSession, context: ContextOptions
+    ) -> tuple[str, ...]:
+        """For the caller; what holds for every request also once for the log."""
         warnings = (*mode_warnings(mode, info), *info.warnings)
         for text in warnings:
             if text not in self._warned:
                 self._warned.add(text)
                 log.warning(text)
-        return warnings
+        cut = truncation_warnings(evidence, session.lengths, context.truncation)
+        return (*warnings, *evidence.warnings, *cut)
 
     async def _evidence(self, sources: Sources, docs: DocCount, deadline: Deadline, stages: Stages) -> Evidence:
         """The caller's documents, or those of the retriever."""
@@ -301,6 +314,11 @@ def given_documents(sources: Sources) -> Evidence:
         log_prior=log_prior.astype(np.float32).astype(np.float64),
         knowledge_version=0,
     )
+
+
+def _read(evidence: Evidence, session: DecodeSession) -> Evidence:
+    """The evidence with what the generator did not read of it."""
+    return replace(evidence, truncated_tokens=tuple(one.truncated_tokens for one in session.lengths))
 
 
 def _spec(sources: Sources, evidence: Evidence, mode: Mode, context: ContextOptions) -> SessionSpec:

@@ -141,6 +141,7 @@ class Evidence:
     knowledge_version: int
     decoded_question: str = ""
     posterior: npt.NDArray[np.float64] | None = None  # [n_docs]; None before there is an answer
+    truncated_tokens: tuple[int, ...] = ()  # of each context; empty before there is a session
     warnings: tuple[str, ...] = ()  # such as fewer passages than the default
 
     @property

@@ -83,6 +83,7 @@ def passages(messages: Iterable[orchestrator_pb2.AnswerPassage]) -> tuple[Passag
             prior=message.prior,
             posterior=message.posterior,
             metadata=metadata(message.passage.metadata_json),
+            truncated_tokens=message.truncated_tokens,
         )
         for message in messages
     )

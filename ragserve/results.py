@@ -13,7 +13,7 @@ class Passage:
 
     score: inner product with the query; prior: p(z|x); posterior: its part in the best answer y, which is p(z|x,y)
     for RAG-Sequence and the mean of its token posteriors for RAG-Token, 0 where there is no answer. `id` is empty for
-    a document that the caller brought.
+    a document that the caller brought. truncated_tokens: cut from its context, since the generator reads no more.
     """
 
     id: str
@@ -23,10 +23,11 @@ class Passage:
     prior: float
     posterior: float
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    truncated_tokens: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types; metadata only where there is some."""
-        plain = {
+        """Plain types; metadata and truncated_tokens only where there are some."""
+        plain: dict[str, Any] = {
             "id": self.id,
             "title": self.title,
             "text": self.text,
@@ -34,6 +35,8 @@ class Passage:
             "prior": self.prior,
             "posterior": self.posterior,
         }
+        if self.truncated_tokens:
+            plain["truncated_tokens"] = self.truncated_tokens
         return {**plain, "metadata": dict(self.metadata)} if self.metadata else plain
 
 

@@ -104,6 +104,8 @@ def add(  # noqa: PLR0913
 
 
 def _show_added(done: Added, where: str, as_json: bool) -> None:
+    from retriever_svc.types import truncated_passages  # noqa: PLC0415  (slow to import)
+
     if done.truncated_passages:
         console.warn(truncated_passages(done.truncated_passages, done.truncated))
     if as_json:
@@ -113,13 +115,6 @@ def _show_added(done: Added, where: str, as_json: bool) -> None:
     if done.removed_chunks:
         what += f"; {done.removed_chunks} parts of earlier texts removed"
     console.note(f"{where}: version {done.knowledge_version}, {what}")
-
-
-def truncated_passages(count: int, names: Sequence[str]) -> str:
-    """That the encoder does not read all of some passages, and what to do."""
-    few = ", ".join(names[:NAMED])
-    are = "passage is" if count == 1 else "passages are"
-    return f"{count} {are} longer than the passage encoder reads, beginning with {few}: split texts, or shorten titles"
 
 
 def _shown_by(bar: console.ProgressBar, passages: int, batch_passages: int) -> Callable[[int], None]:

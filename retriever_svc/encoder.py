@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from ragserve.errors import FailedPreconditionError, InternalError, InvalidInputError
 from ragserve.serving.cores import thread_count
@@ -27,6 +28,13 @@ BATCH_TOKENS = {"cpu": 512, "cuda": 16_384}
 PASS_TOKENS = {"cpu": 12, "cuda": 4096}
 PROMPT_MASK = 2  # attended to, and not pooled
 BATCHES_AT_A_TIME = 2  # on a CPU with several threads, where the graph is held twice
+
+
+class QueryTokens(NamedTuple):
+    """Token ids of a query as the encoder reads it, and how many more tokens it has."""
+
+    ids: list[int]
+    unread: int
 
 
 class TextEncoder:
@@ -106,12 +114,16 @@ class TextEncoder:
         Raises:
             InvalidInputError: a query holds a token that the graph does not know.
         """
+        return [found.ids for found in self.query_tokens(texts)]
+
+    def query_tokens(self, texts: Sequence[str]) -> list[QueryTokens]:
+        """As `tokenize_queries`, and how many tokens of each query are not read."""
         # one by one: no thread pool of its own
-        token_ids = [self._tokenizer.encode(self.config.query_input(text)).ids for text in texts]
+        encodings = [self._tokenizer.encode(self.config.query_input(text)) for text in texts]
         if self.config.vocab_size:
-            for number, ids in enumerate(token_ids):
-                self._require_known(ids, f"queries[{number}].text")
-        return token_ids
+            for number, encoding in enumerate(encodings):
+                self._require_known(encoding.ids, f"queries[{number}].text")
+        return [QueryTokens(encoding.ids, _unread(encoding)) for encoding in encodings]
 
     def decode_queries(self, texts: Sequence[str], token_ids: Sequence[Sequence[int]]) -> list[str]:
         """What the tokenizer reads of each query, without special tokens (as HF's RagRetriever hands the question on).
@@ -209,6 +221,11 @@ class TextEncoder:
         if not np.isfinite(vectors).all():
             raise InternalError("the encoder gave a vector that is not finite")
         return vectors
+
+
+def _unread(encoding: Encoding) -> int:
+    """Tokens that were cut, special tokens not counted."""
+    return sum(mask.count(0) for mask in (part.special_tokens_mask for part in encoding.overflowing))
 
 
 def token_batches(lengths: Sequence[int], max_tokens: int, max_padding: int) -> list[Int64]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -183,7 +183,8 @@ class RetrieverEngine:
         if options.filter.conditions and not snapshot.filterable:  # before the queue, which others wait in
             await asyncio.get_running_loop().run_in_executor(self._parser, self._read_metadata, snapshot)
         results = await loaded.batcher.submit(_Job(Lookup(tuple(queries), k, snapshot, options), clock, since))
-        return Retrieval(results, snapshot.version, clock.timings(), warnings)
+        self._metrics.truncated_queries.inc(sum(one.unread_tokens > 0 for one in results))
+        return Retrieval(results, snapshot.version, clock.timings(), (*warnings, *_long_queries(results)))
 
     async def refresh(self) -> int:
         """Load what was committed meanwhile; the newest version then. Raises what `KnowledgeSource` raises."""
@@ -201,6 +202,10 @@ class RetrieverEngine:
     def editor(self) -> Editor:
         """What writes. Raises UnavailableError while loading."""
         return self._require_loaded().editor
+
+    def passages_truncated(self, count: int) -> None:
+        """Count passages of an upsert that are longer than the passage encoder reads."""
+        self._metrics.truncated_passages.inc(count)
 
     @property
     def loaded_versions(self) -> tuple[int, ...]:
@@ -358,3 +363,13 @@ class RetrieverEngine:
                 field="knowledge_version",
             )
         return snapshots[version]
+
+
+def _long_queries(results: Sequence[QueryHits]) -> Iterator[str]:
+    """Says which queries are longer than the query encoder reads."""
+    for number, one in enumerate(results):
+        if one.unread_tokens:
+            yield (
+                f"queries[{number}].text has {one.read_tokens + one.unread_tokens} tokens; the query encoder reads "
+                f"{one.read_tokens} of them, and passages were searched by those."
+            )

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from retriever_svc.encoder import TextEncoder
+from retriever_svc.encoder import QueryTokens, TextEncoder
 from retriever_svc.kinds import Lookup, LookupOptions, Ranked, Scales, SearchKind, find, why_nothing
 from retriever_svc.query_cache import QueryCache, QueryKey
 from retriever_svc.ranking import log_priors
@@ -21,10 +21,12 @@ AddTime = Callable[[str, float], None]
 class _Asked:
     """One query of a batch, the lookup that it belongs to, its tokens (of a text), and the key of its answer."""
 
-    def __init__(self, query: Query, lookup: Lookup, token_ids: list[int]) -> None:
+    def __init__(self, query: Query, lookup: Lookup, tokens: QueryTokens) -> None:
         self.query = query
         self.lookup = lookup
-        self.token_ids = token_ids
+        self.token_ids = tokens.ids
+        encoded = lookup.options.kind is not SearchKind.BM25
+        self.unread_tokens = tokens.unread if encoded else 0
 
     @property
     def key(self) -> QueryKey | None:
@@ -73,10 +75,10 @@ class Searcher:
 
     def _tokenize(self, lookups: Sequence[Lookup]) -> list[_Asked]:
         queries = [query for lookup in lookups for query in lookup.queries]
-        tokens = iter(self.encoder.tokenize_queries([query.text for query in queries if query.vector is None]))
+        tokens = iter(self.encoder.query_tokens([query.text for query in queries if query.vector is None]))
         owners = [lookup for lookup in lookups for _ in lookup.queries]
         return [
-            _Asked(query, owner, next(tokens) if query.vector is None else [])
+            _Asked(query, owner, next(tokens) if query.vector is None else QueryTokens([], 0))
             for query, owner in zip(queries, owners, strict=True)
         ]
 
@@ -129,7 +131,8 @@ class Searcher:
         answers = []
         for each, found in zip(asked, hits, strict=True):
             decoded = "" if each.query.vector is not None else next(texts)
-            answers.append(QueryHits(found, decoded, None if found else why_nothing(each.lookup, each.query)))
+            nothing = None if found else why_nothing(each.lookup, each.query)
+            answers.append(QueryHits(found, decoded, nothing, len(each.token_ids), each.unread_tokens))
             key = None if self._cache is None else each.key
             if self._cache is not None and key is not None:
                 self._cache.put(key, answers[-1])

@@ -91,6 +91,7 @@ class RetrieverServicer(retriever_pb2_grpc.RetrieverServiceServicer):
             raise InvalidInputError("passages", "passages is empty: give at least one passage")
         clock = self._engine.clock()
         upsert, truncated = await editor.upsert(passages, clock, split, remaining_seconds(context))
+        self._engine.passages_truncated(truncated.count)
         return convert.upsert_to_proto(upsert, truncated, clock.timings())
 
     async def DeletePassages(  # noqa: N802

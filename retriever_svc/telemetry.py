@@ -29,6 +29,12 @@ class RetrieverMetrics:
         self.load_failures = metrics.counter(
             "ragserve_knowledge_load_failures_total", "Versions that could not be loaded, or not be indexed."
         )
+        self.truncated_queries = metrics.counter(
+            "ragserve_truncated_queries_total", "Queries longer than the query encoder reads."
+        )
+        self.truncated_passages = metrics.counter(
+            "ragserve_truncated_passages_total", "Passages of upserts longer than the passage encoder reads."
+        )
         self._swap = metrics.stage("index_swap")  # there from the start, at none
         self.commits = metrics.counter("ragserve_commits_total", "Commits made here.", ("operation",))
 

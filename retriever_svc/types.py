@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -15,7 +15,7 @@ Float32: TypeAlias = NDArray[np.float32]
 Int64: TypeAlias = NDArray[np.int64]
 
 
-NAMED_TRUNCATED = 10
+NAMED_TRUNCATED, NAMED_IN_A_SENTENCE = 10, 5
 LARGEST = 1e15  # of a vector's values: products of two vectors then fit float32, whatever their width
 
 
@@ -65,6 +65,17 @@ class Truncated:
         if len(self.names) < NAMED_TRUNCATED:
             self.names.append(name)
 
+    def sentence(self) -> str:
+        """What was counted, and what to do."""
+        return truncated_passages(self.count, self.names)
+
+
+def truncated_passages(count: int, names: Sequence[str]) -> str:
+    """Says that the passage encoder does not read all of some passages, and what to do."""
+    are = "passage is" if count == 1 else "passages are"
+    few = ", ".join(names[:NAMED_IN_A_SENTENCE])
+    return f"{count} {are} longer than the passage encoder reads, beginning with {few}: split texts, or shorten titles"
+
 
 @dataclass(frozen=True)
 class Hit:
@@ -82,3 +93,5 @@ class QueryHits:
     hits: tuple[Hit, ...]
     decoded_query: str = ""
     nothing_found: NothingFound | None = None
+    read_tokens: int = 0
+    unread_tokens: int = 0  # of a query that is longer than the query encoder reads

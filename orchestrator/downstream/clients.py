@@ -23,6 +23,7 @@ from orchestrator.search.inference import Control, Extension, Rendered, Step, Ta
 from orchestrator.search.room import Room
 from orchestrator.settings import OrchestratorSettings
 from orchestrator.stages import GENERATOR, RETRIEVE, Stages
+from orchestrator.truncation import ContextLength
 from ragserve.errors import (
     DeadlineExceededError,
     FailedPreconditionError,
@@ -178,6 +179,7 @@ class GeneratorSession:
         self._n_docs = spec.evidence.n_docs
         self._step_docs = self._n_docs if spec.mode is Mode.TOKEN else 1
         self._room = Room(client.max_message_bytes, self._step_docs)
+        self.lengths: tuple[ContextLength, ...] = ()  # once it is open
 
     async def __aenter__(self) -> GeneratorSession:
         return self
@@ -309,7 +311,9 @@ class GeneratorSession:
 
     async def _open_on(self, call: DecodeStream) -> generator_pb2.DecodeResponse:
         self._call, self._ahead = call, None
-        return await self._exchange(convert.open_to_proto(self._spec, self._prefixes))
+        response = await self._exchange(convert.open_to_proto(self._spec, self._prefixes))
+        self.lengths = convert.lengths_from_proto(response.open)
+        return response
 
     async def _exchange(self, request: generator_pb2.DecodeRequest) -> generator_pb2.DecodeResponse:
         """One request and its response. On any error the stream is given up."""

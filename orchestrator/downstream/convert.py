@@ -11,6 +11,7 @@ from orchestrator.pipeline import SessionSpec
 from orchestrator.requests import Evidence, GenerationOptions, GeneratorInfo, Mode, Passage, Truncation
 from orchestrator.search.beam import EarlyStopping
 from orchestrator.search.inference import Control, Extension, Floats, Rendered, Step, TargetScore
+from orchestrator.truncation import ContextLength
 from ragserve.errors import InternalError, NotFoundError
 from ragserve.filters import SearchOptions
 from ragserve.nothing_found import NothingFound, explanation
@@ -62,8 +63,15 @@ def evidence_from_proto(response: retriever_pb2.RetrieverServiceRetrieveResponse
         log_prior=np.array([p.log_prior for p in result.passages], np.float64),
         knowledge_version=response.knowledge_version,
         decoded_question=result.decoded_query,
-        warnings=tuple(response.warnings),
+        warnings=tuple(warning.replace("queries[0].text", "The question") for warning in response.warnings),
     )
+
+
+def lengths_from_proto(opened: pb.OpenResult) -> tuple[ContextLength, ...]:
+    """What the generator reads of each document. Replicas of an older version do not say what they cut."""
+    cut = opened.truncated_tokens or [0] * len(opened.context_tokens)
+    whole = opened.document_tokens or [0] * len(opened.context_tokens)
+    return tuple(ContextLength(*one) for one in zip(opened.context_tokens, cut, whole, strict=True))
 
 
 def info_from_proto(info: pb.GeneratorServiceGetInfoResponse) -> GeneratorInfo:

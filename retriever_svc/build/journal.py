@@ -25,6 +25,7 @@ from ragserve.errors import FailedPreconditionError
 from ragserve.files import file_errors
 from retriever_svc.build.files import sync, write_atomically
 from retriever_svc.knowledge import DATASET_NAME
+from retriever_svc.types import Truncated
 
 FINGERPRINT = "fingerprint.json"
 
@@ -50,14 +51,19 @@ class Journal:
         """The Lance dataset in it."""
         return self.knowledge / DATASET_NAME
 
-    def finish(self, shard: int, passages: int, fragment: FragmentMetadata | None) -> None:
+    def finish(self, shard: int, passages: int, fragment: FragmentMetadata | None, truncated: Truncated) -> None:
         """Record a shard whose data file is written."""
         files = {}
         for file in fragment.files if fragment else ():
             path = self.dataset / "data" / file.path
             sync(path)
             files[file.path] = [path.stat().st_size, sha256_of(path)]
-        body = {"passages": passages, "fragment": fragment and fragment.to_json(), "files": files}
+        body = {
+            "passages": passages,
+            "fragment": fragment and fragment.to_json(),
+            "files": files,
+            "truncated": [truncated.count, truncated.names],
+        }
         write_atomically(self._entry(shard), json.dumps(body))
 
     def passages(self, shard: int) -> int | None:
@@ -75,6 +81,11 @@ class Journal:
         """The fragments of the shards, all finished, in order."""
         found = (self._read(shard)["fragment"] for shard in range(shards))
         return [FragmentMetadata.from_json(json.dumps(fragment)) for fragment in found if fragment]
+
+    def truncated(self, shards: int) -> Truncated:
+        """The passages of the shards, all finished, that the encoder does not read to their end."""
+        found = [self._read(shard)["truncated"] for shard in range(shards)]
+        return Truncated(sum(count for count, _ in found), [name for _, names in found for name in names])
 
     def remove_unfinished(self, shards: Iterable[int] = ()) -> None:
         """Remove these shards, and everything that killed builds left in the dataset beside finished data files."""

@@ -20,7 +20,7 @@ from retriever_svc.build.vectors import VectorFile
 from retriever_svc.encoder import TextEncoder
 from retriever_svc.loading import RetrievalOptions, load_passage_encoder
 from retriever_svc.rows import TEXT_COLUMNS, VECTOR_COLUMN
-from retriever_svc.types import Passage
+from retriever_svc.types import Passage, Truncated
 
 ENCODE_PASSAGES = 64  # embedded together, sorted by length
 COPY_PASSAGES = 512  # vectors that are there already
@@ -32,6 +32,7 @@ class Embedder(Protocol):
     """Where the vectors of passages come from."""
 
     batch_passages: int
+    truncated: Truncated  # passages that the encoder does not read to their end, by FILE:LINE
 
     def __call__(self, batch: pa.RecordBatch) -> Vectors:
         """Vectors of staged passages, [n_passages, dim]."""
@@ -44,11 +45,18 @@ class EncodeTexts:
 
     def __init__(self, encoder: TextEncoder) -> None:
         self._encoder = encoder
+        self.truncated = Truncated()
 
     def __call__(self, batch: pa.RecordBatch) -> Vectors:
         """Vectors of staged passages, float32 [n_passages, dim]."""
         columns = (batch.column(name).to_pylist() for name in ("id", "title", "text"))
-        return self._encoder.encode_passages([Passage(*row) for row in zip(*columns, strict=True)])
+        passages = [Passage(*row) for row in zip(*columns, strict=True)]
+
+        def truncated(row: int) -> None:
+            file, line = batch.column("file")[row].as_py(), batch.column("line")[row].as_py()
+            self.truncated.add(f"{file}:{line} ({passages[row].id!r})")
+
+        return self._encoder.encode_passages(passages, truncated)
 
 
 class ReadVectors:
@@ -58,6 +66,7 @@ class ReadVectors:
 
     def __init__(self, vectors: VectorFile) -> None:
         self._vectors = vectors
+        self.truncated = Truncated()
 
     def __call__(self, batch: pa.RecordBatch) -> Vectors:
         """Vectors of staged passages, [n_passages, dim]."""
@@ -114,8 +123,9 @@ def write_shard(plan: ShardPlan, shard: int, embedder: Embedder, report: Callabl
             done += batch.num_rows
             report(done)
 
+    embedder.truncated = Truncated()
     fragment = write_fragment(plan.journal.dataset, plan.schema, batches())
-    plan.journal.finish(shard, done, fragment)
+    plan.journal.finish(shard, done, fragment, embedder.truncated)
     return done
 
 

@@ -1,0 +1,42 @@
+"""Says which passages the generator did not read to their end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from orchestrator.requests import Evidence, Truncation
+
+NAMED = 5  # passages with a warning of their own
+
+
+@dataclass(frozen=True)
+class ContextLength:
+    """Tokens of one document's context as the generator reads it, those cut from it, and those of the document."""
+
+    context_tokens: int
+    truncated_tokens: int = 0
+    document_tokens: int = 0  # title and text before they were cut; 0 where nothing was
+
+
+def truncation_warnings(evidence: Evidence, lengths: Sequence[ContextLength], truncation: Truncation) -> list[str]:
+    """One sentence for each passage that was cut, by falling prior; beyond the first few only their number."""
+    cut = [(number, one) for number, one in enumerate(lengths) if one.truncated_tokens]
+    named = [_warning(_name(evidence, number), one, truncation) for number, one in cut[:NAMED]]
+    if len(cut) > NAMED:
+        named.append(f"The generator read {len(cut) - NAMED} more passages only in part.")
+    return named
+
+
+def _name(evidence: Evidence, number: int) -> str:
+    passage = evidence.passages[number]
+    return f"passage {passage.id!r}" if passage.id else f"document {number + 1} by prior ({passage.title!r})"
+
+
+def _warning(name: str, one: ContextLength, truncation: Truncation) -> str:
+    if truncation is Truncation.RIGHT:
+        whole = one.context_tokens + one.truncated_tokens
+        first = f"the first {one.context_tokens} of {whole} tokens"
+        return f"The generator read only {first} of {name} and the question after it."
+    read = one.document_tokens - one.truncated_tokens
+    return f"The generator read only the first {read} of {one.document_tokens} tokens of {name}."
