@@ -150,6 +150,9 @@ def _write_shards(plan: ShardPlan, build: BuildOptions, report: Callable[[Progre
         embedder = plan.embedder()
         for shard in left:
             done += write_shard(plan, shard, embedder, _adding_to(done, total, report))
+    truncated = plan.journal.truncated(plan.shards)
+    if truncated.count:
+        build.notify(truncated.sentence())
 
 
 def _adding_to(done: int, total: int, report: Callable[[Progress], None]) -> Callable[[int], None]:
