@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ragserve.calls import TimeLeft
 from ragserve.errors import FailedPreconditionError, InternalError, RagserveError, UnavailableError
-from ragserve.failures import SERVICES, Called, Service, explained
+from ragserve.failures import SERVICES, Called, Service, explained, outcome_unknown
 from ragserve.serving.channel import channel, sync_channel
 from ragserve.serving.status import is_from_service
 from ragserve.serving.streams import ClientStream
@@ -59,6 +59,11 @@ class _Use:
 
     def failure(self, error: BaseException, left: TimeLeft, found: Service | None) -> RagserveError:
         """The error that a call raises for what gRPC raised."""
+        failure = self._failure(error, left, found)
+        failure.outcome_unknown = not isinstance(error, grpc.RpcError) or outcome_unknown(error)
+        return failure
+
+    def _failure(self, error: BaseException, left: TimeLeft, found: Service | None) -> RagserveError:
         cancelled = isinstance(error, asyncio.CancelledError) or _code(error) is grpc.StatusCode.CANCELLED
         if self.closed and (cancelled or not isinstance(error, grpc.RpcError)):
             return FailedPreconditionError("this client was closed while the call ran")

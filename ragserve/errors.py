@@ -12,8 +12,11 @@ class RagserveError(Exception):
     """Something a caller should be told.
 
     `message` says what is wrong and what to do; `field` names the request field or file that is at fault. The text of
-    the error has both.
+    the error has both. `outcome_unknown` is set by the clients where a call may have had its effect all the same: its
+    connection or its time ended before the answer came.
     """
+
+    outcome_unknown = False
 
     def __init__(self, message: str, *, field: str = "", retry_after_seconds: float | None = None) -> None:
         super().__init__(message)

@@ -49,6 +49,20 @@ REASONS = (
 )
 
 
+# What gRPC says where no connection was there, so that nothing was sent.
+NOT_SENT = re.compile(
+    r"failed to connect to all addresses|connections? to all backends failing|resolution failed|errors? resolving"
+)
+# Ends of a call that gRPC itself gives, for whatever became of the request.
+BROKEN = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+)
+
+
 @dataclass(frozen=True)
 class Called:
     """Whom a call was for, where, and within which time."""
@@ -56,6 +70,16 @@ class Called:
     service: Service
     target: str
     timeout_seconds: float | None = None
+
+
+def outcome_unknown(error: grpc.RpcError) -> bool:
+    """Whether the service may have done what it was asked for, although the call failed."""
+    code = error.code()
+    if is_from_service(error):
+        return code is grpc.StatusCode.INTERNAL  # a bug, at any point of its work
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return not NOT_SENT.search(error.details() or "")
+    return code in BROKEN
 
 
 def explained(error: grpc.RpcError, called: Called, found: Service | None = None) -> RagserveError:

@@ -179,8 +179,8 @@ class AsyncKnowledgeClient:
         async def attempt() -> R:
             try:
                 return call.read(await self._connection.call(call.method, call.body(), left))
-            except RagserveError:
-                call.raise_callers_own()
+            except RagserveError as error:
+                call.failed(error)
                 raise
 
         return await self._retries.run_async(attempt, call.retried, left)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Generic, TypeVar
 
 from ragserve import arguments
 from ragserve.calls import Errors
-from ragserve.errors import AbortedError, UnavailableError
+from ragserve.errors import AbortedError, RagserveError, UnavailableError
 from ragserve.knowledge import (
     Compacted,
     Deleted,
@@ -28,6 +28,7 @@ from ragserve.requests import set_field, set_required
 from ragserve.responses import metadata, timings_seconds
 from ragserve.v1 import retriever_pb2 as pb
 
+AGAIN = "Doing it again does no harm"
 # A race that is lost has written nothing. Where a connection breaks, nobody knows: only what may be done twice is.
 LOST_RACE: Errors = (AbortedError,)
 MAY_BE_DONE_TWICE: Errors = (AbortedError, UnavailableError)
@@ -37,21 +38,34 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Call(Generic[R]):
-    """A call of a method: its request (several: a stream), how the response is read, and errors that are retried."""
+    """A call of a method: its request (several: a stream), how the response is read, and errors that are retried.
+
+    `in_doubt`: for a write, what is said where it failed and may have been committed all the same.
+    """
 
     method: str
     request: Any
     read: Callable[[Any], R]
     retried: Errors = ()
+    in_doubt: str = ""
+    lost: list[RagserveError] = field(default_factory=list)  # of its attempts, those whose outcome nobody knows
 
     def body(self) -> Any:
         """What the stub's method takes: the request, or an iterator of the parts of a stream."""
         return iter(self.request) if isinstance(self.request, Parts) else self.request
 
-    def raise_callers_own(self) -> None:
-        """Raises what the caller's `progress` raised while the request was sent."""
+    def failed(self, error: RagserveError) -> None:
+        """Takes the error of an attempt. Raises what the caller's `progress` raised while the request was sent.
+
+        Says in the error of a write that its outcome is not known, where that is so of this attempt or an earlier one.
+        """
         if isinstance(self.request, Parts) and self.request.raised:
             raise self.request.raised[0]
+        if error.outcome_unknown:
+            self.lost.append(error)
+        if self.in_doubt and self.lost:
+            error.outcome_unknown = True
+            error.message = f"{error.message}. {self.in_doubt}"
 
 
 def upsert(
@@ -79,6 +93,7 @@ def upsert(
             response.removed_chunks,
         ),
         MAY_BE_DONE_TWICE,
+        "Nobody knows whether the passages were committed: see the versions. Sending them again does no harm",
     )
 
 
@@ -89,6 +104,7 @@ def delete(ids: Iterable[str]) -> Call[Deleted]:
         pb.DeletePassagesRequest(ids=_ids(ids)),
         lambda response: Deleted(response.knowledge_version, response.deleted, tuple(response.missing_ids)),
         MAY_BE_DONE_TWICE,
+        f"Nobody knows whether the deletion was committed. {AGAIN}",
     )
 
 
@@ -123,7 +139,13 @@ def rollback(knowledge_version: int) -> Call[int]:
     """Goes back. Done twice, it could undo what another writer committed between."""
     request = pb.RollbackRequest()
     set_required(request, "knowledge_version", knowledge_version)
-    return Call("Rollback", request, lambda response: int(response.knowledge_version), LOST_RACE)
+    return Call(
+        "Rollback",
+        request,
+        lambda response: int(response.knowledge_version),
+        LOST_RACE,
+        "Nobody knows whether the rollback was committed: see the versions before you do it again",
+    )
 
 
 def diff(from_version: int, to_version: int, limit: int) -> Call[VersionDiff]:
@@ -150,6 +172,7 @@ def compact(keep_versions: int | None, keep_seconds: float | None) -> Call[Compa
         request,
         lambda response: Compacted(response.knowledge_version, response.versions_removed, response.bytes_removed),
         MAY_BE_DONE_TWICE,
+        f"Nobody knows whether the compaction was done. {AGAIN}",
     )
 
 
@@ -157,7 +180,7 @@ def info() -> Call[RetrieverInfo]:
     """Asks what is loaded."""
 
     def read(response: pb.RetrieverServiceGetInfoResponse) -> RetrieverInfo:
-        values = {field.name: getattr(response, field.name) for field in fields(RetrieverInfo)}
+        values = {one.name: getattr(response, one.name) for one in fields(RetrieverInfo)}
         return RetrieverInfo(**{**values, "loaded_versions": tuple(response.loaded_versions)})
 
     return Call("GetInfo", pb.RetrieverServiceGetInfoRequest(), read)

@@ -54,7 +54,8 @@ class KnowledgeClient:
     A write is tried again when another writer was first (AbortedError: nothing was written), after the pause that the
     service asks for, doubled each time. An upsert, a deletion or a compaction is also tried again when the retriever
     is gone (UnavailableError): passages are known by their ids, so doing it twice does no harm, and the counts speak of
-    the last attempt. A rollback is not, since it might undo what another writer has committed meanwhile.
+    the last attempt. A rollback is not, since it might undo what another writer has committed meanwhile. Where a write
+    fails and may have been committed all the same, its error says so, and its `outcome_unknown` is true.
 
     All methods raise the errors of `ragserve.errors` only: InvalidInputError for an argument of the wrong type or
     beyond a limit, FailedPreconditionError after `close`. What the caller's own iterables and functions raise passes
@@ -191,8 +192,8 @@ class KnowledgeClient:
         def attempt() -> R:
             try:
                 return call.read(self._connection.call(call.method, call.body(), left))
-            except RagserveError:
-                call.raise_callers_own()
+            except RagserveError as error:
+                call.failed(error)
                 raise
 
         return self._retries.run(attempt, call.retried, left)

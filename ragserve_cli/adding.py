@@ -166,9 +166,10 @@ def add_passages(place: Place, source: Source, batch_passages: int, report: Call
     while batch := list(itertools.islice(rows, batch_passages)):
         try:
             sent += _add_batch(place, source, batch, done, lambda count, begun=sent: report(begun + count))  # type: ignore[misc]
-        except RagserveError:
-            if done.commits:
-                console.note(f"the first {sent} passages are in version {done.knowledge_version}; adding all is safe")
+        except (RagserveError, KeyboardInterrupt) as error:
+            unknown = not isinstance(error, RagserveError) or error.outcome_unknown
+            if done.commits or unknown:
+                console.note(_what_is_committed(done, sent, sum(map(len, batch)) if unknown else 0))
             raise
     return done
 
@@ -215,3 +216,10 @@ def _places(ids: Sequence[str], rows: Sequence[list[SourcePassage]]) -> list[str
     places = {one.id: f"{one.file}:{one.line}" for row in rows for one in row}
     found = (places.get(name) or places.get(chunk_parent(name) or "", "") for name in ids)
     return [f"{place} ({name!r})" for place, name in zip(found, ids, strict=True)]
+
+
+def _what_is_committed(done: Added, committed: int, unknown: int) -> str:
+    """What is known of the passages where adding failed; of `unknown` ones after the committed ones nothing is."""
+    known = f"passages 1 to {committed} are committed (version {done.knowledge_version})" if done.commits else ""
+    doubt = f"nobody knows whether passages {committed + 1} to {committed + unknown} are committed" if unknown else ""
+    return f"{'; '.join(part for part in (known, doubt) if part)}. Adding all again is safe"

@@ -89,9 +89,7 @@ def opened(knowledge: Path | None, retriever: str | None, model: Path | None = N
         yield Files(knowledge, model)
         return
     target = retriever or ""
-    with (
-        reached(target, options="--retriever"),
-        KnowledgeClient(target, write_timeout_seconds=None) as client,
-    ):
-        client.info()  # says at once when nobody is there
+    with KnowledgeClient(target, write_timeout_seconds=None) as client:
+        with reached(target, options="--retriever"):
+            client.info()  # says at once when nobody is there
         yield Running(client)

@@ -12,10 +12,12 @@ import grpc
 import numpy as np
 import pytest
 
+import ragserve
 from bench.processes import ROOT, clean_environment
 from ragserve.v1 import retriever_pb2
 from tests.live.harness import Home, Replica, eventually, new_passage
 from tests.retriever_svc.models import DIMENSION
+from tests.tiny import TinyPassage, write_jsonl
 
 SLOW = 20_000  # passages whose embedding takes many seconds
 TEXT = "the great river of the north and the old castle of the king " * 8
@@ -120,3 +122,46 @@ def test_an_upsert_outlives_its_connection(home: Home) -> None:
     done = replica.stub.UpsertPassages(slowly(), timeout=120)
     assert (done.inserted, done.knowledge_version) == (1_000, before + 1)
     replica.stop()
+
+
+def test_an_add_says_what_is_committed_and_what_nobody_knows(home: Home, tmp_path: Path) -> None:
+    replica = home.replica()
+    before, batch = committed(replica), 5_000
+    source = write_jsonl(tmp_path / "many.jsonl", [TinyPassage(f"add {n}", "", TEXT) for n in range(2 * batch)])
+    arguments = ["kb", "add", source, "--retriever", replica.process.target, "--batch-passages", batch]
+    command = [Path(sys.executable).with_name("ragserve"), *map(str, arguments)]
+    adding = subprocess.Popen(command, env=clean_environment(1), stderr=subprocess.PIPE, text=True)
+    eventually(lambda: committed(replica) > before)
+    eventually(lambda: embedding(replica))
+    time.sleep(0.5)
+    replica.kill()
+    _, told = adding.communicate(timeout=60)
+    told = " ".join(told.split())
+    assert adding.returncode == 1
+    assert f"passages 1 to {batch} are committed (version {before + 1}); nobody knows whether passages" in told
+    assert f"{batch + 1} to {2 * batch} are committed. Adding all again is safe" in told
+    assert "Nobody knows whether the passages were committed" in told
+    assert "ragserve up" not in told
+
+
+def test_writes_that_were_never_sent_leave_no_doubt() -> None:
+    with ragserve.KnowledgeClient("127.0.0.1:1", max_attempts=2) as client:
+        for write in (lambda: client.delete(["a"]), lambda: client.upsert([{"id": "a", "text": "b"}])):
+            with pytest.raises(ragserve.UnavailableError) as caught:
+                write()
+            assert not caught.value.outcome_unknown
+            assert "committed" not in caught.value.message
+
+
+def test_a_rollback_that_ends_too_late_leaves_doubt(replica: Replica) -> None:
+    slow = replica.stub.UpsertPassages.future(parts(SLOW), timeout=120)
+    eventually(lambda: embedding(replica))
+    time.sleep(2)
+    with (
+        ragserve.KnowledgeClient(replica.process.target) as client,
+        pytest.raises(ragserve.DeadlineExceededError, match="see the versions before you do it again") as caught,
+    ):
+        client.rollback(1, timeout_seconds=0.5)
+    assert caught.value.outcome_unknown
+    slow.cancel()
+    eventually(lambda: not embedding(replica))
