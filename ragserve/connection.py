@@ -26,6 +26,8 @@ from ragserve.targets import parse_target
 FAILURES = (grpc.RpcError, ValueError, RuntimeError)
 ASYNC_FAILURES = (*FAILURES, grpc.aio.BaseError, asyncio.CancelledError)
 PROBE_SECONDS = 2.0
+# A server may end a call at its deadline a little before the client does.
+LATE_SECONDS = 0.05
 
 MakeStub = Callable[[Any], Any]
 CLOSED = "this client is closed: make a new one"
@@ -68,7 +70,10 @@ class _Use:
         if self.closed and (cancelled or not isinstance(error, grpc.RpcError)):
             return FailedPreconditionError("this client was closed while the call ran")
         if isinstance(error, grpc.RpcError):
-            return explained(error, Called(self.service, self.target, left.limit), found)
+            remaining = left.seconds()
+            late = remaining is not None and remaining < LATE_SECONDS
+            called = Called(self.service, self.target, left.limit, late)
+            return explained(error, called, found)
         if cancelled:
             return UnavailableError(f"the {self.service.role} at {self.target} cancelled the call")
         return InternalError(f"gRPC failed: {error}")

@@ -65,11 +65,12 @@ BROKEN = (
 
 @dataclass(frozen=True)
 class Called:
-    """Whom a call was for, where, and within which time."""
+    """Whom a call was for, where, within which time, and whether that time is over."""
 
     service: Service
     target: str
     timeout_seconds: float | None = None
+    late: bool = False
 
 
 def outcome_unknown(error: grpc.RpcError) -> bool:
@@ -90,6 +91,8 @@ def explained(error: grpc.RpcError, called: Called, found: Service | None = None
         return _too_slow(ours if is_from_service(error) else None, called)
     if is_from_service(error):
         return ours
+    if called.late and code is grpc.StatusCode.UNAVAILABLE:  # the server ended the call, and an old connection with it
+        return _too_slow(None, called)
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return FailedPreconditionError(_wrong_service(called, found), field="target")
     if code is grpc.StatusCode.UNAVAILABLE:

@@ -121,6 +121,13 @@ def test_an_upsert_outlives_its_connection(home: Home) -> None:
     before = committed(replica)
     done = replica.stub.UpsertPassages(slowly(), timeout=120)
     assert (done.inserted, done.knowledge_version) == (1_000, before + 1)
+    slow = [{"id": f"late {number}", "text": TEXT} for number in range(SLOW)]
+    with (  # an old connection ends together with its last call
+        ragserve.KnowledgeClient(replica.process.target) as client,
+        pytest.raises(ragserve.DeadlineExceededError, match="timeout_seconds was 2"),
+    ):
+        client.upsert(slow, timeout_seconds=2)
+    eventually(lambda: not embedding(replica))
     replica.stop()
 
 
