@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ RESERVED = (*USUAL_NAMES, "metadata")
 PANDAS_INDEX = re.compile(r"__index_level_\d+__|")  # in Parquet; in CSV it has no name
 VECTOR_VALUES = 32  # a list of at least as many floats is a vector, not metadata
 KEPT_PLANS = 1000
+NAMED = 20  # columns in an error
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,7 @@ class ColumnNames:
             if (found := self._find(file, line, name, wanted, getattr(self.options, f"{name}_column"))) is not None
         }
         if "text" not in columns:
-            named = ", ".join(map(repr, names)) or "none"
-            hint = f"the columns are {named}; name the one that holds the text (--text-column)"
+            hint = f"the columns are {_listed(names)}; name the one that holds the text (--text-column)"
             raise bad_row(file, line, f"column {self.options.text_column or 'text'!r} is missing: {hint}")
         if "metadata" in wanted:
             columns["metadata"] = "metadata"
@@ -133,7 +134,7 @@ class ColumnNames:
         if said is not None:
             if said not in wanted and name != "title":
                 raise bad_row(
-                    file, line, f"column {said!r} (--{name}-column) is missing; it has: {', '.join(map(repr, wanted))}"
+                    file, line, f"column {said!r} (--{name}-column) is missing; the columns are {_listed(wanted)}"
                 )
             return said if said in wanted else None
         if name in wanted:
@@ -157,6 +158,12 @@ class ColumnNames:
         if message not in self._noted and len(self._noted) < KEPT_PLANS:
             self._noted.add(message)
             self.notify(message)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first names, shortened."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return (", ".join(map(reprlib.repr, names[:NAMED])) or "none") + more
 
 
 def _is_vector(value: Any) -> bool:

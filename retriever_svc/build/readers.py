@@ -1,4 +1,4 @@
-"""The formats of sources: which reader each has, and which endings of file names stand for it."""
+"""The formats of sources, and the reader of each."""
 
 from __future__ import annotations
 

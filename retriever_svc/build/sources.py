@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -54,7 +54,7 @@ class SourcePassage:
     line: int
     row: int = 0
     file: str = ""
-    vector: np.ndarray | None = None
+    vector: np.ndarray | None = field(default=None, compare=False)
 
 
 SourceRow: TypeAlias = SourcePassage | InvalidInputError

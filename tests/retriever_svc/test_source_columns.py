@@ -287,3 +287,11 @@ def test_vectors_under_other_names_are_not_metadata(tmp_path: Path) -> None:
         assert isinstance(passage, SourcePassage)
         assert metadata(passage) == {"few": [0.5, 1.5]}
         assert notes == ["column 'emb' holds vectors and is left out; name it 'embeddings' to use them"]
+
+
+def test_an_error_names_the_first_columns_only(tmp_path: Path) -> None:
+    source = tmp_path / "a.csv"
+    source.write_text(",".join(f"column{number}" * 20 for number in range(5000)) + "\n")
+    with pytest.raises(InvalidInputError, match=r"and 4980 more; .* the first line must name the columns") as caught:
+        list(read_passages(source))
+    assert len(caught.value.message) < 2000

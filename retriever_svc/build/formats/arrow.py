@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,19 @@ from retriever_svc.knowledge import DATASET_NAME
 
 READ_ROWS = 256  # decoded together
 FILE_MAGIC = b"ARROW1"
+# ValueError: also names and texts that are not UTF-8.
+FILE_ERRORS = (pa.ArrowException, OSError, NotImplementedError, ValueError, KeyError)
 DECODING_ERRORS = (ValueError, KeyError, TypeError, ArithmeticError, NotImplementedError, pa.ArrowException)
 
 
 def read_parquet(source: Path, names: ColumnNames, _max_text_bytes: int) -> Iterator[RawRow]:
     """A row for every row."""
-    try:
+    source.open("rb").close()  # says what the operating system has against it
+    with _called_none(source, "a Parquet"):
         file = pq.ParquetFile(source)
-        schema = file.schema_arrow
-    except (pa.ArrowException, OSError, NotImplementedError) as error:
-        raise bad_row(source, 1, f"not a Parquet file: {error}") from error
     with file:
-        columns = _columns(source, schema, names)
+        with _called_none(source, "a Parquet"):
+            columns = _columns(source, file.schema_arrow, names)
         yield from _rows(source, file.iter_batches(batch_size=READ_ROWS, columns=columns), columns, names)
 
 
@@ -39,13 +41,20 @@ def read_arrow(source: Path, names: ColumnNames, _max_text_bytes: int) -> Iterat
     with pa.OSFile(str(source)) as file:
         is_file = file.read(len(FILE_MAGIC)) == FILE_MAGIC
         file.seek(0)
-        try:
+        with _called_none(source, "an Arrow"):
             reader = pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)
-            schema = reader.schema
-        except (pa.ArrowException, OSError, NotImplementedError) as error:
-            raise bad_row(source, 1, f"not an Arrow file: {error}") from error
+            columns = _columns(source, reader.schema, names)
         batches = (reader.get_batch(i) for i in range(reader.num_record_batches)) if is_file else reader
-        yield from _rows(source, batches, _columns(source, schema, names), names)
+        yield from _rows(source, batches, columns, names)
+
+
+@contextmanager
+def _called_none(source: Path, kind: str) -> Iterator[None]:
+    """Says that a file is not of a format, where it cannot be opened as one."""
+    try:
+        yield
+    except FILE_ERRORS as error:
+        raise bad_row(source, 1, f"not {kind} file: {error}") from error
 
 
 def read_lance(source: Path, names: ColumnNames, _max_text_bytes: int) -> Iterator[RawRow]:
@@ -93,7 +102,7 @@ def _rows(source: Path, batches: Iterable[pa.RecordBatch], columns: list[str], n
                 for row in _decoded(batch.slice(start, READ_ROWS)):
                     number += 1
                     yield source, number, _named(source, number, row, names)
-    except (pa.ArrowException, OSError, NotImplementedError, KeyError) as error:
+    except FILE_ERRORS as error:
         raise bad_row(source, number + 1, f"cannot be read: {error}") from error
 
 

@@ -34,7 +34,10 @@ def read_delimited(source: Path, delimiter: str, names: ColumnNames, max_text_by
     header = [name.strip() for name in header]
     if any("\r" in name for name in header):
         raise bad_row(source, line, "the header holds a carriage return (CR): lines must end with LF or CRLF")
-    plan = names.plan(source, line, header)
+    try:
+        plan = names.plan(source, line, header)
+    except InvalidInputError as error:
+        raise InvalidInputError(error.field, f"{error.message}; the first line must name the columns") from None
     id_column = dict(plan.columns).get("id")
     records.expect(len(header), header.index(id_column) if id_column in header else None)
     while record := records.next_record():
