@@ -7,6 +7,7 @@ import http.server
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -121,6 +122,24 @@ async def test_the_port_of_another_service(service: Running) -> None:
             await anext(other.retrieve_stream(["q"] * 100))
         with pytest.raises(FailedPreconditionError, match=says):
             await other.upsert({"id": str(number), "text": "b" * 1000} for number in range(3000))
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("kb versions --retriever TARGET", "error: --retriever: TARGET is the orchestrator, not the retriever"),
+        ("info --retriever TARGET", "error: --retriever: TARGET is the orchestrator, not the retriever"),
+        ("ask q --target http://TARGET", "error: --target is 'http://TARGET'; write HOST:PORT without http://"),
+    ],
+)
+def test_the_command_line_names_the_flag(service: Running, command: str, says: str) -> None:
+    code = "from ragserve_cli.main import main; main()"
+    words = command.replace("TARGET", service.target).split()
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode
+    assert done.stderr.startswith(says.replace("TARGET", service.target))
 
 
 def test_another_grpc_server() -> None:
