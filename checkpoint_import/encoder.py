@@ -33,6 +33,7 @@ from checkpoint_import.source import Part
 from checkpoint_import.vector_model import Head, PoolingMode, VectorModel
 from checkpoint_import.weights import Weights, read_weights
 from ragserve.errors import FailedPreconditionError, InvalidInputError
+from ragserve.untrained import looks_untrained, untrained_warning
 
 PASSAGE_TEMPLATE = "{title}. {text}"
 ENCODER_HALVES = {"t5": T5EncoderModel, "mt5": MT5EncoderModel, "umt5": UMT5EncoderModel}
@@ -108,7 +109,10 @@ def export_encoder(part: Part, out: Path, options: EncoderOptions) -> ExportedEn
         **_exceptions(tokenizer, config, settings, model.head),
     }
     (out / "encoder.json").write_text(json.dumps(body, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return ExportedEncoder(settings.query, settings.passage, (*settings.warnings, *_warnings(part, folder, options)))
+    warnings = (*settings.warnings, *_warnings(part, folder))
+    if looks_untrained(weights.tensors, weights.tensors.__getitem__):
+        warnings = (*warnings, untrained_warning("encoder"))
+    return ExportedEncoder(settings.query, settings.passage, warnings)
 
 
 def _exceptions(
@@ -150,7 +154,7 @@ def _head(folder: SentenceFolder | None, settings: EncoderSettings, options: Enc
     return head if settings.query or settings.passage else replace(head, include_prompt=True)
 
 
-def _warnings(part: Part, folder: SentenceFolder | None, options: EncoderOptions) -> tuple[str, ...]:
+def _warnings(part: Part, folder: SentenceFolder | None) -> tuple[str, ...]:
     """What the user should check: settings that are ignored, and models that were not trained to make vectors."""
     if folder is not None:
         return folder.warnings

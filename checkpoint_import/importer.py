@@ -127,11 +127,11 @@ def _export(
         generation=generation.search,
         files=hash_files(directory),
         tokens=generation.tokens.to_json(),
-        warnings=generation.warnings,
+        warnings=(*generation.warnings, *warnings),
     )
     (directory / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     report("done", steps, steps)
-    return manifest, tuple(dict.fromkeys((*queries.warnings, *passages.warnings, *warnings)))
+    return manifest, tuple(dict.fromkeys((*queries.warnings, *passages.warnings)))
 
 
 def _check(out: Path, options: ImportOptions) -> None:

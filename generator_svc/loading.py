@@ -29,6 +29,8 @@ WEIGHTS = "model.safetensors"
 FAMILIES: dict[str, Callable[[Any, WeightMap, torch.device, Numerics], Seq2SeqModel]] = {"bart": Bart, "t5": T5}
 TRAINED_MODES: dict[str, Mode | None] = {"rag-token": "token", "rag-sequence": "sequence", "pair": None}
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class LoadedGenerator:
@@ -66,7 +68,7 @@ def load_generator(directory: Path, device: torch.device, precision: Precision =
         trained_mode=TRAINED_MODES[manifest.kind],
         tokens=tokens,
         defaults=defaults,
-        warnings=manifest.warnings,
+        warnings=warnings,
         device=device,
     )
 

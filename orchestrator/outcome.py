@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +39,22 @@ class Outcome:
         by_token = self.token_posteriors(log_prior)
         share: Doubles = by_token.mean(axis=0) if self.mode is Mode.TOKEN else by_token[-1]
         return share
+
+
+def empty_warnings(tokens: Sequence[int], text: str, bos_id: int | None) -> tuple[str, ...]:
+    """What the caller should know of the best answer, where it has no text."""
+    if text.strip():
+        return ()
+    counted = [token for token in tokens if token != bos_id]
+    reason = (
+        "the generator ends it at the first token"
+        if len(counted) <= 1
+        else f"its {len(counted)} tokens stand for no text"
+    )
+    return (
+        f"The answer is empty: {reason}. Check that the generator is trained for such questions and was imported with "
+        "its own tokenizer, and that the passages are about the question; min_new_tokens asks for a longer answer.",
+    )
 
 
 def token_outcome(found: Finished, log_prior: Doubles) -> Outcome:

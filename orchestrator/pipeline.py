@@ -14,7 +14,7 @@ from orchestrator import validation
 from orchestrator.deadline import Deadline
 from orchestrator.marginal import log_normalize
 from orchestrator.options import Resolved, mode_warnings, resolve, resolve_mode
-from orchestrator.outcome import Outcome, score_outcome, sequence_outcome, token_outcome
+from orchestrator.outcome import Outcome, empty_warnings, score_outcome, sequence_outcome, token_outcome
 from orchestrator.requests import (
     Answer,
     AnswerText,
@@ -217,7 +217,8 @@ class Pipeline:
             if last.token_ids or last.text:
                 yield last
         run = replace(run, evidence=_read(run.evidence, session))
-        warnings = self._warnings(run.options.mode, run.info, run.evidence, session, run.ask.context)
+        empty = empty_warnings(outcomes[0].tokens, rendered_all[0].text, run.info.bos_token_id)
+        warnings = self._warnings(run.options.mode, run.info, run.evidence, session, run.ask.context) + empty
         run.stages.finish()
         yield run.answer(outcomes, rendered_all, warnings)
 

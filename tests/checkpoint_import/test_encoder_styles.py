@@ -81,6 +81,10 @@ def save(directory: Path, family: str) -> tuple[Any, Any]:
     tokenizer = make_tokenizer()
     torch.manual_seed(0)
     model = make_model(tokenizer).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:  # else it would look as if nobody had trained it
+                parameter.add_(0.02 * torch.randn_like(parameter))
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return model, tokenizer
