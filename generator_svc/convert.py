@@ -110,6 +110,7 @@ def info_to_proto(info: GeneratorInfo) -> generator_pb2.GeneratorServiceGetInfoR
         token_rules=rules_to_proto(tokens.token_rules),
         sequence_rules=rules_to_proto(tokens.sequence_rules),
         warnings=info.warnings,
+        query_encoder=info.query_encoder,
     )
 
 

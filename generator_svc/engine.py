@@ -45,6 +45,7 @@ class GeneratorInfo:
     device: str
     precision: Precision
     warnings: tuple[str, ...] = ()
+    query_encoder: str = ""
 
 
 class GeneratorEngine:
@@ -137,6 +138,7 @@ class GeneratorEngine:
             device=loaded.device.type,
             precision=self._options.precision,
             warnings=loaded.warnings,
+            query_encoder=loaded.query_encoder,
         )
 
     def _ready(self) -> LoadedGenerator:

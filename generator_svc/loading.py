@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,20 @@ from generator_svc.models.precision import Precision
 from generator_svc.models.t5 import T5
 from generator_svc.text import Codec, load_codec
 from generator_svc.weights import TensorFile, WeightMap
-from ragserve.checkpoint import IMPORT_AGAIN, MANIFEST_NAME, Manifest, RagSettings, load_manifest, verify_files
+from ragserve.checkpoint import (
+    IMPORT_AGAIN,
+    MANIFEST_NAME,
+    Manifest,
+    RagSettings,
+    load_manifest,
+    query_encoder_id,
+    verify_files,
+)
 from ragserve.errors import FailedPreconditionError
 from ragserve.files import exists, file_errors, parse_json, require_file
 from ragserve.search_settings import read_search_settings
 from ragserve.token_rules import SpecialTokens
+from ragserve.untrained import looks_untrained, untrained_warning
 
 PART = "generator"
 WEIGHTS = "model.safetensors"
@@ -44,6 +54,7 @@ class LoadedGenerator:
     tokens: SpecialTokens
     defaults: Mapping[str, Any]
     warnings: tuple[str, ...]
+    query_encoder: str  # see `query_encoder_id`
     device: torch.device
 
 
@@ -60,6 +71,7 @@ def load_generator(directory: Path, device: torch.device, precision: Precision =
     part = directory / PART
     config = _load_config(part)
     tokens, defaults = _generation_settings(directory, manifest, config)
+    warnings = _warnings(part, manifest)
     return LoadedGenerator(
         model=_build_model(part, config, device, precision),
         model_type=config.model_type,
@@ -69,8 +81,19 @@ def load_generator(directory: Path, device: torch.device, precision: Precision =
         tokens=tokens,
         defaults=defaults,
         warnings=warnings,
+        query_encoder=query_encoder_id(manifest),
         device=device,
     )
+
+
+def _warnings(part: Path, manifest: Manifest) -> tuple[str, ...]:
+    """What the import found, and weights that nobody trained; logged here, since replies may come late."""
+    file = TensorFile(part / WEIGHTS)
+    untrained = (untrained_warning("generator"),) if looks_untrained(file.names, file.read) else ()
+    warnings = tuple(dict.fromkeys((*manifest.warnings, *untrained)))
+    for text in warnings:
+        log.warning(text)
+    return warnings
 
 
 def _build_model(part: Path, config: Any, device: torch.device, precision: Precision) -> Seq2SeqModel:

@@ -135,6 +135,17 @@ def mode_warnings(mode: Mode, info: GeneratorInfo) -> tuple[str, ...]:
     )
 
 
+def pair_warnings(info: GeneratorInfo, query_encoder: str) -> tuple[str, ...]:
+    """A generator that was imported with another query encoder than the retriever's; empty is not known."""
+    if not info.query_encoder or not query_encoder or info.query_encoder == query_encoder:
+        return ()
+    return (
+        f"The generator was imported with another query encoder ({info.query_encoder}) than the retriever serves "
+        f"({query_encoder}): they may not belong together. Serve both from one model directory, or import the "
+        "generator with the retriever's encoder.",
+    )
+
+
 def _or(value: T | None, default: T) -> T:
     return default if value is None else value
 

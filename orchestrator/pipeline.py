@@ -13,7 +13,7 @@ import numpy as np
 from orchestrator import validation
 from orchestrator.deadline import Deadline
 from orchestrator.marginal import log_normalize
-from orchestrator.options import Resolved, mode_warnings, resolve, resolve_mode
+from orchestrator.options import Resolved, mode_warnings, pair_warnings, resolve, resolve_mode
 from orchestrator.outcome import Outcome, empty_warnings, score_outcome, sequence_outcome, token_outcome
 from orchestrator.requests import (
     Answer,
@@ -242,7 +242,7 @@ class Pipeline:
         self, mode: Mode, info: GeneratorInfo, evidence: Evidence, session: DecodeSession, context: ContextOptions
     ) -> tuple[str, ...]:
         """For the caller; what holds for every request also once for the log."""
-        warnings = (*mode_warnings(mode, info), *info.warnings)
+        warnings = (*mode_warnings(mode, info), *info.warnings, *pair_warnings(info, evidence.query_encoder))
         for text in warnings:
             if text not in self._warned:
                 self._warned.add(text)

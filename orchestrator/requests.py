@@ -143,6 +143,7 @@ class Evidence:
     posterior: npt.NDArray[np.float64] | None = None  # [n_docs]; None before there is an answer
     truncated_tokens: tuple[int, ...] = ()  # of each context; empty before there is a session
     warnings: tuple[str, ...] = ()  # such as fewer passages than the default
+    query_encoder: str = ""  # of the retriever's model directory; empty: not known, or the caller's documents
 
     @property
     def n_docs(self) -> int:
@@ -227,6 +228,7 @@ class GeneratorInfo:
     defaults: GenerationOptions
     default_n_docs: int | None
     warnings: tuple[str, ...] = ()
+    query_encoder: str = ""  # of the generator's model directory; empty: not known
 
     def rules(self, mode: Mode) -> TokenRules:
         """Which tokens begin, end and shape an answer."""

@@ -147,6 +147,14 @@ def load_manifest(directory: Path) -> Manifest:
     return manifest
 
 
+def query_encoder_id(manifest: Manifest) -> str:
+    """The first 16 hex digits of the SHA-256 of a model directory's query encoder; empty: it is not listed.
+
+    Retriever and generator of a RAG model are trained together: both say which query encoder is theirs.
+    """
+    return manifest.files.get("query_encoder/model.onnx", "")[:16]
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes, as hex."""
     with path.open("rb") as file:

@@ -93,7 +93,9 @@ def _passage_from_proto(message: common_pb2.Passage) -> Passage:
 def retrieval_to_proto(retrieval: Retrieval) -> retriever_pb2.RetrieverServiceRetrieveResponse:
     """The response to Retrieve."""
     response = retriever_pb2.RetrieverServiceRetrieveResponse(
-        knowledge_version=retrieval.knowledge_version, warnings=retrieval.warnings
+        knowledge_version=retrieval.knowledge_version,
+        warnings=retrieval.warnings,
+        query_encoder=retrieval.query_encoder,
     )
     add_timings(response.timings, retrieval.timings)
     for result in retrieval.results:

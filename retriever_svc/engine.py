@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ragserve.checkpoint import load_manifest, query_encoder_id
 from ragserve.errors import DataLossError, NotFoundError, RagserveError, UnavailableError
 from ragserve.files import file_error, is_about_access
 from ragserve.serving.batching import Batcher, BatchLimits, Size
@@ -48,6 +49,7 @@ class Retrieval:
     knowledge_version: int
     timings: tuple[StageTiming, ...]
     warnings: tuple[str, ...] = ()
+    query_encoder: str = ""  # see `query_encoder_id`
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ class RetrieverEngine:
         self._clocks = metrics
         self._metrics = RetrieverMetrics(metrics)
         kept = options.query_cache_entries
+        self._query_encoder = ""
         self._cache: QueryCache[QueryHits] | None = QueryCache(kept, metrics) if kept else None
         self._parser = ThreadPoolExecutor(1, thread_name_prefix="metadata")  # one, for all that wait for the same
         self._refresher = ThreadPoolExecutor(1, thread_name_prefix="refresh")  # so that callers queue, and may leave
@@ -184,7 +187,8 @@ class RetrieverEngine:
             await asyncio.get_running_loop().run_in_executor(self._parser, self._read_metadata, snapshot)
         results = await loaded.batcher.submit(_Job(Lookup(tuple(queries), k, snapshot, options), clock, since))
         self._metrics.truncated_queries.inc(sum(one.unread_tokens > 0 for one in results))
-        return Retrieval(results, snapshot.version, clock.timings(), (*warnings, *_long_queries(results)))
+        warnings = (*warnings, *_long_queries(results))
+        return Retrieval(results, snapshot.version, clock.timings(), warnings, self._query_encoder)
 
     async def refresh(self) -> int:
         """Load what was committed meanwhile; the newest version then. Raises what `KnowledgeSource` raises."""
@@ -249,6 +253,7 @@ class RetrieverEngine:
         keep_memory_low()
         options = self._options.retrieval
         searcher = load_searcher(self._model, options, self._cache)
+        self._query_encoder = query_encoder_id(load_manifest(self._model))
         source = KnowledgeSource.of_model(self._model, self.knowledge, searcher.encoder.config.dim, options)
         events = FollowEvents(self._metrics.swapped, self._metrics.load_failures.inc)
         follower = Follower(source, self._options.follow, events)

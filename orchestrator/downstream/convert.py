@@ -64,6 +64,7 @@ def evidence_from_proto(response: retriever_pb2.RetrieverServiceRetrieveResponse
         knowledge_version=response.knowledge_version,
         decoded_question=result.decoded_query,
         warnings=tuple(warning.replace("queries[0].text", "The question") for warning in response.warnings),
+        query_encoder=response.query_encoder,
     )
 
 
@@ -93,6 +94,7 @@ def info_from_proto(info: pb.GeneratorServiceGetInfoResponse) -> GeneratorInfo:
         defaults=_defaults_from_proto(defaults),
         default_n_docs=defaults.n_docs if defaults.HasField("n_docs") else None,
         warnings=tuple(info.warnings),
+        query_encoder=info.query_encoder,
     )
 
 

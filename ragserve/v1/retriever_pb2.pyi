@@ -266,8 +266,11 @@ class RetrieverServiceRetrieveResponse(_message.Message):
     KNOWLEDGE_VERSION_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    QUERY_ENCODER_FIELD_NUMBER: _builtins.int
     knowledge_version: _builtins.int
     """The version of the knowledge base that answered."""
+    query_encoder: _builtins.str
+    """Identifies the query encoder of the retriever's model directory; empty when its manifest does not list one."""
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___QueryResult]:
         """One result for each query."""
@@ -287,10 +290,11 @@ class RetrieverServiceRetrieveResponse(_message.Message):
         knowledge_version: _builtins.int = ...,
         timings: _abc.Iterable[_common_pb2.StageTiming] | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        query_encoder: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["knowledge_version", b"knowledge_version", "results", b"results", "timings", b"timings", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["knowledge_version", b"knowledge_version", "query_encoder", b"query_encoder", "results", b"results", "timings", b"timings", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -16,6 +16,8 @@ from tests.tiny import bart_tokenizer, question_tokenizer, save_generator, save_
 BART = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
 BART |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
 
+START = {"decoder_start_token_id": 0}
+
 
 def initialized(family: str) -> torch.nn.Module:
     """A model as `transformers` makes it of a configuration alone."""
@@ -23,7 +25,7 @@ def initialized(family: str) -> torch.nn.Module:
     if family == "bart":
         return BartForConditionalGeneration(BartConfig(vocab_size=len(bart_tokenizer()), **BART))
     if family == "t5":
-        return T5Model(T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2))
+        return T5Model(T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, **START))
     sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 24}
     return BertModel(BertConfig(vocab_size=len(question_tokenizer()), **sizes))
 
