@@ -41,8 +41,8 @@ class Reason:
 
 _OTHER_DISK = "free some, or name a place on another disk"
 REASONS: dict[int, Reason] = {
-    errno.EACCES: Reason("permission denied", "give the user of this process (uid {uid}) the right to do that"),
-    errno.EPERM: Reason("permission denied", "give the user of this process (uid {uid}) the right to do that"),
+    errno.EACCES: Reason("permission denied", "give the user of this process (uid {uid}) the right to {verb} it"),
+    errno.EPERM: Reason("permission denied", "give the user of this process (uid {uid}) the right to {verb} it"),
     errno.EROFS: Reason("the file system is read-only", "name a place that can be written to"),
     errno.ENOSPC: Reason("no space is left on the disk", _OTHER_DISK, ResourceExhaustedError),
     errno.EDQUOT: Reason("the disk quota is used up", _OTHER_DISK, ResourceExhaustedError),
@@ -50,7 +50,7 @@ REASONS: dict[int, Reason] = {
     errno.ENOENT: Reason("there is no such file or folder", "check the name", NotFoundError),
     errno.ENOTDIR: Reason("a part of the path is a file, not a folder", "check the name"),
     errno.EISDIR: Reason("it is a folder, not a file", "name a file"),
-    errno.EEXIST: Reason("it exists already", "remove it, or choose another name"),
+    errno.EEXIST: Reason("something of that name exists already", "choose another name"),
     errno.ENAMETOOLONG: Reason("the name is too long", "choose a shorter one"),
     errno.ELOOP: Reason("its symbolic links go in a circle", "repair the links"),
     errno.EMFILE: Reason("too many files are open", "raise the limit (ulimit -n)", ResourceExhaustedError),
@@ -95,16 +95,21 @@ def file_error(error: BaseException, doing: str, path: Path | str) -> RagserveEr
         reason = Reason(text[:1].lower() + text[1:], "")
     at_fault = getattr(error, "filename", None)
     named = f"{path}: " if at_fault in (None, "", path, str(path)) else f"{path}: {os.fsdecode(at_fault)}: "
-    advice = f"; {reason.advice.format(uid=os.geteuid())}" if reason.advice else ""
+    verb = "write" if doing.startswith("write") else "read"
+    advice = f"; {reason.advice.format(uid=os.geteuid(), verb=verb)}" if reason.advice else ""
     return reason.error(f"cannot {doing} {named}{reason.what}{advice}", field=str(path))
 
 
 @contextmanager
 def file_errors(doing: str, path: Path | str) -> Iterator[None]:
-    """Raises `file_error` in place of an OSError."""
+    """Raises `file_error` in place of an OSError, and of another library's error that holds the number of one."""
     try:
         yield
-    except OSError as error:
+    except RagserveError:
+        raise
+    except Exception as error:
+        if not isinstance(error, OSError) and not is_about_access(error):
+            raise
         raise file_error(error, doing, path) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -59,6 +60,16 @@ def note(message: str) -> None:
 def warn(message: str) -> None:
     """A warning on stderr."""
     err.print(f"[yellow]warning:[/] {escape(message)}", soft_wrap=True)
+
+
+class LogWarnings(logging.Handler):
+    """Shows warnings that the engines log, with their fields, where they run in the process of the command line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line on stderr."""
+        fields = getattr(record, "fields", {})
+        details = "; ".join(f"{name} {value}" for name, value in fields.items())
+        warn(f"{record.getMessage()}{f' ({details})' if details else ''}")
 
 
 def log_line(service: str, line: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -150,5 +151,6 @@ def main() -> None:
 
 
 def _run() -> int:
+    logging.basicConfig(level=logging.WARNING, handlers=[console.LogWarnings()])
     app()
     return 0
