@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ragserve.errors import FailedPreconditionError
+from ragserve.files import file_error, is_about_access
 
 TOLERANCE = 1e-4  # largest difference of any component of a vector
 OPSET = 18
@@ -33,6 +34,8 @@ def export_checked(model: nn.Module, path: Path, *, vocab_size: int, max_length:
         raise
     except Exception as error:  # the exporter and ONNX Runtime raise bare exceptions of many kinds
         path.unlink(missing_ok=True)
+        if is_about_access(error):
+            raise file_error(error, "write", path) from error
         raise FailedPreconditionError(f"{path.name}: the ONNX export failed: {error}", field=path.name) from error
     return dim
 

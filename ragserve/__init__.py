@@ -62,6 +62,9 @@ if TYPE_CHECKING:
 # gRPC's core otherwise writes lines such as "Got goaway" to stderr whenever a server restarts. It reads this once, when
 # `grpc` is imported.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+# ONNX Runtime otherwise collects telemetry, and warns where it may not write its identifier. It reads this when
+# `onnxruntime` is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # Loaded when first asked for: engines import `ragserve.errors` and must not load gRPC by that.
 _LAZY = {

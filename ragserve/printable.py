@@ -18,6 +18,11 @@ def printable(text: str) -> str:
     return _UNSAFE.sub(_escape, text)
 
 
+def masked(text: str) -> str:
+    """The text with a replacement character for each control character: as long as before."""
+    return _UNSAFE.sub("\ufffd", text)
+
+
 def to_json(value: Any) -> str:
     """One line of JSON without control characters. A parser gives back exactly the value."""
     return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))

@@ -6,18 +6,19 @@ import errno
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.text import Text
 
 from ragserve.boundary import ending_of
 from ragserve.errors import RagserveError
-from ragserve.printable import printable, to_json
+from ragserve.printable import masked, printable, to_json
 
 STYLES = {"retriever": "cyan", "generator": "magenta", "orchestrator": "green"}
 
@@ -31,6 +32,13 @@ class SafeConsole(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         """The text as rich prints it, control characters escaped."""
         return super().render_str(printable(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """The segments of whatever is printed, or stands in a table; a `Text` that was made elsewhere is masked."""
+        if isinstance(renderable, Text) and (clean := masked(renderable.plain)) != renderable.plain:
+            renderable = renderable.copy()
+            renderable.plain = clean
+        return super().render(renderable, options)
 
     def on_broken_pipe(self) -> None:
         """Leaves the error to the boundary of the program; rich would end it here."""

@@ -32,7 +32,7 @@ PARAMETERS: Mapping[str, tuple[str, ...]] = {
 }
 # A field of a request, as a path or with an underscore; not a part of a file's name.
 _FIELD = re.compile(
-    r"(?<![\w/.'\"-])((?:options|search|queries\[\d+\])(?:\.\w+(?:\[\d+\])?)+|[a-z]+(?:_[a-z]+)+(?:\[\d+\])?)(?![\w/-]|\.\w)"
+    r"(?<![\w/.'\"-])((?:options|search|sampling|queries\[\d+\])(?:\.\w+(?:\[\d+\])?)+|[a-z]+(?:_[a-z]+)+(?:\[\d+\])?)(?![\w/-]|\.\w)"
 )
 _INDEX = re.compile(r"\[\d+\]")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +26,14 @@ TAIL_LINES = 12
 BAD_SETTINGS = 2  # exit status of a service whose settings are wrong
 
 LogLine = Callable[[str, str], None]  # name of the service, line
+
+
+def reason_of(line: str) -> str | None:
+    """Why a service says in its log that it cannot start; None for any other line."""
+    found = re.search(r' msg="cannot start" .*?reason=("(?:[^"\\]|\\.)*"|\S+)', line)
+    if found is None:
+        return None
+    return str(json.loads(found[1])) if found[1].startswith('"') else found[1]
 
 
 class Child:
@@ -64,6 +74,8 @@ class Child:
         last = self.tail[-1] if self.tail else ""
         if status == BAD_SETTINGS and last.startswith("error: "):
             raise InvalidInputError(self.launch.name, last.removeprefix("error: "))
+        if (reason := reason_of(last)) is not None:
+            raise UnavailableError(f"the {self.launch.name} cannot start: {reason}")
         lines = "".join(f"\n  {line}" for line in self.tail)
         raise UnavailableError(f"the {self.launch.name} ended with status {status}; its last lines:{lines}")
 

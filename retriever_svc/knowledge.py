@@ -255,6 +255,8 @@ def _open_dataset(path: Path, version: int) -> lance.LanceDataset:
         raise FailedPreconditionError(f"{directory} cannot be opened: {error}", field=str(path)) from error
     if version in (0, dataset.version):
         return dataset
+    if version < 0:
+        raise no_version(path, version)
     try:
         return _numbered(directory, version)
     except UNREADABLE as error:

@@ -111,3 +111,10 @@ def up(assets: Assets, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]
 @pytest.fixture(scope="module")
 def target(up: Up) -> str:
     return up.wait_for(r"ready at (\S+:\d+)").group(1)
+
+
+@pytest.fixture(scope="module")
+def services(up: Up, target: str) -> dict[str, str]:
+    """Where the services are, by their names in capitals; TARGET is the orchestrator."""
+    found = {name.upper(): up.wait_for(rf"{name}\s+│ (\S+:\d+)").group(1) for name in ("retriever", "generator")}
+    return {**found, "TARGET": target}

@@ -24,7 +24,7 @@ def test_a_service_that_cannot_start_stops_the_others(cli: Cli, assets: Assets, 
     (tmp_path / "kb").mkdir()
     found = cli("up", "--config", assets.config, "--model", assets.model, "--knowledge", tmp_path / "kb")
     assert found.returncode == 1
-    assert "error: the retriever ended with status 1; its last lines:" in found.stderr
+    assert "error: the retriever cannot start: " in found.stderr
     assert "is not a knowledge base" in found.stderr
 
 
