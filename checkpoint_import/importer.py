@@ -71,12 +71,13 @@ def import_checkpoint(
     """
     options, report = options or ImportOptions(), progress or (lambda *_: None)
     _check(out, options)
-    source = open_source(
-        src,
-        question_encoder=options.question_encoder,
-        generator=options.generator,
-        passage_encoder=options.passage_encoder,
-    )
+    with file_errors("read", src):
+        source = open_source(
+            src,
+            question_encoder=options.question_encoder,
+            generator=options.generator,
+            passage_encoder=options.passage_encoder,
+        )
     kind, warnings = _kind(source, options.kind)
     with file_errors("write", out), _appears_when_complete(out) as directory:
         manifest, found = _export(source, directory, kind, options, report)

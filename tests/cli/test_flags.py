@@ -1,0 +1,56 @@
+"""Errors name flags, not fields of requests; a timeout says what to do; the version and completion are there."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import socket
+
+import pytest
+
+import ragserve
+from ragserve.errors import InvalidInputError, RagserveError
+from ragserve_cli.flags import in_flags
+from ragserve_cli.main import app
+from tests.cli.conftest import RAGSERVE, Cli
+
+
+@pytest.mark.parametrize(
+    ("command", "field", "message", "said"),
+    [
+        ("ask", "n_docs", "must be at least 1", "--docs | must be at least 1"),
+        ("ask", "options.num_return_sequences", "must be at most num_beams", "--returns | must be at most --beams"),
+        ("ask", "options.sampling.top_p", "sampling.top_p is 2", "--top-p | --top-p is 2"),
+        ("ask", "search.filter[0].range", "search.filter[0].range is empty", "--filter | --filter is empty"),
+        ("kb search", "k", "k is 0; it must be at least 1", "--k | --k is 0; it must be at least 1"),
+        ("kb search", "query", "query is empty", "QUERY | QUERY is empty"),
+        ("kb build", "source_format", "source_format is 'x'", "--format | --format is 'x'"),
+        ("kb info", "/a/n_docs/x", "/a/num_beams/n_docs.json is bad", "/a/n_docs/x | /a/num_beams/n_docs.json is bad"),
+    ],
+)
+def test_fields_become_flags(command: str, field: str, message: str, said: str) -> None:
+    found = in_flags(InvalidInputError(field, message), app, command.split())
+    assert isinstance(found, RagserveError)
+    assert f"{found.field} | {found.message}" == said
+
+
+def test_a_timeout_names_its_flag(cli: Cli) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel takes connections, and nobody answers
+        target = f"127.0.0.1:{silent.getsockname()[1]}"
+        for words in (["ask", "who?", "--target", target], ["kb", "search", "who?", "--target", target]):
+            found = cli(*words, "--timeout", 1)
+            assert found.returncode == 1
+            assert found.stderr.startswith(f"error: no answer from {target} within 1 s (--timeout): allow more with")
+
+
+def test_version(cli: Cli) -> None:
+    assert cli("--version").stdout == f"ragserve {importlib.metadata.version('ragserve')}\n"
+    assert ragserve.__version__ == importlib.metadata.version("ragserve")
+
+
+def test_completion(cli: Cli) -> None:
+    script = cli("--show-completion", "bash").stdout
+    assert "_RAGSERVE_COMPLETE=complete_bash" in script
+    asked = {"_RAGSERVE_COMPLETE": "complete_bash", "COMP_WORDS": "ragserve kb ver", "COMP_CWORD": "2"}
+    assert cli(env={**os.environ, **asked}).stdout.strip() == "versions"
+    assert RAGSERVE.is_file()
