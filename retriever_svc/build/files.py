@@ -36,11 +36,17 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def digest_of(files: Iterable[tuple[str, Path]]) -> str:
-    """SHA-256 over names and contents of files, in this order."""
+def digest_of(files: Iterable[tuple[str, Path]], *, unreadable: bool = False) -> str:
+    """SHA-256 over names and contents of files, in this order; `unreadable` lets files be that cannot be read."""
     total = hashlib.sha256()
     for name, path in files:
-        total.update(f"{name}\0{path.stat().st_size}\0{sha256_of(path)}\n".encode("utf-8", "surrogateescape"))
+        try:
+            content = f"{path.stat().st_size}\0{sha256_of(path)}"
+        except OSError:
+            if not unreadable:
+                raise
+            content = "unreadable"
+        total.update(f"{name}\0{content}\n".encode("utf-8", "surrogateescape"))
     return total.hexdigest()
 
 

@@ -56,7 +56,7 @@ def _source(source: Path, source_format: str) -> str:
         dataset = open_lance(source)
         fragments = "\n".join(str(fragment.metadata.to_json()) for fragment in dataset.get_fragments())
         return hashlib.sha256(f"{dataset.version} {fragments}".encode()).hexdigest()
-    return digest_of(_files(source, source_format))
+    return digest_of(_files(source, source_format), unreadable=source_format == "folder")
 
 
 def _files(source: Path, source_format: str) -> Iterator[tuple[str, Path]]:

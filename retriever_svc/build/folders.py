@@ -53,6 +53,7 @@ class FoundFiles:
     files: list[Path] = field(default_factory=list)
     about: list[str] = field(default_factory=list)
     unread: Counter[str] = field(default_factory=Counter)  # by ending
+    closed: list[tuple[Path, OSError]] = field(default_factory=list)  # folders that cannot be read, and why
 
     def notes(self) -> Iterator[str]:
         """What is left out, a line each."""
@@ -82,7 +83,11 @@ def files_in(folder: Path) -> FoundFiles:
     left = [folder]
     while left:
         directory = left.pop()
-        shown = [entry for entry in os.scandir(directory) if not entry.name.startswith(".")]
+        try:
+            shown = [entry for entry in os.scandir(directory) if not entry.name.startswith(".")]
+        except OSError as error:
+            found.closed.append((directory, error))
+            continue
         left.extend(
             Path(entry.path) for entry in shown if entry.is_dir(follow_symlinks=False) and not _is_dataset(entry)
         )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from ragserve.errors import InvalidInputError
+from ragserve.files import file_error
 from retriever_svc.build.columns import ColumnNames
 from retriever_svc.build.folders import files_in, format_of
 from retriever_svc.build.formats import arrow, delimited, documents, jsonl
@@ -19,11 +20,20 @@ def _read_folder(source: Path, names: ColumnNames, max_text_bytes: int) -> Itera
     found = files_in(source)
     for note in found.notes():
         names.notify(note)
+    for folder, failed in found.closed:
+        yield folder, 1, _unreadable(folder, failed)
     for file in found.files:
         try:
             yield from READERS[format_of(file.name) or "text"](file, names, max_text_bytes)
         except InvalidInputError as error:
             yield file, 1, error
+        except OSError as error:
+            yield file, 1, _unreadable(file, error)
+
+
+def _unreadable(path: Path, error: OSError) -> InvalidInputError:
+    """A file or folder within a folder counts as one bad row."""
+    return InvalidInputError(str(path), file_error(error, "read", path).message)
 
 
 READERS: Mapping[str, Reader] = {

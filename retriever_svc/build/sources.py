@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ragserve.errors import InvalidInputError, NotFoundError
+from ragserve.files import file_errors
 from ragserve.passage_rules import (
     DEFAULT_LIMITS,
     MAX_TEXT_BYTES,
@@ -30,7 +31,7 @@ from retriever_svc.build.columns import ColumnNames
 from retriever_svc.build.folders import files_in, format_of, looked_for
 from retriever_svc.build.lines import bad_row, too_long
 from retriever_svc.build.readers import READERS
-from retriever_svc.build.reading import EMBEDDINGS, Notify, ReadOptions
+from retriever_svc.build.reading import EMBEDDINGS, Notify, RawRow, ReadOptions
 from retriever_svc.knowledge import DATASET_NAME
 from retriever_svc.splitting import Cut, split_passage
 
@@ -119,7 +120,7 @@ def read_rows(
     """
     name = check_source(source, source_format)
     names = ColumnNames(options or ReadOptions(), source if source.is_dir() else source.parent, notify)
-    for row, (file, line, values) in enumerate(READERS[name](source, names, max_text_bytes)):
+    for row, (file, line, values) in enumerate(_reading(source, READERS[name](source, names, max_text_bytes))):
         if isinstance(values, InvalidInputError):
             yield values
             continue
@@ -131,6 +132,12 @@ def read_rows(
         else:
             yield passage if vector is None else replace(passage, vector=vector)
     names.report_unknown()
+
+
+def _reading(source: Path, rows: Iterator[RawRow]) -> Iterator[RawRow]:
+    """The same rows; raises RagserveError where the operating system does not let the source be read."""
+    with file_errors("read", source):
+        yield from rows
 
 
 def no_passages(source: Path, rows: int, bad_rows: Sequence[str]) -> InvalidInputError:

@@ -277,6 +277,25 @@ def test_disks_that_cannot_be_written(name: str, disk: str, places: dict[str, st
     assert ("no space is left" if disk == "full" else "read-only") in found.stderr
 
 
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may read everything")
+def test_parts_of_a_folder_that_cannot_be_read(places: dict[str, str]) -> None:
+    """They are refused by name, or skipped and counted as bad rows."""
+    folder = Path(f"{places['OUT']}-documents")
+    (folder / "closed").mkdir(parents=True)
+    (folder / "open.txt").write_text("the old city")
+    (folder / "secret.txt").write_text("a river")
+    (folder / "secret.txt").chmod(0)
+    (folder / "closed").chmod(0)
+    prefix = UNPRIVILEGED if os.geteuid() == 0 else ()
+    build = ["kb", "build", str(folder), places["OUT"], "--model", places["MODEL"]]
+    check(run(build, prefix), str(folder / "closed"))
+    done = run([*build, "--skip-bad-rows"], prefix)
+    assert done.returncode == 0, done.stderr
+    assert "2 rows" in done.stderr or "2 of 3" in done.stderr, done.stderr
+    assert str(folder / "secret.txt") in done.stderr
+    (folder / "closed").chmod(0o755)
+
+
 def test_debug_shows_the_traceback(places: dict[str, str]) -> None:
     words = ["kb", "info", f"{places['FILE']}/x"]
     assert "Traceback" not in run(words).stderr
