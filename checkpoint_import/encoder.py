@@ -27,7 +27,7 @@ from transformers import (
 from checkpoint_import.loading import beyond_vocabulary, build_model, longest_input, read_config, read_tokenizer
 from checkpoint_import.onnx_export import export_checked
 from checkpoint_import.prompts import EncoderSettings, read_settings
-from checkpoint_import.recognize import transformer_directory
+from checkpoint_import.recognize import heads_of, transformer_directory
 from checkpoint_import.sentence_transformers import SentenceFolder, read_folder
 from checkpoint_import.source import Part
 from checkpoint_import.vector_model import Head, PoolingMode, VectorModel
@@ -158,7 +158,7 @@ def _warnings(part: Part, folder: SentenceFolder | None) -> tuple[str, ...]:
     """What the user should check: settings that are ignored, and models that were not trained to make vectors."""
     if folder is not None:
         return folder.warnings
-    heads = [str(head) for head in part.config.get("architectures") or []]
+    heads = heads_of(part.config)
     return tuple(
         f"{part.directory} ({head}) was trained {training}, not to make vectors for search: "
         "it may find poor passages; an encoder such as DPR or one of sentence-transformers finds better ones"
@@ -170,7 +170,7 @@ def _warnings(part: Part, folder: SentenceFolder | None) -> tuple[str, ...]:
 
 def is_dpr_context(part: Part) -> bool:
     """Whether a part is DPR's context encoder, which reads title and text as a pair."""
-    return part.config.get("model_type") == "dpr" and "DPRContextEncoder" in (part.config.get("architectures") or [])
+    return part.config.get("model_type") == "dpr" and "DPRContextEncoder" in heads_of(part.config)
 
 
 def _build(part: Part, config: PreTrainedConfig, weights: Weights, head: Head) -> VectorModel:
@@ -192,7 +192,7 @@ def _build(part: Part, config: PreTrainedConfig, weights: Weights, head: Head) -
 def _build_dpr(part: Part, config: PreTrainedConfig, weights: Weights, head: Head) -> VectorModel:
     if head.pooling != ("cls",):
         raise InvalidInputError("pooling", f"a DPR encoder's vector is its [CLS] state, not {'+'.join(head.pooling)}")
-    if "DPRReader" in (part.config.get("architectures") or []):
+    if "DPRReader" in heads_of(part.config):
         raise FailedPreconditionError(
             f"{part.directory} is DPR's reader, which marks answers in passages: take its question encoder",
             field=str(part.directory),

@@ -96,7 +96,7 @@ def check_activation(source: Source, config: PreTrainedConfig) -> None:
     """
     name = getattr(config, "dense_act_fn", None) or getattr(config, "activation_function", None)
     path = source.generator.directory / MODEL_FILE
-    if name not in ACT2FN:
+    if not isinstance(name, str) or name not in ACT2FN:
         raise FailedPreconditionError(
             f"{path}: the activation function {name!r} is none of {', '.join(ACT2FN)}", field=str(path)
         )

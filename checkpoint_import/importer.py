@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from checkpoint_import.graphs import Precision, check_precisions
+from checkpoint_import.recognize import heads_of
 from checkpoint_import.settings import rag_settings
 from checkpoint_import.source import Source, open_source
 from ragserve.checkpoint import KINDS, MANIFEST_NAME, Manifest, hash_files
@@ -153,7 +154,7 @@ def _kind(source: Source, asked: str | None) -> tuple[str, tuple[str, ...]]:
     if source.composite is None:
         return asked or "pair", ()
     if trained is None and asked is None:
-        names = ", ".join(source.composite.get("architectures") or ["none"])
+        names = ", ".join(heads_of(source.composite) or ["none"])
         raise InvalidInputError(
             "kind",
             f"the checkpoint does not say whether it is RAG-token or RAG-sequence (architectures: {names}): give it",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,11 +11,13 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedCo
 from transformers import __version__ as transformers_version
 from transformers.utils import logging as transformers_logging
 
-from checkpoint_import.recognize import SUPPORTED
+from checkpoint_import.recognize import SUPPORTED, read_json
 from checkpoint_import.source import Part
 from checkpoint_import.weights import Weights
 from ragserve.errors import FailedPreconditionError
+from ragserve.files import exists
 
+MOST_EXTRA_IDS = 10_000  # T5 has 100
 # Models whose first position is the padding token's id plus 1.
 POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet")
 
@@ -86,6 +89,7 @@ def read_tokenizer(
     Raises:
         FailedPreconditionError: it cannot be read, or it is another model's.
     """
+    _check_extra_ids(part.tokenizer / "tokenizer_config.json")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             part.tokenizer, config=config, local_files_only=True, **(options or {})
@@ -104,6 +108,15 @@ def read_tokenizer(
             field=str(part.tokenizer),
         )
     return tokenizer
+
+
+def _check_extra_ids(path: Path) -> None:
+    """Refuses more of T5's sentinel tokens than memory holds: transformers makes them all."""
+    count = read_json(path).get("extra_ids", 0) if exists(path, Path.is_file) else 0
+    if not isinstance(count, int) or not 0 <= count <= MOST_EXTRA_IDS:
+        raise FailedPreconditionError(
+            f"{path}: extra_ids is {str(count)[:40]}; expected 0 to {MOST_EXTRA_IDS}, and 100 for T5", field=str(path)
+        )
 
 
 def beyond_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[str]:

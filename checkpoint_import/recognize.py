@@ -82,7 +82,7 @@ def recognize(directory: Path) -> Recognized:
     config = read_json(path)
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or not model_type:
-        heads = ", ".join(_heads(config)) or "none"
+        heads = ", ".join(heads_of(config)) or "none"
         raise FailedPreconditionError(
             f"{path} names no model_type (architectures: {heads}), so nothing says which model this is: add it, as "
             f"transformers writes it. {SUPPORTED}",
@@ -106,7 +106,7 @@ def quantization(config: dict[str, Any]) -> str | None:
 
 
 def _role(config: dict[str, Any], *, sentence_transformers: bool) -> tuple[Role | None, str]:
-    model_type, heads = config["model_type"], _heads(config)
+    model_type, heads = config["model_type"], heads_of(config)
     other_head = next((head for head in heads if head.endswith(OTHER_HEADS)), None)
     found: tuple[Role | None, str]
     if model_type in RAG_MODELS:
@@ -129,8 +129,10 @@ def _role(config: dict[str, Any], *, sentence_transformers: bool) -> tuple[Role 
     return found
 
 
-def _heads(config: dict[str, Any]) -> list[str]:
-    return [str(head) for head in config.get("architectures") or []]
+def heads_of(config: dict[str, Any]) -> list[str]:
+    """The names in a configuration's `architectures`; none where it is no list."""
+    found = config.get("architectures")
+    return [str(head) for head in found] if isinstance(found, list) else []
 
 
 def _is_encoder_decoder(config: dict[str, Any]) -> bool:

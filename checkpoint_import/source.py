@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from checkpoint_import.recognize import GENERATORS, SUPPORTED, Recognized, Role, recognize, transformer_directory
+from checkpoint_import.recognize import (
+    GENERATORS,
+    SUPPORTED,
+    Recognized,
+    Role,
+    heads_of,
+    recognize,
+    transformer_directory,
+)
 from ragserve.errors import FailedPreconditionError, InvalidInputError, NotFoundError
 
 KIND_OF_ARCHITECTURE = {"RagTokenForGeneration": "rag-token", "RagSequenceForGeneration": "rag-sequence"}
@@ -42,8 +50,8 @@ class Source:
     @property
     def trained_kind(self) -> str | None:
         """rag-token or rag-sequence, when the checkpoint says."""
-        architectures = (self.composite or {}).get("architectures") or []
-        found = [KIND_OF_ARCHITECTURE[name] for name in architectures if name in KIND_OF_ARCHITECTURE]
+        heads = heads_of(self.composite or {})
+        found = [KIND_OF_ARCHITECTURE[name] for name in heads if name in KIND_OF_ARCHITECTURE]
         model_type = (self.composite or {}).get("model_type")
         if not found and model_type in KIND_OF_ARCHITECTURE.values():
             return str(model_type)
