@@ -87,9 +87,11 @@ class AsyncKnowledgeClient:
         """Adds or replaces passages in one commit; see `KnowledgeClient.upsert`."""
         return await self._write(calls.upsert(passages, progress, split), timeout_seconds)
 
-    async def delete(self, ids: Iterable[str], *, timeout_seconds: float | None = None) -> Deleted:
+    async def delete(
+        self, ids: Iterable[str], *, chunks: bool = False, timeout_seconds: float | None = None
+    ) -> Deleted:
         """Deletes passages in one commit."""
-        return await self._write(calls.delete(ids), timeout_seconds)
+        return await self._write(calls.delete(ids, chunks), timeout_seconds)
 
     async def rollback(self, knowledge_version: int, *, timeout_seconds: float | None = None) -> int:
         """Commits a new version with the content of an older one; its number."""

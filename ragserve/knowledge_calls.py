@@ -97,11 +97,11 @@ def upsert(
     )
 
 
-def delete(ids: Iterable[str]) -> Call[Deleted]:
+def delete(ids: Iterable[str], chunks: bool = False) -> Call[Deleted]:
     """Deletes passages."""
     return Call(
         "DeletePassages",
-        pb.DeletePassagesRequest(ids=_ids(ids)),
+        pb.DeletePassagesRequest(ids=_ids(ids), chunks=arguments.flag("chunks", "chunks", chunks)),
         lambda response: Deleted(response.knowledge_version, response.deleted, tuple(response.missing_ids)),
         MAY_BE_DONE_TWICE,
         f"Nobody knows whether the deletion was committed. {AGAIN}",

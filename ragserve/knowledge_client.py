@@ -103,9 +103,12 @@ class KnowledgeClient:
         """
         return self._write(calls.upsert(passages, progress, split), timeout_seconds)
 
-    def delete(self, ids: Iterable[str], *, timeout_seconds: float | None = None) -> Deleted:
-        """Deletes passages in one commit."""
-        return self._write(calls.delete(ids), timeout_seconds)
+    def delete(self, ids: Iterable[str], *, chunks: bool = False, timeout_seconds: float | None = None) -> Deleted:
+        """Deletes passages in one commit.
+
+        chunks: an id that is not there stands for the passages that its text was split into.
+        """
+        return self._write(calls.delete(ids, chunks), timeout_seconds)
 
     def rollback(self, knowledge_version: int, *, timeout_seconds: float | None = None) -> int:
         """Commits a new version with the content of an older one; its number."""

@@ -132,7 +132,7 @@ def delete(
     retriever: RetrieverOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Delete passages by id, in one commit."""
+    """Delete passages by id, in one commit. The id of a text that was split stands for all of its parts."""
     knowledge, ids = split_values(values, retriever, "ID", at_most=None)
     for identifier in ids:
         if not _is_text(identifier):

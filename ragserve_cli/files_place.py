@@ -70,8 +70,8 @@ class Files:
         return vectors, truncated
 
     def delete(self, ids: Sequence[str]) -> Deleted:
-        """Deletes."""
-        done = _racing(lambda: self._writer.delete(ids))
+        """Deletes passages, and the parts of those that were split."""
+        done = _racing(lambda: self._writer.delete(ids, chunks=True))
         return Deleted(done.version, done.deleted, done.missing)
 
     def versions(self) -> Sequence[KnowledgeVersion]:

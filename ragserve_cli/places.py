@@ -29,7 +29,7 @@ class Place(Protocol):
         """
 
     def delete(self, ids: Sequence[str]) -> Deleted:
-        """Deletes passages in one commit."""
+        """Deletes passages, and the parts of those that were split, in one commit."""
 
     def versions(self) -> Sequence[KnowledgeVersion]:
         """The versions that can be read, oldest first."""
@@ -61,7 +61,7 @@ class Running:
 
     def delete(self, ids: Sequence[str]) -> Deleted:
         """Deletes."""
-        return self._client.delete(ids)
+        return self._client.delete(ids, chunks=True)
 
     def versions(self) -> Sequence[KnowledgeVersion]:
         """Lists."""

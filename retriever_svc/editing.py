@@ -132,11 +132,13 @@ class Editor:
 
         return await self._run("upsert", work, clock, seconds_left)
 
-    async def delete(self, ids: Sequence[str], clock: StageClock, seconds_left: float | None = None) -> Deletion:
+    async def delete(
+        self, ids: Sequence[str], clock: StageClock, seconds_left: float | None = None, *, chunks: bool = False
+    ) -> Deletion:
         """Delete passages in one commit. Raises what `KnowledgeWriter.delete` raises, and see `_run`."""
 
         def work(proceed: Proceed) -> Deletion:
-            return self._measured(lambda: self._writer.delete(ids, proceed), clock)
+            return self._measured(lambda: self._writer.delete(ids, proceed, chunks=chunks), clock)
 
         return await self._run("delete", work, clock, seconds_left)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,7 +32,7 @@ from retriever_svc.requests import RequestLimits, check_k, check_options, check_
 from retriever_svc.searcher import Searcher
 from retriever_svc.splitting import Cut, SplitOptions
 from retriever_svc.telemetry import RetrieverMetrics
-from retriever_svc.types import Query, QueryHits
+from retriever_svc.types import Query, QueryHits, unread_queries
 
 log = logging.getLogger(__name__)
 DEFAULT_REFRESH_SECONDS = 2.0
@@ -187,7 +187,7 @@ class RetrieverEngine:
             await asyncio.get_running_loop().run_in_executor(self._parser, self._read_metadata, snapshot)
         results = await loaded.batcher.submit(_Job(Lookup(tuple(queries), k, snapshot, options), clock, since))
         self._metrics.truncated_queries.inc(sum(one.unread_tokens > 0 for one in results))
-        warnings = (*warnings, *_long_queries(results))
+        warnings = (*warnings, *unread_queries(results))
         return Retrieval(results, snapshot.version, clock.timings(), warnings, self._query_encoder)
 
     async def refresh(self) -> int:
@@ -368,13 +368,3 @@ class RetrieverEngine:
                 field="knowledge_version",
             )
         return snapshots[version]
-
-
-def _long_queries(results: Sequence[QueryHits]) -> Iterator[str]:
-    """Says which queries are longer than the query encoder reads."""
-    for number, one in enumerate(results):
-        if one.unread_tokens:
-            yield (
-                f"queries[{number}].text has {one.read_tokens + one.unread_tokens} tokens; the query encoder reads "
-                f"{one.read_tokens} of them, and passages were searched by those."
-            )

@@ -11,7 +11,7 @@ from ragserve.nothing_found import explanation
 from retriever_svc.kinds import DEFAULT_OPTIONS, Lookup, LookupOptions
 from retriever_svc.loading import RetrievalOptions, load_searcher, load_snapshot
 from retriever_svc.requests import RequestLimits, check_k, check_options, fitting_k, require_passages
-from retriever_svc.types import Hit, Query
+from retriever_svc.types import Hit, Query, unread_queries
 
 
 def search_offline(
@@ -53,4 +53,4 @@ def search_offline(
         raise NotFoundError(
             explanation(found.nothing_found, snapshot.version, "options.filter", "options.kind"), field="options.filter"
         )
-    return found.hits, warnings
+    return found.hits, (*warnings, *unread_queries([found], "QUERY"))

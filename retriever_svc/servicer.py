@@ -100,7 +100,8 @@ class RetrieverServicer(retriever_pb2_grpc.RetrieverServiceServicer):
         """Deletes passages in one commit."""
         check_ids(request.ids, self._engine.limits)
         editor, clock = self._engine.editor, self._engine.clock()
-        return convert.deletion_to_proto(await editor.delete(request.ids, clock, remaining_seconds(context)))
+        left = remaining_seconds(context)
+        return convert.deletion_to_proto(await editor.delete(request.ids, clock, left, chunks=request.chunks))
 
     async def GetPassages(  # noqa: N802
         self, request: retriever_pb2.GetPassagesRequest, context: Any

@@ -95,3 +95,13 @@ class QueryHits:
     nothing_found: NothingFound | None = None
     read_tokens: int = 0
     unread_tokens: int = 0  # of a query that is longer than the query encoder reads
+
+
+def unread_queries(results: Sequence[QueryHits], field: str = "queries[{number}].text") -> tuple[str, ...]:
+    """Says which queries are longer than the query encoder reads."""
+    return tuple(
+        f"{field.format(number=number)} has {one.read_tokens + one.unread_tokens} tokens; the query encoder reads "
+        f"{one.read_tokens} of them, and passages were searched by those."
+        for number, one in enumerate(results)
+        if one.unread_tokens
+    )

@@ -20,6 +20,7 @@ from retriever_svc.knowledge import DATASET_NAME, PRIMARY_KEY, KnowledgeBase, ne
 from retriever_svc.live.restoring import remove_left, restore_as_next
 from retriever_svc.manifests import UNREADABLE, is_missing, panics_as_errors, removed
 from retriever_svc.rows import VECTOR_COLUMN
+from retriever_svc.splitting import chunk_parent
 from retriever_svc.types import LARGEST, Float32, Passage, usable_rows
 
 RETRY_SECONDS = 0.05  # after a lost race: a commit of a few passages takes about this long
@@ -106,12 +107,20 @@ class KnowledgeWriter:
         # Where rows are deleted too, Lance counts each updated one as deleted and inserted again.
         return Upsert(int(dataset.version), counts["num_inserted_rows"], counts["num_updated_rows"], len(stale))
 
-    def delete(self, ids: Sequence[str], proceed: Proceed = always) -> Deletion:
-        """Delete passages by id in one commit; none is made when none of them is there."""
+    def delete(self, ids: Sequence[str], proceed: Proceed = always, *, chunks: bool = False) -> Deletion:
+        """Delete passages by id in one commit; none is made when none of them is there.
+
+        `chunks`: an id that is not there stands for the chunks of a text of that id.
+        """
         dataset = self._open()
         with self._committing(dataset):
             known = set(find_ids(dataset, ids))
-        missing = tuple(identifier for identifier in dict.fromkeys(ids) if identifier not in known)
+            missing = tuple(identifier for identifier in dict.fromkeys(ids) if identifier not in known)
+            if chunks and missing:
+                parts = stale_chunks(dataset, dict.fromkeys(missing, 1))
+                known.update(parts)
+                split = {chunk_parent(part) for part in parts}
+                missing = tuple(identifier for identifier in missing if identifier not in split)
         if not known:
             return Deletion(int(dataset.version), 0, missing)
         keys = pa.table(

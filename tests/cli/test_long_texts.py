@@ -95,6 +95,9 @@ def test_a_long_text_is_split_and_its_parts_are_replaced_together(place: Place, 
     done = json.loads(add(place, path, [{"id": "doc", "text": LONG}], "--split-words", 100).stdout)
     assert (done["inserted"], done["removed_chunks"]) == (len(chunks(place, "doc")), 1)
     assert all(len(text.split()) <= 100 for _, text, _ in chunks(place, "doc"))
+    options = place.options if place.options[0] == "--retriever" else place.options[:1]
+    gone = json.loads(place.cli("kb", "delete", *options, "doc", "--json").stdout)
+    assert (gone["deleted"], gone["missing_ids"]) == (done["inserted"], [])
     done = json.loads(add(place, path, [{"id": "doc", "text": LONG}], "--split", "none").stdout)
     assert done["truncated_passages"] == 1
     assert done["truncated"] == [f"{path}:1 ('doc')"]

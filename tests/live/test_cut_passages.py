@@ -58,6 +58,15 @@ def test_a_split_replaces_all_of_the_former_text(replica: Replica, client: Knowl
     assert client.retrieve("the river", k=3).passages  # base, overlay and tombstones still fit
 
 
+def test_a_text_that_was_split_is_deleted_by_its_id(client: KnowledgeClient) -> None:
+    count = client.upsert([{"id": "gone", "text": LONG}], split=ragserve.Split()).inserted
+    client.upsert([{"id": "mine#1", "text": "a"}, {"id": "both", "text": "a"}, {"id": "both#0", "text": "b"}])
+    assert client.delete(["gone"]).missing_ids == ("gone",)
+    done = client.delete(["gone", "mine", "both"], chunks=True)
+    assert (done.deleted, done.missing_ids) == (count + 1, ("mine",))
+    assert [one.id for one in client.get(["gone#0", "mine#1", "both", "both#0"]).passages] == ["mine#1", "both#0"]
+
+
 def test_what_cannot_be_split_is_refused_by_field(replica: Replica, client: KnowledgeClient) -> None:
     for rows, split, field in (
         ([{"id": "a", "text": "x"}, {"id": "a#1", "text": "y"}], ragserve.Split(), "passages[1].passage.id"),

@@ -17,6 +17,7 @@ from retriever_svc.build.fingerprint import fingerprint
 from retriever_svc.knowledge import KnowledgeBase
 from retriever_svc.loading import RetrievalOptions
 from retriever_svc.rows import MemoryRows
+from retriever_svc.search import search_offline
 from retriever_svc.settings import RetrieverSettings
 
 LONG = "The old city lies on a river. " * 30
@@ -111,3 +112,11 @@ def test_what_a_passage_may_hold() -> None:
     assert passage_problem("a b/ü#1", "t\tt", "form\ffeed\x1b and\nlines", '{"a": {"b": [1, null, "\\n"]}}') is None
     assert passage_problem("a", "", "x" * (MAX_PASSAGE_BYTES - 1)) is None
     assert passage_problem("a", "", "x" * MAX_PASSAGE_BYTES) is not None
+
+
+def test_a_search_without_a_service_tells_of_a_long_query(
+    model: Path, knowledge_base: Path, options: RetrievalOptions
+) -> None:
+    _, warnings = search_offline(model, knowledge_base, LONG, 2, options)
+    assert [warning.split(" has ")[0] for warning in warnings] == ["QUERY"]
+    assert search_offline(model, knowledge_base, "who?", 2, options)[1] == ()
