@@ -102,6 +102,11 @@ class ColumnNames:
                 if name is not None and self._seen and name not in self._seen:
                     self.notify(f"no column is named {name!r} ({flag})")
 
+    def wanted(self, values: Row) -> Row:
+        """The values of a document that are not left out by an option."""
+        self._seen.update(values)
+        return {name: value for name, value in values.items() if self.is_wanted(name)}
+
     def is_wanted(self, name: str) -> bool:
         """Whether a column is read at all."""
         return name not in self.options.without_columns and not PANDAS_INDEX.fullmatch(name)

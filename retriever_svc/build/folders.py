@@ -35,6 +35,7 @@ GZIPPED = ("jsonl", "tsv", "csv")
 ABOUT_THE_DATA = ("license", "licence", "changelog", "citation", "notice")
 SAVED_STATE = "state.json"  # names the files of a data set that Hugging Face's save_to_disk wrote
 NAMED = 5  # files in a note
+BROKEN_LINK = "broken link"
 
 
 def format_of(name: str) -> str | None:
@@ -61,14 +62,14 @@ class FoundFiles:
             more = f" and {len(self.about) - NAMED} more" if len(self.about) > NAMED else ""
             named = ", ".join(islice(self.about, NAMED))
             yield f"left out because they describe the data files beside them: {named}{more}"
-        if self.unread:
-            yield self.unread_line()
+        if line := self.unread_line():
+            yield line
 
     def unread_line(self) -> str:
         """How many files of which endings are not read; empty for none."""
         most = sorted(self.unread.items(), key=lambda kind: (-kind[1], kind[0]))[:NAMED]
-        kinds = ", ".join(f"{count} {ending or 'without ending'}" for ending, count in most)
-        return f"not read: {self.unread.total()} files of other kinds ({kinds})" if self.unread else ""
+        kinds = ", ".join(f"{count} {ending or 'without ending'}" for ending, count in most if count)
+        return f"not read: {self.unread.total()} files of other kinds ({kinds})" if kinds else ""
 
 
 def files_in(folder: Path) -> FoundFiles:
@@ -91,7 +92,7 @@ def files_in(folder: Path) -> FoundFiles:
         left.extend(
             Path(entry.path) for entry in shown if entry.is_dir(follow_symlinks=False) and not _is_dataset(entry)
         )
-        known.extend(_known(found, folder, [Path(entry.path) for entry in shown if entry.is_file()]))
+        known.extend(_known(found, folder, [Path(entry.path) for entry in shown if _is_file(entry, found)]))
     with_rows = {parent for path in known if _has_rows(path) for parent in path.parents}
     for path in sorted(known, key=lambda path: path.relative_to(folder).parts):
         if path.parent in with_rows and _is_about(path):
@@ -104,6 +105,17 @@ def files_in(folder: Path) -> FoundFiles:
 def looked_for() -> str:
     """The endings of files that are read, in words."""
     return f"{', '.join(ENDINGS)} (and {', '.join(f'.{name}.gz' for name in GZIPPED)})"
+
+
+def _is_file(entry: os.DirEntry[str], found: FoundFiles) -> bool:
+    """Whether it is a file. A link that leads nowhere or in a circle is counted."""
+    try:
+        is_file = entry.is_file()
+        broken = entry.is_symlink() and not os.path.exists(entry.path)
+    except OSError:
+        is_file, broken = False, True
+    found.unread[BROKEN_LINK] += broken
+    return is_file
 
 
 def _known(found: FoundFiles, folder: Path, paths: Iterable[Path]) -> list[Path]:

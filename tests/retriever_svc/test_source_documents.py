@@ -13,6 +13,7 @@ import pytest
 from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
 
 from ragserve.errors import InvalidInputError
+from retriever_svc.build import ReadOptions
 from retriever_svc.build.sources import SourcePassage, read_rows
 from tests.retriever_svc.sources import read_passages
 
@@ -81,6 +82,8 @@ def test_markdown_reads_as_text(tmp_path: Path) -> None:
     passage = read_one(tmp_path / "a.md")
     assert (passage.id, passage.title, passage.text) == ("a.md", "The guide", GUIDE_TEXT)
     assert json.loads(passage.metadata_json) == {"date": "2020-01-02", "tags": ["a", "b"]}
+    (passage,) = read_passages(tmp_path / "a.md", options=ReadOptions(without_columns=("tags",)))
+    assert json.loads(passage.metadata_json) == {"date": "2020-01-02"}
 
 
 @pytest.mark.parametrize(
@@ -190,6 +193,7 @@ import sys, pathlib
 for name in ("bs4", "pypdf", "markdown_it", "mdit_py_plugins", "yaml"):
     sys.modules[name] = None
 from ragserve.errors import FailedPreconditionError
+from retriever_svc.build import ReadOptions
 from retriever_svc.build.sources import read_rows
 print(len(list(read_rows(pathlib.Path(sys.argv[1]) / "a.txt"))))
 for name in ("a.md", "a.html", "a.pdf"):

@@ -118,6 +118,9 @@ def test_a_folder_of_shards_and_documents_is_read(model: Path, options: Retrieva
     (folder / "notes").mkdir()
     (folder / "notes" / "README.md").write_text("six")
     (folder / "picture.png").touch()
+    (folder / "loop.md").symlink_to("loop.md")
+    (folder / "gone.csv").symlink_to("nowhere")
+    (folder / "linked.txt").symlink_to("guide.md")
     notes: list[str] = []
     rows = [row for row in read_rows(folder, notify=notes.append) if isinstance(row, SourcePassage)]
     assert [(row.id, row.text) for row in rows] == [
@@ -126,17 +129,18 @@ def test_a_folder_of_shards_and_documents_is_read(model: Path, options: Retrieva
         ("x", "three"),
         ("data/part-2.parquet:1", "four"),
         ("guide.md", "Guide\n\nfive"),
+        ("linked.txt", "# Guide\n\nfive"),
         ("notes/README.md", "six"),
     ]
     assert "left out because they describe the data files beside them: README.md" in notes
-    assert "not read: 2 files of other kinds (1 without ending, 1 .png)" in notes
+    assert "not read: 4 files of other kinds (2 broken link, 1 without ending, 1 .png)" in notes
     (folder / "data" / "part-3.csv").write_text("id,text\nx,again\n")
     with pytest.raises(InvalidInputError, match=r"part-3\.csv:2: column 'id' is 'x', as in .*part-1\.csv:2"):
         build_knowledge_base(folder, tmp_path / "kb", model, options=options)
     link = tmp_path / "link"
     link.symlink_to(folder)
     build = BuildOptions(skip_bad_rows=True)
-    assert build_knowledge_base(link, tmp_path / "kb", model, options=options, build=build).passages == 6
+    assert build_knowledge_base(link, tmp_path / "kb", model, options=options, build=build).passages == 7
 
 
 def test_a_damaged_shard_is_one_bad_row(tmp_path: Path) -> None:

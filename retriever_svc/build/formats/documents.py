@@ -19,7 +19,7 @@ PDF_BYTES = 2**28
 def read_text_file(source: Path, names: ColumnNames, max_text_bytes: int) -> Iterator[RawRow]:
     """A plain text: one passage, named after its file."""
     raw = _read(source, max_text_bytes, max_text_bytes)
-    yield source, 1, _row(source, names.name(source), Document("", _decoded(source, raw)))
+    yield source, 1, _row(source, names, names.name(source), Document("", _decoded(source, raw)))
 
 
 def read_markdown_file(source: Path, names: ColumnNames, max_text_bytes: int) -> Iterator[RawRow]:
@@ -29,7 +29,7 @@ def read_markdown_file(source: Path, names: ColumnNames, max_text_bytes: int) ->
         document = read_markdown(text)
     except ValueError as error:
         raise bad_row(source, 1, str(error)) from error
-    yield source, 1, _row(source, names.name(source), document)
+    yield source, 1, _row(source, names, names.name(source), document)
 
 
 def read_html_file(source: Path, names: ColumnNames, max_text_bytes: int) -> Iterator[RawRow]:
@@ -39,7 +39,7 @@ def read_html_file(source: Path, names: ColumnNames, max_text_bytes: int) -> Ite
         document = read_html(raw)
     except ValueError as error:
         raise bad_row(source, 1, str(error)) from error
-    yield source, 1, _row(source, names.name(source), document)
+    yield source, 1, _row(source, names, names.name(source), document)
 
 
 def read_pdf_file(source: Path, names: ColumnNames, max_text_bytes: int) -> Iterator[RawRow]:
@@ -49,16 +49,16 @@ def read_pdf_file(source: Path, names: ColumnNames, max_text_bytes: int) -> Iter
     page = 0
     try:
         for page, document in read_pdf(source.read_bytes()):
-            yield source, page, _row(source, f"{names.name(source)}:{page}", document)
+            yield source, page, _row(source, names, f"{names.name(source)}:{page}", document)
     except NoTextError as error:
         names.notify(f"skipped {source}: {error}")
     except ValueError as error:
         raise bad_row(source, page + 1, str(error)) from error
 
 
-def _row(source: Path, identifier: str, document: Document) -> Row:
-    title = document.title or source.stem
-    return {"id": identifier, "title": title, "text": document.text, "metadata": document.metadata or None}
+def _row(source: Path, names: ColumnNames, identifier: str, document: Document) -> Row:
+    title, metadata = document.title or source.stem, names.wanted(document.metadata)
+    return {"id": identifier, "title": title, "text": document.text, "metadata": metadata or None}
 
 
 def _read(source: Path, most_bytes: int, max_text_bytes: int) -> bytes:
