@@ -154,6 +154,7 @@ MaxPassageOption = Annotated[
     typer.Option(
         "--max-passage-bytes",
         metavar="N",
+        min=1,
         help="The most UTF-8 bytes that a passage may have: id, title, text and metadata, after the split.",
         rich_help_panel=INPUT,
     ),
