@@ -23,15 +23,18 @@ class ColumnVectors:
         self._path, self._dimension, self._unused, self._notify = path, dimension, unused, notify
         self._waiting = bytearray()
         self._rows = 0  # written or waiting
+        self._told = False
         self.used: bool | None = None  # None: no passage was seen
 
     def add(self, passage: SourcePassage) -> InvalidInputError | None:
         """Keep the vector of a passage; what is wrong with it, if it is to be used."""
         if self.used is None:
             self.used = self._decide(passage)
-        if not self.used:
-            return None
         vector = passage.vector
+        if not self.used:
+            if vector is not None and not self._told:
+                self._tell(f"column '{EMBEDDINGS}' is left out: the first passage has no vector")
+            return None
         if vector is None or vector.shape != (self._dimension,):
             found = "is missing" if vector is None else f"has {len(vector)} values"
             return bad_row(
@@ -41,6 +44,10 @@ class ColumnVectors:
             )
         self._write(passage.row, vector)
         return None
+
+    def _tell(self, message: str) -> None:
+        self._told = True
+        self._notify(message)
 
     def finish(self, rows: int) -> VectorFile | None:
         """The file, for a source of so many rows; None where vectors are not used."""
@@ -55,14 +62,14 @@ class ColumnVectors:
             return False
         width = len(passage.vector)
         if self._unused:
-            self._notify(f"column '{EMBEDDINGS}' is left out: {self._unused}")
+            self._tell(f"column '{EMBEDDINGS}' is left out: {self._unused}")
         elif width != self._dimension:
-            self._notify(
+            self._tell(
                 f"column '{EMBEDDINGS}' is left out: it has vectors of {width} values, and the model's encoder makes "
                 f"{self._dimension}"
             )
         else:
-            self._notify(
+            self._tell(
                 f"the vectors are those of the column '{EMBEDDINGS}', {width} values each; the texts are not embedded. "
                 f"If another model made them, leave the column out (--without-column {EMBEDDINGS})"
             )

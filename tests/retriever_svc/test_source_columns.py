@@ -265,6 +265,24 @@ def test_embeddings_that_do_not_fit_are_left_out_and_named(
     ]
 
 
+@pytest.mark.parametrize(
+    ("first", "words", "why"),
+    [
+        ([1.0] * DIMENSION, 5, "its vectors are those of whole texts, and the texts are split"),
+        (None, None, "the first passage has no vector"),
+    ],
+)
+def test_vectors_of_a_column_are_not_left_out_silently(
+    first: list[float] | None, words: int | None, why: str, model: Path, options: RetrievalOptions, tmp_path: Path
+) -> None:
+    source = tmp_path / "a.jsonl"
+    write_jsonl(source, [{"id": str(n), "text": "a", "embeddings": vector} for n, vector in enumerate([first, [1.0]])])
+    notes: list[str] = []
+    build = BuildOptions(notify=notes.append)
+    build_knowledge_base(source, tmp_path / "kb", model, options=options, split_words=words, build=build)
+    assert notes == [f"column 'embeddings' is left out: {why}"]
+
+
 def test_embeddings_that_are_missing_or_not_finite_are_bad_rows(
     model: Path, options: RetrievalOptions, tmp_path: Path
 ) -> None:
