@@ -36,6 +36,7 @@ from ragserve.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from ragserve.passage_rules import MAX_PASSAGE_BYTES
 from ragserve.serving.metrics import Metrics
 from tests.tiny import tiny_passages
 
@@ -171,7 +172,7 @@ async def test_timings_name_the_stages_and_add_up(engine: GeneratorEngine) -> No
         (opening(0), "open.documents"),
         (OpenCommand(QUESTION, tuple(PASSAGES * 2), "token", 3), "open.documents"),
         (OpenCommand(QUESTION, (Document("a", "b", float("nan")),), "token", 3), "open.documents[0].log_prior"),
-        (OpenCommand(QUESTION, (Document("a", "b" * 200_000),), "token", 3), "open.documents[0].text"),
+        (OpenCommand(QUESTION, (Document("a", "b" * (MAX_PASSAGE_BYTES + 1)),), "token", 3), "open.documents[0].text"),
         (opening(candidates=0), "open.candidates"),
         (opening(max_context_tokens=10**6), "open.max_context_tokens"),
         (opening(max_context_tokens=3), "open.max_context_tokens"),
