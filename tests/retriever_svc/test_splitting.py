@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from retriever_svc.encoder import TextEncoder
 from retriever_svc.splitting import BySentences, SplitOptions, by_words, chunk_parent, split_passage
@@ -106,3 +108,34 @@ def test_no_way_of_splitting_loses_a_character(cut: Callable, model: Path) -> No
     chunks = cut(model / "passage_encoder")("", text)
     assert all(chunk in text for chunk in chunks)
     assert set("".join(chunks)) >= set(text) - set(" \r\n")
+
+
+PIECES = [
+    "word ",
+    "a. ",
+    "\n",
+    "\n\n",
+    "\r\n",
+    "e\u0301",
+    "😀",
+    "👨‍👩‍👧",
+    "日本語",
+    "กรุง",
+    "\u200b",
+    "\u00ad",
+    "ﷺ",
+    "x" * 50,
+]
+
+
+@given(
+    st.lists(st.sampled_from(PIECES) | st.text(st.characters(exclude_categories=["Cs"]), max_size=9), max_size=300),
+    st.sampled_from(["", "T", "river " * 9, "river " * 90]),
+)
+@settings(max_examples=60, deadline=None)
+def test_whatever_the_text_nothing_is_lost(by_sentences: BySentences, parts: list[str], title: str) -> None:
+    text = "".join(parts)
+    for cut in (by_sentences, by_words(7)):
+        chunks = cut(title, text)
+        if chunks != [text]:
+            assert pieces_of(text, chunks) == "".join(text.split())
