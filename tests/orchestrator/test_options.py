@@ -180,6 +180,8 @@ def test_more_hypotheses_than_the_generator_has() -> None:
         ("n_docs", Sources("who?", n_docs=10_000)),
         ("n_docs", Sources("who?", n_docs=2, documents=(Document("", "x", 0.0),))),
         ("documents", Sources("who?", documents=(Document("", "x", 0.0),) * 101)),
+        ("documents[1].text", Sources("who?", documents=(Document("", "x", 0), Document("", "x" * 600_000, 0)))),
+        ("documents[0].title", Sources("who?", documents=(Document("a\0", "x", 0),))),
         ("documents[1].log_prior", Sources("who?", documents=(Document("", "x", 0), Document("", "y", float("nan"))))),
         ("knowledge_version", Sources("who?", knowledge_version=3, documents=(Document("", "x", 0.0),))),
     ],
