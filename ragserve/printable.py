@@ -18,6 +18,11 @@ def printable(text: str) -> str:
     return _UNSAFE.sub(_escape, text)
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: 1 passage, 2 passages."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def masked(text: str) -> str:
     """The text with a replacement character for each control character: as long as before."""
     return _UNSAFE.sub("\ufffd", text)

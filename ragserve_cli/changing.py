@@ -12,6 +12,7 @@ import typer
 from ragserve.checkpoint import load_manifest
 from ragserve.errors import InvalidInputError
 from ragserve.passage_rules import MAX_PASSAGE_BYTES
+from ragserve.printable import counted
 from ragserve_cli import console
 from ragserve_cli.building import (
     FormatOption,
@@ -111,7 +112,7 @@ def _show_added(done: Added, where: str, as_json: bool) -> None:
     if as_json:
         console.print_json(asdict(done))
         return
-    what = f"{done.inserted} passages added, {done.updated} replaced, in {done.commits} commits"
+    what = f"{counted(done.inserted, 'passage')} added, {done.updated} replaced, in {counted(done.commits, 'commit')}"
     if done.removed_chunks:
         what += f"; {done.removed_chunks} parts of earlier texts removed"
     console.note(f"{where}: version {done.knowledge_version}, {what}")
@@ -144,7 +145,9 @@ def delete(
     if as_json:
         console.print_json(asdict(done))
         return
-    console.note(f"{retriever or knowledge}: version {done.knowledge_version}, {done.deleted} passages deleted")
+    console.note(
+        f"{retriever or knowledge}: version {done.knowledge_version}, {counted(done.deleted, 'passage')} deleted"
+    )
     if done.missing_ids:
         console.warn(f"not there: {', '.join(done.missing_ids)}")
 
@@ -225,7 +228,7 @@ def compact(
     if as_json:
         console.print_json(asdict(done))
         return
-    removed = f"{done.versions_removed} old versions removed, {done.bytes_removed:,} bytes freed"
+    removed = f"{counted(done.versions_removed, 'old version')} removed, {counted(done.bytes_removed, 'byte')} freed"
     console.note(f"{retriever or knowledge}: version {done.knowledge_version}, {removed}")
 
 

@@ -111,8 +111,8 @@ class _Job:
             if staged is None:
                 rows = read_rows(self.source, self.source_format, build.max_text_bytes, build.reading, build.notify)
                 staged = self._stager(journal, cut).stage(rows, embeddings, dimension)
-            if staged.skipped:
-                build.notify(staged.report())
+            for note in staged.notes():
+                build.notify(note)
             size = build.shard_size(staged.stored)
             plan = ShardPlan(journal, staged, self.model, options, dimension, self.precision, encoder, size)
             _write_shards(plan, build, report)

@@ -57,7 +57,10 @@ class FoundFiles:
     closed: list[tuple[Path, OSError]] = field(default_factory=list)  # folders that cannot be read, and why
 
     def notes(self) -> Iterator[str]:
-        """What is left out, a line each."""
+        """What is read and what is left out, a line each."""
+        kinds = Counter(format_of(path.name) or "" for path in self.files)
+        named = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        yield f"reading {len(self.files)} {'file' if len(self.files) == 1 else 'files'}: {named}"
         if self.about:
             more = f" and {len(self.about) - NAMED} more" if len(self.about) > NAMED else ""
             named = ", ".join(islice(self.about, NAMED))

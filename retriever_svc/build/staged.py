@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ragserve.errors import FailedPreconditionError
+from ragserve.printable import counted
 from retriever_svc.build.files import write_atomically
 from retriever_svc.build.vectors import VectorFile
 from retriever_svc.types import Int64
@@ -43,11 +44,11 @@ class Staged:
             if kept.num_rows:
                 yield kept
 
-    def report(self) -> str:
-        """What was skipped, in one line; empty when nothing was."""
-        if not self.skipped:
-            return ""
-        return f"skipped {self.skipped} of {self.rows} rows, beginning with: {'; '.join(self.examples)}"
+    def notes(self) -> Iterator[str]:
+        """What was skipped and what was read, a line each."""
+        if self.skipped:
+            yield f"skipped {self.skipped} of {self.rows} rows, beginning with: {'; '.join(self.examples)}"
+        yield f"read {counted(self.rows - self.skipped, 'row')} as {counted(self.passages, 'passage')}"
 
     def save(self) -> None:
         """Record that everything is here."""

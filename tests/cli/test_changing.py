@@ -123,12 +123,12 @@ def test_through_a_retriever(as_json: Json, retriever: tuple[ServiceProcess, Pat
 def test_what_a_person_sees(cli: Cli, assets: Assets, files: Path, source: Path) -> None:
     made = cli("kb", "add", files, source, "--model", assets.model)
     assert made.returncode == 0, made.stderr
-    assert "version 2, 5 passages added, 0 replaced, in 1 commits" in made.stderr
+    assert "version 2, 5 passages added, 0 replaced, in 1 commit" in made.stderr
     assert "build" in (table := cli("kb", "versions", files).stdout)
     assert "upsert" in table
     assert "loaded" not in table
     gone = cli("kb", "delete", files, "n1", "x")
-    assert "version 3, 1 passages deleted" in gone.stderr
+    assert "version 3, 1 passage deleted" in gone.stderr
     assert "warning: not there: x" in gone.stderr
     shown = cli("kb", "diff", files, 1, 3, "--limit", 2).stdout
     assert shown.splitlines()[0] == "version 1 to 3: +4 added, ~0 changed, -0 removed"
@@ -182,7 +182,7 @@ def test_two_writers_of_the_same_files(cli: Cli, as_json: Json, assets: Assets, 
         *(
             pytest.param(*case, marks=pytest.mark.long)
             for case in (
-                (["compact", "KB", "--keep-versions", "0"], 2, "keep_versions"),
+                (["compact", "KB", "--keep-versions", "0"], 2, "--keep-versions is 0"),
                 (["compact", "/nowhere"], 1, "/nowhere is not a knowledge base"),
                 (["add", "KB", "SOURCE", "--model", "/nowhere"], 1, "/nowhere/ragserve.json is missing"),
             )

@@ -1,7 +1,8 @@
-"""The passages of a source that has no bad rows."""
+"""The passages of a source that has no bad rows, and what a build told."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,3 +20,8 @@ def read_passages(source: Path, *options: Any, **named: Any) -> Iterator[SourceP
         if isinstance(row, InvalidInputError):
             raise row
         yield row
+
+
+def without_counts(notes: list[str]) -> list[str]:
+    """What a build told, without the lines that only count what was read."""
+    return [note for note in notes if not re.match(r"read(ing)? \d+ (files?|rows?)\b", note)]

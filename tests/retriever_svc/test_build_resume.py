@@ -20,7 +20,7 @@ from ragserve.errors import FailedPreconditionError, NotFoundError
 from retriever_svc.build import BuildOptions, Progress, build_knowledge_base
 from retriever_svc.knowledge import KnowledgeBase, describe
 from retriever_svc.loading import RetrievalOptions
-from tests.retriever_svc.sources import WHOLE
+from tests.retriever_svc.sources import WHOLE, without_counts
 from tests.tiny import tiny_passages, write_jsonl
 
 N_PASSAGES, SHARD = 400, 50
@@ -115,7 +115,9 @@ def test_a_killed_build_goes_on_after_its_last_finished_shard(
 
     told = Told()
     info = build_knowledge_base(source, out, model, progress=told.progress, options=options, build=told.build)
-    assert told.messages == ["going on with an earlier build: 5 of 8 shards are finished (250 of 400 passages)"]
+    assert without_counts(told.messages) == [
+        "going on with an earlier build: 5 of 8 shards are finished (250 of 400 passages)"
+    ]
     assert told.done[0] == 250
     assert told.done == sorted(told.done)
     assert told.done[-1] == N_PASSAGES
@@ -135,7 +137,9 @@ def test_a_build_that_names_no_shards_repeats_little_after_a_kill(
         pass
     told = Told(shard_passages=0)
     build_knowledge_base(source, out, model, progress=told.progress, options=options, build=told.build)
-    assert told.messages == ["going on with an earlier build: 2 of 3 shards are finished (2048 of 2500 passages)"]
+    assert without_counts(told.messages) == [
+        "going on with an earlier build: 2 of 3 shards are finished (2048 of 2500 passages)"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +164,7 @@ def test_another_source_or_option_starts_over(
         pass
     told = Told(shard_passages=100)
     build_knowledge_base(source, out, model, progress=told.progress, options=options, build=told.build)
-    assert (told.messages, told.done[0]) == ([], 0)
+    assert (without_counts(told.messages), told.done[0]) == ([], 0)
 
     other = write_jsonl(tmp_path / "passages.jsonl", tiny_passages(N_PASSAGES, seed=9))
     with building(other, out, model, 130):
@@ -168,7 +172,7 @@ def test_another_source_or_option_starts_over(
     changed = write_jsonl(other, tiny_passages(N_PASSAGES, seed=8))
     told = Told()
     build_knowledge_base(changed, out, model, replace=True, progress=told.progress, options=options, build=told.build)
-    assert (told.messages, told.done[0]) == ([], 0)
+    assert (without_counts(told.messages), told.done[0]) == ([], 0)
     assert rows(out).column("text")[0].as_py() == tiny_passages(1, seed=8)[0].text
 
 
@@ -197,7 +201,9 @@ def test_a_damaged_shard_is_made_again(
     damaged.write_bytes(content)
     told = Told()
     build_knowledge_base(source, out, model, progress=told.progress, options=options, build=told.build)
-    assert told.messages == ["going on with an earlier build: 1 of 8 shards are finished (50 of 400 passages)"]
+    assert without_counts(told.messages) == [
+        "going on with an earlier build: 1 of 8 shards are finished (50 of 400 passages)"
+    ]
     assert rows(out).equals(uninterrupted)
 
 

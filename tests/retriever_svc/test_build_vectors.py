@@ -16,7 +16,7 @@ from retriever_svc.knowledge import KnowledgeBase, describe
 from retriever_svc.loading import RetrievalOptions
 from retriever_svc.rows import MemoryRows
 from tests.retriever_svc.models import DIMENSION
-from tests.retriever_svc.sources import WHOLE
+from tests.retriever_svc.sources import WHOLE, without_counts
 from tests.tiny import tiny_passages, write_jsonl
 
 N = 40
@@ -218,5 +218,5 @@ def test_a_build_goes_on_with_its_own_vectors_wherever_they_are_now(
     said: list[str] = []
     build = BuildOptions(embeddings=(moved,), shard_passages=7, allow_pickle=pickled, notify=said.append)
     build_knowledge_base(source, tmp_path / "kb", model, build=build)
-    assert said[0].startswith("going on with an earlier build")
+    assert without_counts(said)[0].startswith("going on with an earlier build")
     np.testing.assert_array_equal(stored(tmp_path / "kb"), vectors())
