@@ -15,6 +15,7 @@ HOST = "127.0.0.1"
 DEFAULT_PORTS = {"retriever": (50061, 9461), "generator": (50062, 9462), "orchestrator": (50051, 9451)}
 MODULES = {"retriever": "retriever_svc", "generator": "generator_svc", "orchestrator": "orchestrator"}
 NEEDS = {"retriever": ("model", "knowledge"), "generator": ("model",), "orchestrator": ()}
+EMBEDDED = {"model": "model", "knowledge": "kb"}  # below demo_directory()
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,8 @@ def plan(assets: Assets, *, free_ports: bool = False) -> tuple[Launch, ...]:
     """The three services, on ports that are free.
 
     Flags win over the environment, that over the file, that over the defaults, as in the services themselves; a port
-    0 becomes a free one. Without any model or knowledge base, the embedded ones are served. With `free_ports`, a
-    default port that is in use is replaced by a free one.
+    0 becomes a free one. Without any model or knowledge base, the embedded ones are served, the knowledge base
+    read-only. With `free_ports`, a default port that is in use is replaced by a free one.
 
     Raises:
         InvalidInputError: a port is in use, or the file cannot be read.
@@ -74,11 +75,17 @@ def plan(assets: Assets, *, free_ports: bool = False) -> tuple[Launch, ...]:
     config, known = assets.config, Settings.read(assets.config)
     paths = {"model": assets.model, "knowledge": assets.knowledge}
     chosen: dict[str, list[str]] = {}
+    embedded: set[str] = set()
     for name, needs in NEEDS.items():
         chosen[name] = ["--config", str(config)] if config else []
         for key in needs:
-            if (flag := _path_flag(known, name, key, paths[key])) is not None:
-                chosen[name] += [f"--{key}", str(flag)]
+            if (given := paths[key]) is not None:
+                chosen[name] += [f"--{key}", str(given.resolve())]
+            elif known.get(name, key) is None:
+                chosen[name] += [f"--{key}", str(demo_directory() / EMBEDDED[key])]
+                embedded.add(key)
+    if "knowledge" in embedded and known.get("retriever", "writable") is None:
+        chosen["retriever"].append("--no-writable")  # the embedded knowledge base belongs to the installation
     if assets.lexical is not None:
         chosen["retriever"].append("--lexical" if assets.lexical else "--no-lexical")
     taken: set[int] = set()
@@ -121,15 +128,6 @@ class Settings:
         for key in path:
             value = value.get(key) if isinstance(value, dict) else None
         return value
-
-
-def _path_flag(known: Settings, service: str, key: str, given: Path | None) -> Path | None:
-    """What to pass as --model or --knowledge; None when file or environment name it."""
-    if given is not None:
-        return given.resolve()
-    if known.get(service, key) is not None:
-        return None
-    return demo_directory() / {"model": "model", "knowledge": "kb"}[key]
 
 
 def _place(known: Settings, service: str, taken: set[int], free_ports: bool) -> tuple[str, int, str, int]:

@@ -180,7 +180,10 @@ class Editor:
             UnavailableError: the service stopped before the commit began.
         """
         if not self._options.writable:
-            raise FailedPreconditionError("this replica is read-only: write to one started with writable=true")
+            raise FailedPreconditionError(
+                "this retriever is read-only (writable=false): write to another replica, or serve a knowledge base of "
+                "your own with 'ragserve up --knowledge KB'"
+            )
         if self._waiting >= self._options.max_waiting:
             raise ResourceExhaustedError(f"{self._waiting} writes wait already", retry_after_seconds=RETRY_SECONDS)
         until = None if seconds_left is None else time.monotonic() + seconds_left
