@@ -6,7 +6,7 @@ import os
 import select
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +21,7 @@ from ragserve_cli.explain_terminal import show_token_posteriors
 from ragserve_cli.up import Running
 
 POLL_SECONDS = 0.2
+CHUNK_BYTES = 65536
 PROMPT = "question> "
 QUIT_WORDS = ("quit", "exit", ":q")  # what people type who do not know /quit yet
 HISTORY_FILE = "history"
@@ -51,6 +52,7 @@ class Prompt:
     started: Running
     verbose: bool = False
     _last: tuple[str, Answer] | None = None
+    _warned: set[str] = field(default_factory=set)
     _commands: dict[str, Command] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -96,10 +98,12 @@ class Prompt:
         return True
 
     def ask(self, question: str) -> None:
-        """Show the answer to a question."""
+        """Show the answer to a question; a warning that was shown before is not repeated."""
         answer = self.client.generate(question, token_posteriors=True)
         self._last = (question, answer)
-        answers.show_answer(answer, verbose=self.verbose)
+        new = tuple(warning for warning in answer.warnings if warning not in self._warned)
+        self._warned.update(new)
+        answers.show_answer(replace(answer, warnings=new), verbose=self.verbose)
         console.out.print()
 
     def _help(self, _argument: str) -> bool:
@@ -139,22 +143,33 @@ class Prompt:
         return self._last
 
 
-@dataclass(frozen=True)
+@dataclass
 class PipedLines:
-    """Questions from a pipe or a file."""
+    """Questions from a pipe or a file; each is repeated in the output, before its answer."""
 
     started: Running
+    _unread: bytes = b""
+    _ended: bool = False
 
     def read(self) -> str | None:
-        """The next line; None at the end."""
+        """The next line; None at the end.
+
+        Raises:
+            UnavailableError: a service has ended.
+        """
         while not self.started.stop.is_set():
+            line, end, rest = self._unread.partition(b"\n")
+            if end or (line and self._ended):
+                self._unread = rest
+                text = line.decode(sys.stdin.encoding, "surrogateescape").strip()
+                console.out.print(f"{PROMPT}{escape(text)}", style="dim", soft_wrap=True)
+                return text
+            if self._ended:
+                return None
             self.started.services.check_alive()
             if select.select([sys.stdin], [], [], POLL_SECONDS)[0]:
-                line = sys.stdin.buffer.readline().decode(sys.stdin.encoding, "surrogateescape")
-                if not line:
-                    return None
-                console.out.rule(escape(line.strip()), align="left", style="dim")
-                return line
+                chunk = os.read(sys.stdin.fileno(), CHUNK_BYTES)
+                self._unread, self._ended = self._unread + chunk, not chunk
         return None
 
 
