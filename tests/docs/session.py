@@ -17,6 +17,7 @@ import yaml
 
 from tests.docs.blocks import Block, Command, commands
 from tests.docs.compare import difference
+from tests.docs.network import OwnNetwork
 
 ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = 100
@@ -81,7 +82,8 @@ class Running:
 class Session:
     """A folder that looks like a clone, a home of its own, and the processes that were left running."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, network: OwnNetwork) -> None:
+        self._network = network
         self.folder = folder / "ragserve"
         self.folder.mkdir()
         for entry in ROOT.iterdir():
@@ -138,7 +140,12 @@ class Session:
         return f"{wrong}\nwhole output:\n{started.output}" if wrong else ""
 
     def _start(self, command: Command) -> Running:
-        line = ["bash", "-c", f"exec {command.line}" if not set(command.line) & set("|&;<>") else command.line]
+        line = [
+            *self._network.prefix,
+            "bash",
+            "-c",
+            f"exec {command.line}" if not set(command.line) & set("|&;<>") else command.line,
+        ]
         return Running(
             subprocess.Popen(
                 line,
@@ -153,7 +160,7 @@ class Session:
 
     def _python(self, block: Block) -> str:
         found = subprocess.run(
-            [sys.executable, "-W", "error", "-c", block.text],
+            [*self._network.prefix, sys.executable, "-W", "error", "-c", block.text],
             cwd=self.folder,
             env=self.environment,
             capture_output=True,

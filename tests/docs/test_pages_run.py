@@ -8,6 +8,7 @@ import pytest
 
 from tests.docs.blocks import Block, commands, read_blocks
 from tests.docs.compare import difference
+from tests.docs.network import OwnNetwork
 from tests.docs.session import ROOT, Session
 
 PAGES = sorted(
@@ -22,13 +23,14 @@ PAGES = sorted(
 @pytest.mark.parametrize("page", PAGES)
 def test_the_page_runs(page: str, tmp_path: Path) -> None:
     blocks = read_blocks(ROOT / page)
-    session = Session(tmp_path)
-    try:
-        for block in blocks:
-            wrong = session.run(block)
-            assert not wrong, f"{page}:{block.line}: {wrong}"
-    finally:
-        session.close()
+    with OwnNetwork() as network:
+        session = Session(tmp_path, network)
+        try:
+            for block in blocks:
+                wrong = session.run(block)
+                assert not wrong, f"{page}:{block.line}: {wrong}"
+        finally:
+            session.close()
 
 
 def test_the_readme_runs_something() -> None:
