@@ -25,7 +25,7 @@ class Outcome:
     log_probs: Floats
 
     def token_posteriors(self, log_prior: Doubles) -> Doubles:
-        """Which document each token came from, `[n_tokens, n_docs]`: see `marginal`'s functions of either mode."""
+        """Which document the model relied on for each token, `[n_tokens, n_docs]`; `marginal` defines it per mode."""
         of_mode = marginal.token_posteriors if self.mode is Mode.TOKEN else marginal.sequence_posteriors
         return of_mode(log_prior, self.log_probs)
 

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
+
+from ragserve.evidence import texts_with
+
+UNLIKELY = 0.1  # an answer of a smaller probability has a note
+SHORT_ANSWER = 60  # characters: a longer answer is a summary more often than a quotation
+VERDICTS = ("yes", "no", "true", "false")  # answers that stand in no passage
 
 
 @dataclass(frozen=True)
@@ -25,16 +33,20 @@ class Passage:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     truncated_tokens: int = 0
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types; metadata and truncated_tokens only where there are some."""
+    def to_dict(self, *, posterior: bool = True) -> dict[str, Any]:
+        """Plain types; metadata and truncated_tokens only where there are some.
+
+        `posterior=False` leaves the posterior out, where there is no answer yet.
+        """
         plain: dict[str, Any] = {
             "id": self.id,
             "title": self.title,
             "text": self.text,
             "score": self.score,
             "prior": self.prior,
-            "posterior": self.posterior,
         }
+        if posterior:
+            plain["posterior"] = self.posterior
         if self.truncated_tokens:
             plain["truncated_tokens"] = self.truncated_tokens
         return {**plain, "metadata": dict(self.metadata)} if self.metadata else plain
@@ -63,8 +75,8 @@ class Hypothesis:
 class TokenPosterior:
     """At one generated token, one probability for each passage, in their order.
 
-    RAG-Token: p(z_i|x,y_1..i), which document this token came from (Figure 2 of the paper). RAG-Sequence:
-    p(z|x,y_1..i), which document the answer comes from, as far as it goes.
+    RAG-Token: p(z_i|x,y_1..i), which document the model relied on for this token (Figure 2 of the paper).
+    RAG-Sequence: p(z|x,y_1..i), which document it relied on up to this token.
     """
 
     token_id: int
@@ -74,14 +86,17 @@ class TokenPosterior:
 
 @dataclass(frozen=True)
 class PassagesEvent:
-    """First event of a stream: the passages, posteriors not yet known."""
+    """First event of a stream: the passages. Their posteriors are not known yet, and 0."""
 
     passages: tuple[Passage, ...]
     knowledge_version: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types."""
-        return {"passages": [p.to_dict() for p in self.passages], "knowledge_version": self.knowledge_version}
+        """Plain types, without posteriors."""
+        return {
+            "passages": [passage.to_dict(posterior=False) for passage in self.passages],
+            "knowledge_version": self.knowledge_version,
+        }
 
 
 @dataclass(frozen=True)
@@ -126,19 +141,47 @@ class Answer:
         """Tokens of the best answer, decoder start token not included."""
         return self.hypotheses[0].token_ids
 
+    @property
+    def probability(self) -> float:
+        """The value of p(y|x) of the best answer."""
+        return _probability(self.log_prob)
+
+    @cached_property
+    def passages_with_answer(self) -> tuple[int, ...]:
+        """Indices of the passages whose title or text contains the best answer.
+
+        Case, accents, punctuation, articles and white space do not count.
+        """
+        return texts_with(self.answer, [f"{passage.title}\n{passage.text}" for passage in self.passages])
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Reasons to check the best answer: a small probability, or a short answer that no passage contains."""
+        notes = []
+        text = self.answer.strip()
+        quotable = 0 < len(text) <= SHORT_ANSWER and text.rstrip(".").casefold() not in VERDICTS
+        if quotable and not self.passages_with_answer:
+            notes.append("No passage contains this answer: the model may have made it up.")
+        if self.probability < UNLIKELY:
+            notes.append(f"The model gives this answer a probability below {UNLIKELY:.0%}: check the passages.")
+        return tuple(notes)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain types; `token_posteriors` is [n_tokens][n_docs] and `token_pieces` names its rows."""
         return {
             "answer": self.answer,
             "log_prob": self.log_prob,
+            "probability": self.probability,
             "token_ids": list(self.token_ids),
             "hypotheses": [hypothesis.to_dict() for hypothesis in self.hypotheses],
             "passages": [passage.to_dict() for passage in self.passages],
+            "passages_with_answer": list(self.passages_with_answer),
             "token_posteriors": [list(token.posterior) for token in self.token_posteriors],
             "token_pieces": [token.piece for token in self.token_posteriors],
             "timings_seconds": dict(self.timings_seconds),
             "knowledge_version": self.knowledge_version,
             "warnings": list(self.warnings),
+            "notes": list(self.notes),
         }
 
 
@@ -155,9 +198,9 @@ class Retrieval:
     warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types."""
+        """Plain types, without posteriors."""
         return {
-            "passages": [passage.to_dict() for passage in self.passages],
+            "passages": [passage.to_dict(posterior=False) for passage in self.passages],
             "knowledge_version": self.knowledge_version,
             "timings_seconds": dict(self.timings_seconds),
             "warnings": list(self.warnings),
@@ -176,10 +219,16 @@ class AnswerScore:
     timings_seconds: Mapping[str, float]
     warnings: tuple[str, ...] = ()
 
+    @property
+    def probability(self) -> float:
+        """The value of p(y|x)."""
+        return _probability(self.log_prob)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain types."""
         return {
             "log_prob": self.log_prob,
+            "probability": self.probability,
             "token_ids": list(self.token_ids),
             "token_log_probs": list(self.token_log_probs),
             "passages": [passage.to_dict() for passage in self.passages],
@@ -187,3 +236,7 @@ class AnswerScore:
             "timings_seconds": dict(self.timings_seconds),
             "warnings": list(self.warnings),
         }
+
+
+def _probability(log_prob: float) -> float:
+    return math.exp(min(0.0, log_prob))  # rounding can give a log-probability just above 0

@@ -41,7 +41,7 @@ def answer(question: str, target: str, timeout: float, keywords: dict[str, Any],
         console.print_json(found.to_dict())
     if output.explain is not None:
         write_page(output.explain, question, found)
-        console.note(f"{output.explain} shows which document each token comes from")
+        console.note(f"{output.explain} shows which passage the model relied on for each token")
     return found
 
 

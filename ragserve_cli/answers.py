@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from ragserve.results import Answer, AnswerScore, Passage, Retrieval
+from ragserve.results import Answer, AnswerScore, Hypothesis, Passage, Retrieval
 from ragserve_cli import console
 from ragserve_cli.text import excerpt
 
 TEXT_LINES = 4  # of a passage in a table
 NARROWEST_TEXT = 20  # terminal cells
 SMALLEST_SHOWN = 0.001  # a smaller probability is written with an exponent
-UNLIKELY = 0.1  # below this probability of the answer, the reader is told to check the passages
 # How a stage of `timings_seconds` is called here, and what it is.
 STAGES = {
     "queue": ("queue", "waiting for a free worker"),
@@ -42,15 +40,15 @@ def show_answer(answer: Answer, *, with_text: bool = True, verbose: bool = False
     """The answer (unless it was streamed already), other answers, passages and time."""
     if with_text:
         console.out.print(f"[bold]{escape(answer.answer.strip()) or '(empty answer)'}[/]", soft_wrap=True)
-    _show_probability(answer.log_prob)
-    for hypothesis in answer.hypotheses[1:]:
-        console.out.print(f"  {hypothesis.log_prob:9.4f}  {escape(hypothesis.text.strip())}", soft_wrap=True)
+    _show_probability(answer.probability, answer.log_prob)
+    if len(answer.hypotheses) > 1:
+        console.out.print(_hypothesis_table(answer.hypotheses))
     show_passages(answer.passages, posterior=True, verbose=verbose, around=answer.answer.strip())
     show_timings(answer.timings_seconds, verbose=verbose)
     for warning in answer.warnings:
         console.warn(warning)
-    if math.exp(answer.log_prob) < UNLIKELY:
-        console.note(f"The model gives this answer a probability below {UNLIKELY:.0%}: check the passages.")
+    for note in answer.notes:
+        console.note(note)
 
 
 def show_retrieval(found: Retrieval, *, verbose: bool = False) -> None:
@@ -63,7 +61,7 @@ def show_retrieval(found: Retrieval, *, verbose: bool = False) -> None:
 
 def show_score(score: AnswerScore, *, verbose: bool = False) -> None:
     """The probability of an answer, and what each token adds."""
-    _show_probability(score.log_prob)
+    _show_probability(score.probability, score.log_prob)
     added = "  ".join(
         f"{token}:{value:.3f}" for token, value in zip(score.token_ids, score.token_log_probs, strict=True)
     )
@@ -98,10 +96,21 @@ def show_timings(timings: Mapping[str, float], *, verbose: bool) -> None:
     console.out.print(f"[dim]{whole}{inner}[/]", soft_wrap=True)
 
 
-def _show_probability(log_prob: float) -> None:
-    probability = math.exp(min(0.0, log_prob))
+def _show_probability(probability: float, log_prob: float) -> None:
     shown = f"{probability:.1%}" if probability >= SMALLEST_SHOWN else f"{probability:.0e}"
     console.out.print(f"p(y|x) = {shown}   log p(y|x) = {log_prob:.4f}", style="dim")
+
+
+def _hypothesis_table(hypotheses: Sequence[Hypothesis]) -> Table:
+    """All answers, best first, with the score that ranks them: it need not fall with the probability."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("", "score", "log p(y|x)"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("answers by score", overflow="fold")
+    for rank, one in enumerate(hypotheses, start=1):
+        text = escape(one.text.strip()) or "(empty answer)"
+        table.add_row(str(rank), f"{one.score:.4f}", f"{one.log_prob:.4f}", text)
+    return table
 
 
 def _passage_lines(passages: Sequence[Passage], posterior: bool, around: str) -> Table:

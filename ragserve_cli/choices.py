@@ -225,7 +225,7 @@ ExplainOption = Annotated[
     typer.Option(
         "--explain",
         metavar="FILE.html",
-        help="Write a page that shows which document each token comes from.",
+        help="Write a page that shows which passage the model relied on for each token.",
         rich_help_panel=OUTPUT,
     ),
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from html import escape as escape_html
@@ -34,7 +33,7 @@ def render_page(question: str, answer: Answer) -> str:
         question=escape(question),
         answer=escape(answer.answer) or "(empty answer)",
         facts=_facts(answer),
-        warnings="".join(f'<p class="warning">{escape(warning)}</p>' for warning in answer.warnings),
+        warnings="".join(f'<p class="warning">{escape(warning)}</p>' for warning in answer.warnings + answer.notes),
         heat_map=_heat_map(answer.passages, answer.token_posteriors),
         passages="".join(_passage(rank, found, answer.answer) for rank, found in enumerate(answer.passages, start=1)),
         tables=_other_answers(answer) + _timings(answer),
@@ -49,7 +48,7 @@ def escape(text: str) -> str:
 def _facts(answer: Answer) -> str:
     facts = [
         ("log p(y|x)", f"{answer.log_prob:.3f}"),
-        ("p(y|x)", f"{math.exp(min(0.0, answer.log_prob)):.1%}"),
+        ("p(y|x)", f"{answer.probability:.1%}"),
         ("tokens", str(len(answer.token_ids))),
         ("documents", str(len(answer.passages))),
     ]
@@ -126,11 +125,13 @@ def _other_answers(answer: Answer) -> str:
     if len(answer.hypotheses) < 2:
         return ""
     rows = "".join(
-        f"<tr><td>{escape(hypothesis.text)}</td><td>{hypothesis.log_prob:.3f}</td></tr>"
+        f"<tr><td>{escape(hypothesis.text)}</td><td>{hypothesis.score:.3f}</td><td>{hypothesis.log_prob:.3f}</td></tr>"
         for hypothesis in answer.hypotheses
     )
-    head = '<thead><tr><th scope="col">answer</th><th scope="col">log p(y|x)</th></tr></thead>'
-    return _section("answers", "Answers, best first", f'<table class="plain">{head}<tbody>{rows}</tbody></table>')
+    head = (
+        '<thead><tr><th scope="col">answer</th><th scope="col">score</th><th scope="col">log p(y|x)</th></tr></thead>'
+    )
+    return _section("answers", "Answers by falling score", f'<table class="plain">{head}<tbody>{rows}</tbody></table>')
 
 
 def _timings(answer: Answer) -> str:

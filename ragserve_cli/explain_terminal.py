@@ -1,4 +1,4 @@
-"""Which passage each token of an answer came from, drawn in the terminal (Lewis et al. 2020, Figure 2)."""
+"""Which passage the model relied on for each token, drawn in the terminal (Lewis et al. 2020, Figure 2)."""
 
 from __future__ import annotations
 

@@ -60,7 +60,9 @@ class Prompt:
             "/help": Command("/help", "show these commands", self._help),
             "/passages": Command("/passages [N]", "show the answer's passages, or passage N whole", self._passages),
             "/explain": Command(
-                "/explain [FILE.html]", "show which passage each token came from, or write a page", self._explain
+                "/explain [FILE.html]",
+                "show which passage the model relied on for each token, or write a page",
+                self._explain,
             ),
             "/verbose": Command("/verbose", "show all figures with each answer, or no longer", self._verbose),
             "/quit": Command("/quit", "end (also Ctrl-D)", lambda _: False),
@@ -127,7 +129,7 @@ class Prompt:
         question, answer = self._answered()
         if argument:
             write_page(Path(argument).expanduser(), question, answer)
-            console.note(f"{argument} shows which passage each token came from")
+            console.note(f"{argument} shows which passage the model relied on for each token")
         else:
             show_token_posteriors(answer)
         return True

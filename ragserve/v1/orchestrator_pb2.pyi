@@ -353,8 +353,8 @@ class AnswerPassage(_message.Message):
     prior: _builtins.float
     """p(z|x)."""
     posterior: _builtins.float
-    """Its part in the best answer y. RAG-Sequence: p(z|x,y). RAG-Token: the expected share of the tokens that came from
-    it, the mean of its token posteriors.
+    """Its part in the best answer y. RAG-Sequence: p(z|x,y). RAG-Token: the mean of its token
+    posteriors.
     """
     truncated_tokens: _builtins.int
     """Tokens that were cut from its context because the generator reads no more; 0 where there was no generation."""
@@ -417,8 +417,8 @@ Global___Hypothesis: _TypeAlias = Hypothesis  # noqa: Y015
 
 @_typing.final
 class TokenPosterior(_message.Message):
-    """The posterior over documents at one generated token. RAG-Token: p(z_i | x, y_1..y_i), which document this token
-    came from. RAG-Sequence: p(z | x, y_1..y_i), which document the answer comes from, as far as it goes.
+    """The posterior over documents at one generated token. RAG-Token: p(z_i | x, y_1..y_i), which document the
+    model relied on for this token. RAG-Sequence: p(z | x, y_1..y_i), which document it relied on up to this token.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -40,6 +40,14 @@ def test_a_person_sees_answer_and_passages(cli: Cli, target: str) -> None:
     assert "posterior" in text
 
 
+def test_several_answers_show_the_score_that_ranks_them(cli: Cli, target: str) -> None:
+    options = ("--beams", 4, "--returns", 3)
+    expected = [f"{one['score']:.4f}" for one in ask(cli, target, *options)["hypotheses"]]
+    lines = cli("ask", QUESTION, "--target", target, *options).stdout.splitlines()
+    (head,) = [number for number, line in enumerate(lines) if line.split()[:2] == ["score", "log"]]
+    assert [line.split()[1] for line in lines[head + 1 : head + 4]] == expected
+
+
 def test_stream_ends_with_the_same_answer(cli: Cli, target: str) -> None:
     found = cli("ask", QUESTION, "--target", target, "--stream", "--json")
     events = [json.loads(line) for line in found.stdout.splitlines()]

@@ -37,12 +37,58 @@ def test_other_results_as_json() -> None:
     tokens = ragserve.TokensEvent((5,), "Darwin")
     assert tokens.to_dict() == {"token_ids": [5], "text": "Darwin"}
     passage = ragserve.Passage("d", "t", "x", 1.0, 1.0, 0.0)
-    found = [passage.to_dict()]
+    found = [passage.to_dict(posterior=False)]
+    assert "posterior" not in found[0]
     assert ragserve.PassagesEvent((passage,), 7).to_dict() == {"passages": found, "knowledge_version": 7}
     retrieval = ragserve.Retrieval((passage,), 7, {"search": 0.5})
     assert retrieval.to_dict()["timings_seconds"] == {"search": 0.5}
+    assert retrieval.to_dict()["passages"] == found
     score = ragserve.AnswerScore(-1.0, (5,), (-1.0,), (passage,), 7, {})
     assert score.to_dict()["token_log_probs"] == [-1.0]
+
+
+MADE_UP = "No passage contains this answer: the model may have made it up."
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "supported"),
+    [
+        ("Yuri", "The office in Turku is led by Anna.", False),
+        ("an Anna", "The office in Turku is led by ANNA.", True),
+        ("Ann", "The office in Turku is led by Anna.", False),
+        ("J.R.R. Tolkien", "by J. R. R. Tolkien in 1937", True),
+        ("US", "the U.S. army", True),
+        ("40", "a 40-year-old man", True),
+        ("Bogota", "It is Bogotá.", True),
+        ("東京", "首都は東京です", True),
+        ("Yes.", "The office in Turku is led by Anna.", True),
+        ("", "anything", True),
+        ("It is led by somebody whom the passages do not say anything about.", "anything", True),
+    ],
+)
+def test_a_short_answer_that_no_passage_contains_has_a_note(answer: str, text: str, *, supported: bool) -> None:
+    response = rag.answer()
+    response.hypotheses[0].text = answer
+    response.hypotheses[0].log_prob = -0.006
+    for message in response.passages:
+        message.passage.text = text
+    found = responses.answer(response)
+    plain = found.to_dict()
+    assert found.notes == (() if supported else (MADE_UP,))
+    assert plain["notes"] == list(found.notes)
+    assert plain["probability"] == pytest.approx(0.994, abs=1e-3)
+
+
+def test_the_passages_with_the_answer_are_named() -> None:
+    found = responses.answer(rag.answer())
+    assert found.passages_with_answer == (0,)
+    assert found.to_dict()["passages_with_answer"] == [0]
+
+
+def test_an_improbable_answer_has_a_note() -> None:
+    response = rag.answer()
+    response.hypotheses[0].log_prob = -3.0
+    assert "below 10%" in responses.answer(response).notes[-1]
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "7"])
