@@ -151,15 +151,16 @@ class ColumnNames:
                 file, line, f"{' and '.join(map(repr, found))} may both be the {name}: say which (--{name}-column)"
             )
         if found:
-            self._note(f"reading the column {found[0]!r} as the {name}")
+            self.note(f"reading the column {found[0]!r} as the {name}")
         elif name == "id":
-            self._note(f"{file} has no column 'id': ids are made of file and line, as in {self.name(file)}:{line}")
+            self.note(f"{file} has no column 'id': ids are made of file and line, as in {self.name(file)}:{line}")
         return found[0] if found else None
 
     def _left_out(self, column: str) -> None:
-        self._note(f"column {column!r} holds vectors and is left out; name it {EMBEDDINGS!r} to use them")
+        self.note(f"column {column!r} holds vectors and is left out; name it {EMBEDDINGS!r} to use them")
 
-    def _note(self, message: str) -> None:
+    def note(self, message: str) -> None:
+        """Tell a person, once."""
         if message not in self._noted and len(self._noted) < KEPT_PLANS:
             self._noted.add(message)
             self.notify(message)

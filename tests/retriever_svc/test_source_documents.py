@@ -215,3 +215,30 @@ def test_the_extra_is_named_where_it_is_not_installed(tmp_path: Path) -> None:
     assert lines[0] == "1"
     assert len(lines) == 4
     assert all("pip install 'ragserve[documents]'" in line for line in lines[1:])
+
+
+FRONT_MATTER = [
+    ("title: Incident report: outage", "it is not YAML (line 2: mapping values are not allowed here). Put quotes"),
+    ("lang: en\ntitle: [a", "it is not YAML (line 3: "),
+    ("a: &x 1\nb: *x", "it is not YAML (line 3: it has an alias)"),
+    ("only a text", "it is not a YAML object."),
+]
+
+
+@pytest.mark.parametrize(("front", "said"), FRONT_MATTER)
+def test_front_matter_that_is_read_as_text_is_noted(tmp_path: Path, front: str, said: str) -> None:
+    file = tmp_path / "a.md"
+    file.write_text(f"---\n{front}\n---\n# Outage\n")
+    notes: list[str] = []
+    (passage,) = read_passages(file, notify=notes.append)
+    assert passage.text.startswith(front)
+    (note,) = notes
+    assert note.startswith(f"{file}: the front matter is read as text: {said}")
+    assert "\n" not in note
+
+
+def test_front_matter_without_an_entry_is_no_fault(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("---\n# nothing yet\n---\n# Outage\n")
+    notes: list[str] = []
+    (passage,) = read_passages(tmp_path / "a.md", notify=notes.append)
+    assert (passage.title, passage.text, notes) == ("Outage", "Outage", [])

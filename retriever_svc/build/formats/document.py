@@ -13,11 +13,15 @@ from ragserve.errors import FailedPreconditionError
 
 @dataclass(frozen=True)
 class Document:
-    """Title (empty: none was found), text and metadata of a document or a page of one."""
+    """Title (empty: none was found), text and metadata of a document or a page of one.
+
+    note: what a person should know of how it was read; empty for nothing.
+    """
 
     title: str
     text: str
     metadata: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
 
 
 def document_package(name: str) -> ModuleType:

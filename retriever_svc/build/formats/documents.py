@@ -29,6 +29,8 @@ def read_markdown_file(source: Path, names: ColumnNames, max_text_bytes: int) ->
         document = read_markdown(text)
     except ValueError as error:
         raise bad_row(source, 1, str(error)) from error
+    if document.note:
+        names.note(f"{source}: {document.note}")
     yield source, 1, _row(source, names, names.name(source), document)
 
 

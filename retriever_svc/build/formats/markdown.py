@@ -19,13 +19,15 @@ INVISIBLE = frozenset(("image", "front_matter", "html_inline"))
 ENDS = {"paragraph_close": "\n\n", "heading_close": "\n\n", "tr_close": "\n", "table_close": "\n", "hr": "\n"}
 LIST_ENDS = ("bullet_list_close", "ordered_list_close")
 # The parser starts over at every bracket that opens, so that many of them in one line would take hours.
+MOST_REASON = 200  # characters
+FENCE_LINES = 1  # before the first line of the front matter
 BRACKETS, MOST_BRACKETS = re.compile(r"[\[\]]"), 20_000
 
 
 def read_markdown(text: str) -> Document:
     """The title (that of the front matter, else the first heading) and the text without markup.
 
-    The other keys of the front matter are metadata. Front matter that is not a YAML object stays text.
+    The other keys of the front matter are metadata. Front matter that is not a YAML object stays text; a note says why.
 
     Raises:
         FailedPreconditionError: a parser is not installed.
@@ -37,11 +39,13 @@ def read_markdown(text: str) -> Document:
         tokens = _parser().parse(text)
     except (RecursionError, IndexError) as error:
         raise ValueError(f"cannot be parsed as Markdown: {error!r}") from error
-    front: dict[str, Any] | None = {}
-    if tokens and tokens[0].type == "front_matter":
+    if not tokens or tokens[0].type != "front_matter":
+        return Document(_title({}, tokens), _text(tokens))
+    try:
         front = _front_matter(tokens[0].content)
-    if front is None:
-        return Document(_title({}, tokens), f"{tokens[0].content}\n\n{_text(tokens)}".strip())
+    except ValueError as error:
+        text = f"{tokens[0].content}\n\n{_text(tokens)}".strip()
+        return Document(_title({}, tokens), text, note=f"the front matter is read as text: {error}")
     return Document(_title(front, tokens), _text(tokens), front)
 
 
@@ -55,23 +59,31 @@ def _parser() -> MarkdownIt:
     return MarkdownIt("commonmark").enable(["table", "strikethrough"]).use(front_matter_plugin)
 
 
-def _front_matter(text: str) -> dict[str, Any] | None:
-    """The YAML object that has values only; None for anything else."""
+def _front_matter(text: str) -> dict[str, Any]:
+    """The entries of a YAML object that have a value. Raises ValueError, with the line, for anything else."""
     yaml = document_package("yaml")
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc, name-defined]
         def compose_node(self, parent: Any, index: Any) -> Any:
             """Refuses aliases, by which a short text stands for a huge value."""
             if self.check_event(yaml.AliasEvent):
-                raise yaml.YAMLError("an alias")
+                raise yaml.MarkedYAMLError(problem="it has an alias", problem_mark=self.peek_event().start_mark)
             return super().compose_node(parent, index)
 
     try:
         values = plain(yaml.load(text, Loader))
-    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError, AttributeError):
-        return None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"line {mark.line + 1 + FENCE_LINES}: " if mark else ""
+        reason = getattr(error, "problem", None) or "it cannot be read"
+        raise ValueError(f"it is not YAML ({place}{reason}). Put quotes around a value with a colon") from error
+    except (ValueError, TypeError, OverflowError, RecursionError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:MOST_REASON]
+        raise ValueError(f"it has a value that cannot be read ({reason})") from error
+    if values is None:
+        return {}
     if not isinstance(values, dict):
-        return None
+        raise ValueError("it is not a YAML object. Write lines such as 'title: Canberra'")  # noqa: TRY004
     return {key: value for key, value in values.items() if value is not None}
 
 
