@@ -14,7 +14,7 @@ from ragserve import arguments
 from ragserve.errors import InvalidInputError
 from ragserve.filters import DEFAULT_K
 from ragserve.knowledge import Lookup, LookupResult, NewPassage, Query, QueryPassages, StreamedLookup
-from ragserve.nothing_found import explanation
+from ragserve.nothing_found import FilterKeys, explanation
 from ragserve.requests import set_field, set_required, set_search
 from ragserve.responses import metadata, timings_seconds
 from ragserve.results import Passage
@@ -147,7 +147,7 @@ def lookup_result(response: pb.RetrieverServiceRetrieveResponse) -> LookupResult
             QueryPassages(
                 tuple(_found(one) for one in result.passages),
                 result.decoded_query,
-                _nothing_found(result.nothing_found, response.knowledge_version),
+                _nothing_found(result, response.knowledge_version),
             )
             for result in response.results
         ),
@@ -157,9 +157,10 @@ def lookup_result(response: pb.RetrieverServiceRetrieveResponse) -> LookupResult
     )
 
 
-def _nothing_found(value: int, version: int) -> str:
-    reason = nothing_found_from_proto(value)
-    return explanation(reason, version) if reason else ""
+def _nothing_found(result: pb.QueryResult, version: int) -> str:
+    reason = nothing_found_from_proto(result.nothing_found)
+    keys = FilterKeys(tuple(result.unknown_keys), tuple(result.metadata_keys))
+    return explanation(reason, version, keys=keys) if reason else ""
 
 
 def _found(message: common_pb2.ScoredPassage) -> Passage:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from enum import StrEnum
+
+from ragserve.arguments import shown
+
+NAMED_KEYS = 20  # of the metadata, in an error
+NOT_METADATA = ("id", "title", "text")
 
 
 class NothingFound(StrEnum):
@@ -14,13 +21,51 @@ class NothingFound(StrEnum):
     WORDS_AND_FILTER = "words_and_filter"  # of the passages that match the filter, none contains a word of the query
 
 
-def explanation(reason: NothingFound, version: int, filter_name: str = "filter", kind_name: str = "kind") -> str:
+@dataclass(frozen=True)
+class FilterKeys:
+    """Keys of a filter that no passage has a value for, and the keys that passages have, the most frequent first.
+
+    Of those there are at most NAMED_KEYS, and one more where there are more.
+    """
+
+    unknown: tuple[str, ...] = ()
+    known: tuple[str, ...] = ()
+
+    def sentences(self) -> str:
+        """What can be filtered by; empty where every key of the filter is known."""
+        if not self.unknown:
+            return ""
+        said = f"None has a text, number or boolean under the metadata key {_listed(self.unknown, 'or')}."
+        if parts := [key for key in self.unknown if key in NOT_METADATA]:
+            said += f" Only metadata can be filtered, not {' or '.join(parts)}."
+        if not self.known:
+            return f"{said} The passages have no metadata that can be filtered."
+        keys = _listed(self.known[:NAMED_KEYS], "and" if len(self.known) <= NAMED_KEYS else "")
+        more = " and more" if len(self.known) > NAMED_KEYS else ""
+        return f"{said} The metadata keys there are: {keys}{more}."
+
+
+NO_KEYS = FilterKeys()
+
+
+def _listed(keys: Iterable[str], joint: str) -> str:
+    *first, last = map(shown, keys)
+    return f"{', '.join(first)} {joint} {last}" if first and joint else ", ".join([*first, last])
+
+
+def explanation(
+    reason: NothingFound,
+    version: int,
+    filter_name: str = "filter",
+    kind_name: str = "kind",
+    keys: FilterKeys = NO_KEYS,
+) -> str:
     """The reason, and what to do. The names are those that the caller knows filter and kind of search by."""
     passage = f"No passage of knowledge version {version}"
     dense = f"set {kind_name} to dense, which needs no common word"
     match reason:
         case NothingFound.FILTER:
-            return f"{passage} matches {filter_name}. Remove a condition."
+            return f"{passage} matches {filter_name}. {keys.sentences() or 'Remove a condition.'}"
         case NothingFound.NO_WORDS:
             return (
                 "The question has no word that BM25 searches for, only signs or words such as 'the'. Ask with other "

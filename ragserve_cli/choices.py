@@ -88,7 +88,7 @@ FilterOption = Annotated[
         "--filter",
         metavar="KEY=VALUE",
         help="Only passages with this metadata: KEY=VALUE, KEY=A,B, KEY!=VALUE, KEY>=VALUE (also >, <=, <). May be "
-        'repeated; all must hold. Quote a value with a comma: title="Paris, Texas".',
+        'repeated; all must hold. Quote a value with a comma: place="Paris, Texas".',
     ),
 ]
 

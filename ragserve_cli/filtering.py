@@ -1,6 +1,6 @@
 """Filters as the command line says them: KEY=VALUE, KEY=A,B, KEY!=VALUE, KEY>=VALUE.
 
-A key or value with a sign or comma of its own stands in double quotes, as JSON writes it: title="Paris, Texas".
+A key or value with a sign or comma of its own stands in double quotes, as JSON writes it: place="Paris, Texas".
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,8 @@ from ragserve_cli.reach import reached
 from ragserve_cli.text import excerpt
 
 EXCERPT_CELLS = 160  # of a passage in the table of `kb search`, or two terminal lines if these are longer
+
+KEY_CELLS, LISTED_KEYS = 40, 20  # of the metadata, in `kb info`
 
 kb = typer.Typer(
     help="Build, describe and search knowledge bases.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -39,16 +42,20 @@ def info(
     as_json: JsonOption = False,
 ) -> None:
     """Say what a knowledge base holds."""
-    from retriever_svc.knowledge import describe  # noqa: PLC0415  (slow to import)
+    from retriever_svc.knowledge import COUNTED_ROWS, describe, metadata_keys  # noqa: PLC0415  (slow to import)
 
-    found = {key: _plain(value) for key, value in asdict(describe(knowledge or demo_directory() / "kb")).items()}
+    described = describe(knowledge or demo_directory() / "kb")
+    found = {key: _plain(value) for key, value in asdict(described).items()}
+    keys = metadata_keys(described.path, described.version)
     if as_json:
-        console.print_json(found)
+        console.print_json({**found, "metadata_keys": keys})
         return
     table = Table(show_header=False, box=None)
     for key, value in found.items():
         shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
         table.add_row(key.replace("_", " "), escape(shown))
+    counted = f" (of the first {COUNTED_ROWS:,} passages)" if described.passages > COUNTED_ROWS else ""
+    table.add_row("metadata keys", escape(_listed(keys) + counted))
     console.out.print(table)
 
 
@@ -140,6 +147,12 @@ def _search_running(target: str, wanted: Wanted) -> tuple[list[dict[str, Any]], 
         )
     shown = ("id", "title", "text", "score", "prior")
     return [{key: row[key] for key in shown} for row in found.to_dict()["passages"]], found.warnings
+
+
+def _listed(keys: Mapping[str, int]) -> str:
+    """The most frequent keys with the number of passages that have them."""
+    shown = ", ".join(f"{excerpt(key, KEY_CELLS)} ({count})" for key, count in islice(keys.items(), LISTED_KEYS))
+    return (shown or "none") + (f" and {len(keys) - LISTED_KEYS} more" if len(keys) > LISTED_KEYS else "")
 
 
 def _plain(value: Any) -> Any:

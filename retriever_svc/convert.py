@@ -101,6 +101,8 @@ def retrieval_to_proto(retrieval: Retrieval) -> retriever_pb2.RetrieverServiceRe
     for result in retrieval.results:
         nothing_found = nothing_found_to_proto(result.nothing_found)
         message = response.results.add(decoded_query=result.decoded_query, nothing_found=nothing_found)
+        message.unknown_keys.extend(result.filter_keys.unknown)
+        message.metadata_keys.extend(result.filter_keys.known if result.filter_keys.unknown else ())
         _add_hits(message, result.hits)
     return response
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import operator
 import threading
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -170,6 +170,15 @@ class MetadataColumns:
         with self._lock:
             self._load()
 
+    def keys(self, alive: Mask | None = None) -> Counter[str]:
+        """How many of the rows that are alive (None: all) have a text, number or boolean, by key. Raises as `load`."""
+        with self._lock:
+            self._load()
+            found: Counter[str] = Counter()
+            for (key, _), column in self._columns.items():
+                found[key] += column.count(alive)
+            return +found
+
     def mask(self, wanted: Filter) -> Mask:
         """Which rows pass, [n_rows], read-only; the filter must have passed `check_filter`. Raises as `load`."""
         with self._lock:
@@ -224,6 +233,10 @@ class _Column:
         mask = np.zeros(n_rows, dtype=np.bool_)
         mask[self._rows] = passing
         return mask
+
+    def count(self, alive: Mask | None) -> int:
+        """How many of the rows that are alive have a value."""
+        return len(self._rows) if alive is None else int(np.count_nonzero(alive[self._rows]))
 
     def _passing(self, condition: Condition) -> Mask:
         """Which of the distinct values pass."""

@@ -12,7 +12,7 @@ from enum import StrEnum
 import numpy as np
 
 from ragserve.errors import FailedPreconditionError
-from ragserve.nothing_found import NothingFound
+from ragserve.nothing_found import NAMED_KEYS, FilterKeys, NothingFound
 from retriever_svc.filters import Filter
 from retriever_svc.lexical import WEIGHT, Bm25Index
 from retriever_svc.lexical.analysis import terms_of, words_of
@@ -124,6 +124,14 @@ def why_nothing(lookup: Lookup, query: Query) -> NothingFound:
     if not terms_of(words_of(query.text)):
         return NothingFound.NO_WORDS
     return NothingFound.WORDS if view.size == lookup.snapshot.size else NothingFound.WORDS_AND_FILTER
+
+
+def filter_keys(lookup: Lookup) -> FilterKeys:
+    """Which keys of a filter that nothing matches no passage has, and which there are."""
+    known = lookup.snapshot.metadata_keys()
+    wanted = [one.key for one in lookup.options.filter.conditions if one.none_of is None and one.key not in known]
+    most = sorted(known, key=lambda key: (-known[key], key))[: NAMED_KEYS + 1]
+    return FilterKeys(tuple(dict.fromkeys(wanted)), tuple(most))
 
 
 def nearest(view: View, queries: Float32, k: int) -> list[Ranked]:

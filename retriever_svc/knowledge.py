@@ -12,10 +12,12 @@ from pathlib import Path
 
 import lance
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ragserve.checkpoint import IMPORT_AGAIN, Manifest, sha256_of
 from ragserve.errors import DataLossError, FailedPreconditionError, NotFoundError, UnavailableError
 from ragserve.files import file_error, is_about_access, parse_json, require_file
+from retriever_svc.filters import MetadataColumns
 from retriever_svc.manifests import (
     FOLDER,
     UNREADABLE,
@@ -35,6 +37,7 @@ FORMAT_KEY = b"ragserve.format_version"
 ENCODER_KEY = b"ragserve.encoder"
 DIMENSION_KEY = b"ragserve.dim"
 ENCODER_FILES = ("model.onnx", "tokenizer.json", "encoder.json")
+COUNTED_ROWS = 100_000  # whose metadata is read for a description
 AND_INPUTS = "+"  # between the hash of the graph and that of the others
 AND_PROMPT = " prompt="  # before the prompt that passages were embedded with, where there is one
 # Lance lets of two commits that insert the same key only the first one through, where it knows which column is the key.
@@ -166,6 +169,18 @@ def describe(path: Path, version: int = 0) -> KnowledgeInfo:
         size_bytes=knowledge.size_bytes,
         encoder=knowledge.encoder,
     )
+
+
+def metadata_keys(path: Path, version: int = 0) -> dict[str, int]:
+    """How many of the first COUNTED_ROWS passages have a value that can be filtered, by key, the most frequent first.
+
+    Raises as `KnowledgeBase.open`, and DataLossError where metadata is damaged.
+    """
+    knowledge = KnowledgeBase.open(path, version)
+    with reading(path, knowledge.version):
+        rows = knowledge.dataset.to_table(columns=["metadata"], limit=COUNTED_ROWS)
+    found = MetadataColumns(pc.fill_null(rows.column("metadata"), "")).keys()
+    return dict(sorted(found.items(), key=lambda one: (-one[1], one[0])))
 
 
 def passage_encoder_directory(model: Path) -> Path:

@@ -51,6 +51,7 @@ def search_offline(
     ((found,),) = searcher.run([Lookup(queries, wanted, snapshot, lookup)], lambda _stage, _seconds: None)
     if found.nothing_found:
         raise NotFoundError(
-            explanation(found.nothing_found, snapshot.version, "options.filter", "options.kind"), field="options.filter"
+            explanation(found.nothing_found, snapshot.version, "options.filter", "options.kind", found.filter_keys),
+            field="options.filter",
         )
     return found.hits, (*warnings, *unread_queries([found], "QUERY"))

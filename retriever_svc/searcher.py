@@ -9,8 +9,9 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from ragserve.nothing_found import NO_KEYS, NothingFound
 from retriever_svc.encoder import QueryTokens, TextEncoder
-from retriever_svc.kinds import Lookup, LookupOptions, Ranked, Scales, SearchKind, find, why_nothing
+from retriever_svc.kinds import Lookup, LookupOptions, Ranked, Scales, SearchKind, filter_keys, find, why_nothing
 from retriever_svc.query_cache import QueryCache, QueryKey
 from retriever_svc.ranking import log_priors
 from retriever_svc.types import Float32, Hit, Query, QueryHits
@@ -132,7 +133,8 @@ class Searcher:
         for each, found in zip(asked, hits, strict=True):
             decoded = "" if each.query.vector is not None else next(texts)
             nothing = None if found else why_nothing(each.lookup, each.query)
-            answers.append(QueryHits(found, decoded, nothing, len(each.token_ids), each.unread_tokens))
+            keys = filter_keys(each.lookup) if nothing is NothingFound.FILTER else NO_KEYS
+            answers.append(QueryHits(found, decoded, nothing, keys, len(each.token_ids), each.unread_tokens))
             key = None if self._cache is None else each.key
             if self._cache is not None and key is not None:
                 self._cache.put(key, answers[-1])

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ragserve.nothing_found import NothingFound
+from ragserve.nothing_found import NO_KEYS, FilterKeys, NothingFound
 
 Float32: TypeAlias = NDArray[np.float32]
 Int64: TypeAlias = NDArray[np.int64]
@@ -93,6 +93,7 @@ class QueryHits:
     hits: tuple[Hit, ...]
     decoded_query: str = ""
     nothing_found: NothingFound | None = None
+    filter_keys: FilterKeys = NO_KEYS
     read_tokens: int = 0
     unread_tokens: int = 0  # of a query that is longer than the query encoder reads
 

@@ -14,7 +14,7 @@ from orchestrator.search.inference import Control, Extension, Floats, Rendered, 
 from orchestrator.truncation import ContextLength
 from ragserve.errors import InternalError, NotFoundError
 from ragserve.filters import SearchOptions
-from ragserve.nothing_found import NothingFound, explanation
+from ragserve.nothing_found import FilterKeys, NothingFound, explanation
 from ragserve.serving.convert import nothing_found_from_proto, rules_from_proto
 from ragserve.token_rules import TokenRules
 from ragserve.v1 import common_pb2, retriever_pb2
@@ -53,7 +53,8 @@ def evidence_from_proto(response: retriever_pb2.RetrieverServiceRetrieveResponse
         # A retriever of an older version does not say why.
         likely = NothingFound.FILTER if search.filter else NothingFound.WORDS
         reason = nothing_found_from_proto(result.nothing_found) or likely
-        message = explanation(reason, response.knowledge_version, "search.filter", "search.kind")
+        keys = FilterKeys(tuple(result.unknown_keys), tuple(result.metadata_keys))
+        message = explanation(reason, response.knowledge_version, "search.filter", "search.kind", keys)
         raise NotFoundError(message, field=BLAMED[reason])
     return Evidence(
         passages=tuple(

@@ -231,6 +231,8 @@ class QueryResult(_message.Message):
     PASSAGES_FIELD_NUMBER: _builtins.int
     DECODED_QUERY_FIELD_NUMBER: _builtins.int
     NOTHING_FOUND_FIELD_NUMBER: _builtins.int
+    UNKNOWN_KEYS_FIELD_NUMBER: _builtins.int
+    METADATA_KEYS_FIELD_NUMBER: _builtins.int
     decoded_query: _builtins.str
     """The query as the query encoder read it: its token ids decoded again (lower-cased for uncased encoders).
     Hugging Face feeds this form to the generator. Empty for a query given as a vector.
@@ -241,16 +243,26 @@ class QueryResult(_message.Message):
     def passages(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.ScoredPassage]:
         """The k nearest passages, best first."""
 
+    @_builtins.property
+    def unknown_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """With NOTHING_FOUND_FILTER: the keys of the filter that no passage has a text, number or boolean for."""
+
+    @_builtins.property
+    def metadata_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """With unknown_keys: keys of the passages' metadata, the most frequent first; at most 21."""
+
     def __init__(
         self,
         *,
         passages: _abc.Iterable[_common_pb2.ScoredPassage] | None = ...,
         decoded_query: _builtins.str = ...,
         nothing_found: Global___NothingFound.ValueType = ...,
+        unknown_keys: _abc.Iterable[_builtins.str] | None = ...,
+        metadata_keys: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decoded_query", b"decoded_query", "nothing_found", b"nothing_found", "passages", b"passages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decoded_query", b"decoded_query", "metadata_keys", b"metadata_keys", "nothing_found", b"nothing_found", "passages", b"passages", "unknown_keys", b"unknown_keys"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

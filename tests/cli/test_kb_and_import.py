@@ -21,6 +21,7 @@ def test_build_info_search(cli: Cli, assets: Assets, tmp_path: Path) -> None:
     info = json.loads(cli("kb", "info", out, "--json").stdout)
     assert info["passages"] > 6
     assert (info["dimension"], info["precision"], info["version"]) == (32, "float16", 1)
+    assert info["metadata_keys"] == {}
     assert "passages" in cli("kb", "info", out).stdout
 
     offline = ["--knowledge", out, "--model", assets.model]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ import pytest
 import ragserve
 from bench.processes import running
 from retriever_svc.build import build_knowledge_base
-from tests import tiny
 from tests.retriever_svc.sources import WHOLE
 from tests.system.harness import Assets, Launcher, Stack
 
@@ -24,8 +24,9 @@ WARNING = "The knowledge base has 2 passages; this request uses 2 instead of 3."
 def two(assets: Assets, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A knowledge base of two passages."""
     directory = tmp_path_factory.mktemp("two")
-    rows = [tiny.TinyPassage(name, "", text) for name, text in TEXTS.items()]
-    source = tiny.write_jsonl(directory / "two.jsonl", rows)
+    rows = [{"id": name, "text": text, "kind": name, "year": 1990, "tags": ["x"]} for name, text in TEXTS.items()]
+    source = directory / "two.jsonl"
+    source.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     build_knowledge_base(source, directory / "kb", assets.models["bart"], build=WHOLE)
     return directory / "kb"
 
@@ -96,14 +97,25 @@ def test_a_default_above_the_retrievers_limit(launcher: Launcher, stack: Stack) 
 
 
 EMPTY = [
-    ({"filter": {"lang": "xx"}}, "search.filter", "No passage of knowledge version 1 matches search.filter."),
     (
-        {"filter": {"lang": "xx"}, "search_kind": "bm25"},
+        {"filter": {"lang": "xx"}},
+        "search.filter",
+        "No passage of knowledge version 1 matches search.filter. None has a text, number or boolean under the "
+        "metadata key 'lang'. The metadata keys there are: 'kind' and 'year'.",
+    ),
+    (
+        {"filter": {"title": "x", "kind": "y"}},
+        "search.filter",
+        "No passage of knowledge version 1 matches search.filter. None has a text, number or boolean under the "
+        "metadata key 'title'. Only metadata can be filtered, not title.",
+    ),
+    (
+        {"filter": {"kind": "xx"}, "search_kind": "bm25"},
         "search.filter",
         "No passage of knowledge version 1 matches search.filter. Remove a condition.",
     ),
     (
-        {"filter": {"lang": "xx"}, "search_kind": "rrf"},
+        {"filter": {"kind": "xx"}, "search_kind": "rrf"},
         "search.filter",
         "No passage of knowledge version 1 matches search.filter. Remove a condition.",
     ),
