@@ -99,7 +99,7 @@ class Timed:
 
     def __init__(self, engine: GeneratorEngine, new_tokens: int) -> None:
         self._engine, self._new_tokens = engine, new_tokens
-        self._end = StepControl(banned=engine.info().tokens.eos)
+        self._end = StepControl(banned=engine.info().tokens.token_rules.eos_token_id)
 
     async def measure(self, precision: str, setting: Setting) -> Point:
         """All sessions of one setting."""

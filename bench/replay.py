@@ -14,6 +14,7 @@ from orchestrator.requests import GeneratorInfo
 from orchestrator.search.inference import Control, Extension, Rendered, Step, TargetScore
 from orchestrator.settings import OrchestratorSettings
 from orchestrator.stages import Stages
+from orchestrator.truncation import ContextLength
 from ragserve.serving.metrics import Metrics
 
 
@@ -89,6 +90,7 @@ class Replay:
 class _ReplayedSession:
     steps: Iterator[Step]
     rendered: Iterator[list[Rendered]]
+    lengths: tuple[ContextLength, ...] = ()  # not recorded
 
     async def open(self, control: Control, candidates: int) -> Step:
         return next(self.steps)

@@ -10,6 +10,7 @@ from bench.wire import AROUND, FORWARD, SELECT, Measured, asked, bytes_table, pe
 from bench.workload import Workload
 from orchestrator.requests import GenerationOptions, GeneratorInfo
 from orchestrator.search.inference import Rendered, Step
+from ragserve.token_rules import TokenRules
 
 WORKLOAD = Workload(n_docs=2, document_tokens=40, new_tokens=4)
 EOS = 2
@@ -40,11 +41,12 @@ def step(chosen: int) -> Step:
 
 async def test_a_replay_runs_the_whole_search_each_time() -> None:
     recording = Recording(steps=[step(token) for token in (9, 8, 7, 6)], rendered=[[Rendered("a", ("a",) * 4)]])
+    rules = TokenRules(decoder_start_token_id=EOS, eos_token_id=(EOS,))
     info = GeneratorInfo(
         trained_mode=None,
         vocab_size=100,
-        decoder_start_token_id=EOS,
-        eos_token_ids=(EOS,),
+        token_rules=rules,
+        sequence_rules=rules,
         bos_token_id=0,
         max_target_tokens=1024,
         max_context_tokens=1024,
@@ -52,8 +54,6 @@ async def test_a_replay_runs_the_whole_search_each_time() -> None:
         max_hypotheses=512,
         defaults=GenerationOptions(),
         default_n_docs=None,
-        forced_bos_token_id=None,
-        forced_eos_token_id=None,
     )
     marginals, whole = await replayed(info, recording, 1, WORKLOAD)
     assert 0 < marginals < whole

@@ -49,7 +49,8 @@ def test_version(cli: Cli) -> None:
 
 
 def test_completion(cli: Cli) -> None:
-    script = cli("--show-completion", "bash").stdout
+    named = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}  # the shell is named, not looked for
+    script = cli("--show-completion", "bash", env={**os.environ, **named}).stdout
     assert "_RAGSERVE_COMPLETE=complete_bash" in script
     asked = {"_RAGSERVE_COMPLETE": "complete_bash", "COMP_WORDS": "ragserve kb ver", "COMP_CWORD": "2"}
     assert cli(env={**os.environ, **asked}).stdout.strip() == "versions"

@@ -138,7 +138,8 @@ def test_an_add_says_what_is_committed_and_what_nobody_knows(home: Home, tmp_pat
     arguments = ["kb", "add", source, "--retriever", replica.process.target, "--batch-passages", batch]
     command = [Path(sys.executable).with_name("ragserve"), *map(str, arguments)]
     adding = subprocess.Popen(command, env=clean_environment(1), stderr=subprocess.PIPE, text=True)
-    eventually(lambda: committed(replica) > before)
+    labels = 'grpc_code="OK",grpc_method="UpsertPassages",grpc_service="ragserve.v1.RetrieverService"'
+    eventually(lambda: replica.metric(f"grpc_server_handled_total{{{labels}}}") == 1)
     eventually(lambda: embedding(replica))
     time.sleep(0.5)
     replica.kill()

@@ -24,4 +24,4 @@ def read_passages(source: Path, *options: Any, **named: Any) -> Iterator[SourceP
 
 def without_counts(notes: list[str]) -> list[str]:
     """What a build told, without the lines that only count what was read."""
-    return [note for note in notes if not re.match(r"read(ing)? \d+ (files?|rows?)\b", note)]
+    return [note for note in notes if not re.match(r"read(ing)? [\d,]+ (files?|rows?)\b", note)]

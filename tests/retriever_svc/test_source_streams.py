@@ -46,7 +46,7 @@ def test_rows_are_added_from_standard_input(model: Path, tmp_path: Path) -> None
     assert ragserve("kb", "build", tmp_path / "a.jsonl", tmp_path / "kb", "--model", model).returncode == 0
     added = ragserve("kb", "add", tmp_path / "kb", "-", "--format", "csv", "--model", model, stdin="text\ntwo\n")
     assert added.returncode == 0, added.stderr
-    assert "1 passages added" in added.stderr
+    assert "1 passage added" in added.stderr
     assert describe(tmp_path / "kb").passages == 2
 
 
