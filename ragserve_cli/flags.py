@@ -15,6 +15,7 @@ from ragserve.errors import InvalidInputError, RagserveError
 PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "n_docs": ("docs", "k"),
     "k": ("docs", "k"),
+    "knowledge": ("kb", "knowledge"),
     "query": ("query", "question"),
     "queries": ("query", "question"),
     "question": ("question", "query"),
@@ -70,6 +71,8 @@ def parameters_of(command: Any) -> dict[str, str]:
     for parameter in command.params:
         flag = max(parameter.opts, key=len)
         shown[parameter.name] = flag if flag.startswith("-") else str(parameter.metavar or parameter.name).upper()
+        if not flag.startswith("-"):  # several values may be one argument, as [KB] QUERY
+            shown.update((word.lower(), word) for word in re.findall(r"[A-Z]{2,}", shown[parameter.name]))
     return shown
 
 

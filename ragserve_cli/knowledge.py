@@ -13,6 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from ragserve.errors import InvalidInputError
 from ragserve.filters import Condition
 from ragserve_cli import choices, console
 from ragserve_cli.building import ModelOption, build
@@ -30,6 +31,13 @@ kb = typer.Typer(
 )
 
 
+SearchKindOption = Annotated[
+    choices.SearchKind | None,
+    typer.Option(
+        "--search-kind",
+        help="Find passages by vector (dense), by words (bm25), or by both. Indexes the words of KB for this search.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -61,12 +69,19 @@ def info(
 
 @kb.command("search")
 def search(  # noqa: PLR0913, PLR0917
-    query: Annotated[str, typer.Argument(help="A question.")],
+    values: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[KB] QUERY",
+            help="KB: directory of the knowledge base; left out: the embedded one. QUERY: a question.",
+            show_default=False,
+        ),
+    ],
     k: Annotated[
         int | None, typer.Option("--k", "-k", help="Passages wanted; unset: 5 (--target: the checkpoint's), or all.")
     ] = None,
     knowledge: Annotated[
-        Path | None, typer.Option("--knowledge", metavar="KB", help="Knowledge base; unset: the embedded one.")
+        Path | None, typer.Option("--knowledge", metavar="KB", help="The same as KB before QUERY.")
     ] = None,
     model: ModelOption = None,
     target: Annotated[
@@ -74,19 +89,23 @@ def search(  # noqa: PLR0913, PLR0917
     ] = None,
     filters: choices.FilterOption = None,
     knowledge_version: choices.VersionOption = None,
+    search_kind: SearchKindOption = None,
     timeout: Annotated[
         float, typer.Option("--timeout", metavar="SECONDS", help="Deadline of the request to --target.")
     ] = choices.DEFAULT_TIMEOUT,
     as_json: JsonOption = False,
 ) -> None:
     """Find the passages nearest to a question."""
-    wanted = Wanted(query, k, parse_filters(filters), knowledge_version, timeout)
-    if target is None:
-        rows, warnings = _search_files(wanted, knowledge, model)
+    place, query = _place_and_query(values, knowledge, target)
+    kind = search_kind.value if search_kind else None
+    wanted = Wanted(query, k, parse_filters(filters), knowledge_version, kind, timeout)
+    console.note(f"searching {place}{'' if place != demo_directory() / 'kb' else ', the embedded knowledge base'}")
+    if isinstance(place, Path):
+        rows, warnings = _search_files(wanted, place, model)
     else:
-        rows, warnings = _search_running(target, wanted)
+        rows, warnings = _search_running(place, wanted)
     if as_json:
-        console.print_json({"query": query, "passages": rows, "warnings": list(warnings)})
+        console.print_json({"query": query, "knowledge": str(place), "passages": rows, "warnings": list(warnings)})
         return
     table = Table("score", "prior", "id", "title", "text")
     cells = max(EXCERPT_CELLS, 2 * console.out.width)
@@ -98,6 +117,26 @@ def search(  # noqa: PLR0913, PLR0917
         console.warn(warning)
 
 
+def _place_and_query(values: Sequence[str], knowledge: Path | None, target: str | None) -> tuple[Path | str, str]:
+    """The knowledge base, or the address of the orchestrator that is asked, and the question.
+
+    Raises:
+        InvalidInputError: there are too many values, or two knowledge bases.
+    """
+    *before, query = values
+    if len(before) > 1:
+        raise InvalidInputError("QUERY", f"{values[2]!r} is one value too many: put QUERY in quotes")
+    if before and target is not None:
+        raise InvalidInputError("KB", "KB is read on this machine and --target asks a service: leave one out")
+    if before and knowledge is not None:
+        raise InvalidInputError("KB", "KB is given twice, also as --knowledge: leave one out")
+    if before and not Path(before[0]).exists() and Path(query).is_dir():
+        raise InvalidInputError("KB", f"KB stands before QUERY: ragserve kb search {query} {before[0]!r}")
+    if target is not None:
+        return target, query
+    return (Path(before[0]) if before else knowledge or demo_directory() / "kb"), query
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What is searched for."""
@@ -106,24 +145,25 @@ class Wanted:
     k: int | None
     filters: tuple[Condition, ...] | None
     knowledge_version: int | None
+    search_kind: str | None
     timeout: float
 
 
-def _search_files(
-    wanted: Wanted, knowledge: Path | None, model: Path | None
-) -> tuple[list[dict[str, Any]], Sequence[str]]:
+def _search_files(wanted: Wanted, knowledge: Path, model: Path | None) -> tuple[list[dict[str, Any]], Sequence[str]]:
     from retriever_svc import filters  # noqa: PLC0415  (slow to import)
-    from retriever_svc.kinds import LookupOptions  # noqa: PLC0415
+    from retriever_svc.kinds import LookupOptions, SearchKind  # noqa: PLC0415
     from retriever_svc.loading import RetrievalOptions  # noqa: PLC0415
     from retriever_svc.search import search_offline  # noqa: PLC0415
 
+    kind = SearchKind(wanted.search_kind or SearchKind.DENSE)
+    conditions = tuple(filters.Condition(**vars(one)) for one in wanted.filters or ())
     hits, warnings = search_offline(
         model or demo_directory() / "model",
-        knowledge or demo_directory() / "kb",
+        knowledge,
         wanted.query,
         wanted.k,
-        RetrievalOptions(knowledge_version=wanted.knowledge_version or 0),
-        LookupOptions(filters.Filter(tuple(filters.Condition(**vars(one)) for one in wanted.filters or ()))),
+        RetrievalOptions(knowledge_version=wanted.knowledge_version or 0, lexical=kind is not SearchKind.DENSE),
+        LookupOptions(filters.Filter(conditions), kind=kind),
     )
     rows = [
         {
@@ -143,7 +183,11 @@ def _search_running(target: str, wanted: Wanted) -> tuple[list[dict[str, Any]], 
 
     with reached(target, timeout=wanted.timeout), Client(target, timeout_seconds=wanted.timeout) as client:
         found = client.retrieve(
-            wanted.query, docs=wanted.k, filter=wanted.filters, knowledge_version=wanted.knowledge_version
+            wanted.query,
+            docs=wanted.k,
+            filter=wanted.filters,
+            knowledge_version=wanted.knowledge_version,
+            search_kind=wanted.search_kind,
         )
     shown = ("id", "title", "text", "score", "prior")
     return [{key: row[key] for key in shown} for row in found.to_dict()["passages"]], found.warnings

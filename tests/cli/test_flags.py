@@ -40,7 +40,9 @@ def test_a_timeout_names_its_flag(cli: Cli) -> None:
         for words in (["ask", "who?", "--target", target], ["kb", "search", "who?", "--target", target]):
             found = cli(*words, "--timeout", 1)
             assert found.returncode == 1
-            assert found.stderr.startswith(f"error: no answer from {target} within 1 s (--timeout): allow more with")
+            assert found.stderr.removeprefix(f"searching {target}\n").startswith(
+                f"error: no answer from {target} within 1 s (--timeout): allow more with"
+            )
 
 
 def test_version(cli: Cli) -> None:
