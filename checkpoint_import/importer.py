@@ -17,6 +17,7 @@ from checkpoint_import.source import Source, open_source
 from ragserve.checkpoint import KINDS, MANIFEST_NAME, Manifest, hash_files
 from ragserve.errors import InvalidInputError
 from ragserve.files import exists, file_errors
+from ragserve.unfinished import unfinished
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from checkpoint_import.vector_model import PoolingMode
@@ -169,9 +170,10 @@ def _appears_when_complete(out: Path) -> Iterator[Path]:
     """A directory next to `out` that becomes `out` when the block ends well, and is removed otherwise."""
     directory = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        yield directory
-        directory.chmod(0o755)
-        directory.rename(out)
+        with unfinished(directory):
+            yield directory
+            directory.chmod(0o755)
+            directory.rename(out)
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
         raise

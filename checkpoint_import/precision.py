@@ -24,6 +24,7 @@ from checkpoint_import.int8 import fold_weights, to_int8
 from ragserve.checkpoint import IMPORT_AGAIN, MANIFEST_NAME, Manifest, load_manifest, sha256_of, verify_files
 from ragserve.errors import FailedPreconditionError
 from ragserve.files import file_error, file_errors, require_file
+from ragserve.unfinished import unfinished
 
 QUERY_ENCODER = "query_encoder"
 OUTPUT_NAME = "query_vector"
@@ -73,8 +74,9 @@ def convert(directory: Path, precision: Precision) -> Path:
         require_file(needed, IMPORT_AGAIN)
     temporary = path.with_name(f".{path.name}")
     try:
-        onnx.save(_converted(onnx.load(str(source)), precision), str(temporary))
-        similarity = mean_cosine(source, temporary, directory / "tokenizer.json")
+        with unfinished(temporary):
+            onnx.save(_converted(onnx.load(str(source)), precision), str(temporary))
+            similarity = mean_cosine(source, temporary, directory / "tokenizer.json")
         _require_agreement(similarity, source, precision)
         temporary.replace(path)
     except OSError as error:
@@ -135,7 +137,7 @@ def _write_manifest(model: Path, manifest: Manifest) -> None:
     """Replace the manifest at once."""
     handle, temporary = tempfile.mkstemp(prefix=f".{MANIFEST_NAME}.", dir=model)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with unfinished(Path(temporary)), os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(manifest.to_json())
         Path(temporary).chmod(0o644)
         Path(temporary).replace(model / MANIFEST_NAME)

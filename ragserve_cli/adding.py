@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ragserve.errors import InvalidInputError, RagserveError
 from ragserve.passage_rules import MAX_PASSAGE_BYTES, PassageLimits
-from ragserve_cli import console
+from ragserve_cli import console, interrupts
 from ragserve_cli.places import Place
 from retriever_svc.build.lines import bad_row
 from retriever_svc.build.reading import EMBEDDINGS, Notify, ReadOptions
@@ -164,12 +164,15 @@ def add_passages(place: Place, source: Source, batch_passages: int, report: Call
     rows, done, sent = source.read(), Added(), 0
     report(0)
     while batch := list(itertools.islice(rows, batch_passages)):
+        in_doubt = _what_is_committed(done, sent, sum(map(len, batch)))
         try:
-            sent += _add_batch(place, source, batch, done, lambda count, begun=sent: report(begun + count))  # type: ignore[misc]
-        except (RagserveError, KeyboardInterrupt) as error:
-            unknown = not isinstance(error, RagserveError) or error.outcome_unknown
-            if done.commits or unknown:
-                console.note(_what_is_committed(done, sent, sum(map(len, batch)) if unknown else 0))
+            with interrupts.saying(lambda text=in_doubt: f"stopped: {text}"):  # type: ignore[misc]
+                sent += _add_batch(place, source, batch, done, lambda count, begun=sent: report(begun + count))  # type: ignore[misc]
+        except RagserveError as error:
+            if error.outcome_unknown:
+                console.note(in_doubt)
+            elif done.commits:
+                console.note(_what_is_committed(done, sent, 0))
             raise
     return done
 

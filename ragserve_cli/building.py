@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ragserve.passage_rules import MAX_PASSAGE_BYTES
-from ragserve_cli import console
+from ragserve_cli import console, interrupts
 from ragserve_cli.plan import demo_directory
 
 if TYPE_CHECKING:
@@ -258,7 +258,9 @@ def _build(
 ) -> None:
     from retriever_svc.build import build_knowledge_base  # noqa: PLC0415  (slow to import)
 
-    with console.progress_bar("embedding", unit="passages") as bar:
+    resumable = source.is_file() or source.is_dir()  # a pipe cannot be read again
+    told = interrupts.saying(lambda: interrupts.RESUMABLE if resumable else "stopped")
+    with told, console.progress_bar("embedding", unit="passages") as bar:
         made = build_knowledge_base(
             source,
             out,

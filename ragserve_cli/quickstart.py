@@ -11,7 +11,7 @@ from pathlib import Path
 from ragserve.client import Client
 from ragserve.errors import FailedPreconditionError, InvalidInputError, NotFoundError
 from ragserve.files import file_errors
-from ragserve_cli import console
+from ragserve_cli import console, interrupts
 from ragserve_cli.local import LogLine
 from ragserve_cli.plan import Assets, demo_directory, plan
 from ragserve_cli.prompt import Prompt
@@ -84,7 +84,8 @@ def build_if_changed(sources: Sources) -> None:
         console.note(f"{sources.path} has not changed: using {sources.out}")
         return
     options = BuildOptions(skip_bad_rows=True, notify=console.note)
-    with console.progress_bar("embedding", unit="passages") as bar:
+    told = interrupts.saying(lambda: interrupts.RESUMABLE)
+    with told, console.progress_bar("embedding", unit="passages") as bar:
         made = build_knowledge_base(
             sources.path,
             sources.out,

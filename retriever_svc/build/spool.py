@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ragserve.errors import InvalidInputError
 from ragserve.files import file_errors
+from ragserve.unfinished import unfinished
 from retriever_svc.build.folders import format_of
 from retriever_svc.build.reading import Notify
 
@@ -34,7 +35,7 @@ def readable(source: Path, source_format: str | None, notify: Notify) -> Iterato
         return
     if source_format is None and format_of(source.name) is None:
         raise InvalidInputError("source_format", f"{source} is a pipe: say the format of what comes (--format)")
-    with tempfile.TemporaryDirectory(prefix="ragserve-") as directory:
+    with tempfile.TemporaryDirectory(prefix="ragserve-") as directory, unfinished(Path(directory)):
         name = SPOOLED_NAME if source_format else source.name
         copy = Path(directory) / name
         notify(f"{source} is read once and kept in {copy} until this ends")

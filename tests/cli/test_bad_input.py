@@ -18,8 +18,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from ragserve_cli.commands import app
 from ragserve_cli.flags import parameters_of
-from ragserve_cli.main import app
 from tests.cli.conftest import RAGSERVE, Assets
 from tests.tiny import save_composite
 

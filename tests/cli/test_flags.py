@@ -10,8 +10,8 @@ import pytest
 
 import ragserve
 from ragserve.errors import InvalidInputError, RagserveError
+from ragserve_cli.commands import app
 from ragserve_cli.flags import in_flags
-from ragserve_cli.main import app
 from tests.cli.conftest import RAGSERVE, Cli
 
 

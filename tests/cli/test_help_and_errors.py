@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from ragserve_cli.main import app
+from ragserve_cli.commands import app
 from tests.cli.conftest import Cli
 
 COMMANDS = (
@@ -43,7 +43,7 @@ def test_the_script_is_installed(cli: Cli) -> None:
 
 def test_start_is_quick_because_heavy_things_load_late() -> None:
     heavy = "{'torch', 'transformers', 'onnxruntime', 'lance', 'grpc', 'numpy'}"
-    script = f"import sys, ragserve_cli.main; print(sorted({heavy} & set(sys.modules)))"
+    script = f"import sys, ragserve_cli.commands; print(sorted({heavy} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 

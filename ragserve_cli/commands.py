@@ -1,0 +1,158 @@
+"""The commands of `ragserve` and their options."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ragserve import boundary
+from ragserve.unfinished import remove_unfinished
+from ragserve_cli import asking, changing, choices, console, interrupts
+from ragserve_cli.flags import in_flags
+from ragserve_cli.importing import import_command, quantize_command
+from ragserve_cli.knowledge import kb
+
+ModelOption = Annotated[
+    Path | None, typer.Option("--model", metavar="DIR", help="Model directory; unset: the embedded one.")
+]
+KnowledgeOption = Annotated[
+    Path | None, typer.Option("--knowledge", metavar="KB", help="Knowledge base; unset: the embedded one.")
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", metavar="FILE", help="TOML file with a table for each service: retriever, generator, orchestrator."
+    ),
+]
+StartupOption = Annotated[
+    float, typer.Option("--startup-timeout", metavar="SECONDS", help="How long the services may take to load.")
+]
+LogsOption = Annotated[bool, typer.Option("--logs", help="Show the services' logs.")]
+STARTUP_SECONDS = 180.0
+LexicalOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--lexical/--no-lexical",
+        help="Whether the retriever builds a word index (BM25), which --search-kind bm25, weighted and rrf "
+        "need; unset: as --config says, else not.",
+    ),
+]
+
+app = typer.Typer(
+    help="Retrieval-Augmented Generation over gRPC: answers decoded from the exact marginal over passages.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+for command in (changing.add, changing.delete, changing.versions, changing.rollback, changing.diff, changing.compact):
+    kb.command(command.__name__)(command)
+app.add_typer(kb, name="kb")
+app.command("ask")(asking.ask)
+app.command("score")(asking.score)
+app.command("retrieve")(asking.retrieve)
+app.command("info")(asking.info)
+app.command("import-checkpoint")(import_command)
+app.command("quantize-encoder")(quantize_command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        import ragserve  # noqa: PLC0415  (only for this)
+
+        print(f"ragserve {ragserve.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options_of_all(
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", envvar=boundary.DEBUG_VARIABLE, help="Show the traceback of an error as well."),
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Sets what holds for every command, and for the services that it starts."""
+    if debug:
+        os.environ[boundary.DEBUG_VARIABLE] = "1"
+
+
+@app.command("up")
+def up_command(
+    config: ConfigOption = None,
+    model: ModelOption = None,
+    knowledge: KnowledgeOption = None,
+    lexical: LexicalOption = None,
+    startup_timeout: StartupOption = STARTUP_SECONDS,
+) -> None:
+    """Run retriever, generator and orchestrator on this machine until Ctrl-C."""
+    from ragserve_cli.plan import Assets  # noqa: PLC0415  (slow to import)
+    from ragserve_cli.up import up  # noqa: PLC0415
+
+    up(Assets(config, model, knowledge, lexical), startup_timeout)
+
+
+@app.command("demo")
+def demo_command(
+    config: ConfigOption = None,
+    model: ModelOption = None,
+    knowledge: KnowledgeOption = None,
+    lexical: LexicalOption = None,
+    questions: Annotated[
+        Path | None, typer.Option("--questions", metavar="FILE", help="One question a line; unset: the embedded ones.")
+    ] = None,
+    verbose: choices.VerboseOption = False,
+    logs: LogsOption = False,
+    startup_timeout: StartupOption = STARTUP_SECONDS,
+) -> None:
+    """Start the services with the embedded models, answer sample questions, then take yours."""
+    from ragserve_cli.demo import demo  # noqa: PLC0415  (slow to import)
+    from ragserve_cli.plan import Assets  # noqa: PLC0415
+
+    assets = Assets(config, model, knowledge, lexical)
+    demo(assets, questions, verbose=verbose, logs=logs, timeout=startup_timeout)
+
+
+@app.command("quickstart")
+def quickstart_command(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH",
+            help="Your documents: a folder or a file of Markdown, text, HTML, PDF, JSONL, CSV, TSV or Parquet.",
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="KB", help="Knowledge base to make; unset: in ~/.local/share/ragserve."),
+    ] = None,
+    config: ConfigOption = None,
+    model: ModelOption = None,
+    lexical: LexicalOption = None,
+    verbose: choices.VerboseOption = False,
+    logs: LogsOption = False,
+    startup_timeout: StartupOption = STARTUP_SECONDS,
+) -> None:
+    """Build a knowledge base from your documents, start the services on it, and answer your questions."""
+    from ragserve_cli.plan import Assets  # noqa: PLC0415  (slow to import)
+    from ragserve_cli.quickstart import quickstart  # noqa: PLC0415  (slow to import)
+
+    assets = Assets(config, model, out, lexical)
+    quickstart(path, assets, verbose=verbose, logs=logs, timeout=startup_timeout)
+
+
+def run() -> int:
+    """Runs the command that was given. An error becomes one line on stderr, in terms of the options, and a status."""
+    interrupts.before_the_end(remove_unfinished)
+    return boundary.guarded(_run, console.fail, lambda error: boundary.ending_of(in_flags(error, app, sys.argv[1:])))
+
+
+def _run() -> int:
+    logging.basicConfig(level=logging.WARNING, handlers=[console.LogWarnings()])
+    app()
+    return 0
