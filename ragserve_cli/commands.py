@@ -110,7 +110,10 @@ def demo_command(
     logs: LogsOption = False,
     startup_timeout: StartupOption = STARTUP_SECONDS,
 ) -> None:
-    """Start the services with the embedded models, answer sample questions, then take yours."""
+    """Start the services with the embedded models, answer sample questions, then take yours.
+
+    Usual ports that are taken are replaced by free ones.
+    """
     from ragserve_cli.demo import demo  # noqa: PLC0415  (slow to import)
     from ragserve_cli.plan import Assets  # noqa: PLC0415
 

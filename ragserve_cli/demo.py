@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.markup import escape
@@ -13,26 +14,35 @@ from ragserve_cli import console
 from ragserve_cli.local import LogLine
 from ragserve_cli.plan import Assets, demo_directory, plan
 from ragserve_cli.prompt import Prompt
-from ragserve_cli.up import running
+from ragserve_cli.up import ask_command, note_other_ports, running
 
 
 def demo(assets: Assets, questions: Path | None, *, verbose: bool, logs: bool, timeout: float) -> None:
     """Answer the samples, then what is asked at the prompt or piped in."""
     samples = read_questions(questions or demo_directory() / "questions.txt")
     log: LogLine = console.log_line if logs else lambda _service, _line: None
-    with running(plan(assets), log, timeout) as started:
+    launches = plan(assets, free_ports=True)
+    note_other_ports(launches)
+    with running(launches, log, timeout) as started:
         if started is None:
-            return
+            console.note("stopped while starting")
+            raise KeyboardInterrupt
+        console.note(f"The API is at {started.target} (try {ask_command(started)})")
         with Client(started.target) as client:
             prompt = Prompt(client, started, verbose=verbose)
-            for question in samples:
-                if started.stop.is_set():
-                    break
-                started.services.check_alive()
-                console.out.rule(escape(question), align="left", style="dim")
-                prompt.ask(question)
+            with started.cancellable():  # all of the samples that are left
+                _answer(samples, prompt)
             prompt.run()
         console.note("stopping the services")
+
+
+def _answer(samples: Sequence[str], prompt: Prompt) -> None:
+    for question in samples:
+        if prompt.started.stop.is_set():
+            return
+        prompt.started.services.check_alive()
+        console.out.rule(escape(question), align="left", style="dim")
+        prompt.ask(question)
 
 
 def read_questions(path: Path) -> list[str]:

@@ -169,11 +169,20 @@ class LocalServices:
             child.process.kill()
 
 
-def stop_on_signals(services: Callable[[], LocalServices | None]) -> threading.Event:
-    """An event set by the first SIGINT or SIGTERM; the second one kills the services."""
-    stop = threading.Event()
+class Stop(threading.Event):
+    """An event that SIGINT or SIGTERM sets. Where `cancellable` is true, SIGINT raises KeyboardInterrupt instead."""
 
-    def receive(_number: int, _frame: object) -> None:
+    cancellable = False
+
+
+def stop_on_signals(services: Callable[[], LocalServices | None]) -> Stop:
+    """An event set by the first SIGINT or SIGTERM; the second one kills the services."""
+    stop = Stop()
+
+    def receive(number: int, _frame: object) -> None:
+        if number == signal.SIGINT and stop.cancellable:
+            stop.cancellable = False  # the next one comes while the first is handled, and ends the program
+            raise KeyboardInterrupt
         running = services()
         if stop.is_set() and running is not None:
             running.kill()

@@ -29,6 +29,7 @@ class Launch:
     port: int
     metrics_host: str
     metrics_port: int
+    taken_port: int = 0  # the usual port, if another process has it and `port` is used in its place
 
     @property
     def target(self) -> str:
@@ -130,9 +131,13 @@ class Settings:
         return value
 
 
-def _place(known: Settings, service: str, taken: set[int], free_ports: bool) -> tuple[str, int, str, int]:
-    """Host and port, of gRPC and of metrics, checked to be free and not in `taken`, to which they are added."""
+def _place(known: Settings, service: str, taken: set[int], free_ports: bool) -> tuple[str, int, str, int, int]:
+    """Host and port, of gRPC and of metrics, checked to be free and not in `taken`, to which they are added.
+
+    The last one is the usual gRPC port, where it is in use and another one was chosen, or 0.
+    """
     found: list[Any] = []
+    replaced = 0
     for prefix, default in zip(("", "metrics_"), DEFAULT_PORTS[service], strict=True):
         host = str(known.get(service, "server", f"{prefix}host") or HOST)
         value = known.get(service, "server", f"{prefix}port")
@@ -143,13 +148,14 @@ def _place(known: Settings, service: str, taken: set[int], free_ports: bool) -> 
             if value is not None or not free_ports:
                 raise
             port = _free_port(host, 0, setting)
+            replaced = replaced if prefix else default
         while port in taken:
             if str(value) != "0":
                 raise InvalidInputError(setting, f"port {port} is given to two services")
             port = _free_port(host, 0, setting)
         taken.add(port)
         found += [host, port]
-    return found[0], found[1], found[2], found[3]
+    return found[0], found[1], found[2], found[3], replaced
 
 
 def _free_port(host: str, value: Any, setting: str) -> int:
@@ -177,6 +183,8 @@ def _free_port(host: str, value: Any, setting: str) -> int:
         ) from error
 
 
-def _launch(name: str, arguments: list[str], host: str, port: int, metrics_host: str, metrics_port: int) -> Launch:
+def _launch(
+    name: str, arguments: list[str], host: str, port: int, metrics_host: str, metrics_port: int, taken_port: int
+) -> Launch:
     flags = (f"--server.port={port}", f"--server.metrics-port={metrics_port}")
-    return Launch(name, MODULES[name], (*arguments, *flags), host, port, metrics_host, metrics_port)
+    return Launch(name, MODULES[name], (*arguments, *flags), host, port, metrics_host, metrics_port, taken_port)

@@ -71,6 +71,8 @@ class Prompt:
     def run(self) -> None:
         """Answer until the end of input, /quit or SIGTERM. Errors of a question are shown, and the next one is read.
 
+        At a terminal, Ctrl-C during an answer cancels the question.
+
         Raises:
             UnavailableError: a service has ended.
         """
@@ -78,10 +80,11 @@ class Prompt:
         if at_terminal:
             console.note("Type a question, or /help. Ctrl-D ends.")
         lines = terminal_lines(self.started, tuple(self._commands)) if at_terminal else PipedLines(self.started)
-        while (line := lines.read()) is not None:
+        going_on = True
+        while going_on and (line := lines.read()) is not None:
             try:
-                if not self.answer_line(line.strip()):
-                    return
+                with self.started.cancellable():
+                    going_on = self.answer_line(line.strip())
             except RagserveError as error:
                 console.report(error)
 

@@ -15,7 +15,7 @@ from ragserve_cli import console, interrupts
 from ragserve_cli.local import LogLine
 from ragserve_cli.plan import Assets, demo_directory, plan
 from ragserve_cli.prompt import Prompt
-from ragserve_cli.up import running
+from ragserve_cli.up import ask_command, note_other_ports, running
 
 STATE_FILE = "quickstart.json"  # in the knowledge base: what it was built from
 STATE_FORMAT = 1
@@ -61,10 +61,16 @@ def quickstart(path: Path, assets: Assets, *, verbose: bool, logs: bool, timeout
     build_if_changed(sources)
     log: LogLine = console.log_line if logs else lambda _service, _line: None
     served = replace(assets, model=sources.model, knowledge=sources.out)
-    with running(plan(served, free_ports=True), log, timeout) as started:
+    launches = plan(served, free_ports=True)
+    note_other_ports(launches)
+    with running(launches, log, timeout) as started:
         if started is None:
-            return
-        console.note(f"The API is at {started.target}. To serve these documents again: {_up_command(sources)}")
+            console.note("stopped while starting")
+            raise KeyboardInterrupt
+        retriever = next(launch.target for launch in launches if launch.name == "retriever")
+        asking = ask_command(started)
+        console.note(f"The API is at {started.target} (try {asking}); the retriever, for upserts, is at {retriever}")
+        console.note(f"To serve these documents again: {_up_command(sources)}")
         with Client(started.target) as client:
             Prompt(client, started, verbose=verbose).run()
         console.note("stopping the services")

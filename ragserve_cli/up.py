@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Event
 
 from rich.table import Table
 
 from ragserve_cli import console
 from ragserve_cli.choices import DEFAULT_TARGET
-from ragserve_cli.local import LocalServices, LogLine, stop_on_signals
+from ragserve_cli.local import LocalServices, LogLine, Stop, stop_on_signals
 from ragserve_cli.plan import Assets, Launch, address, plan, reachable
 
 STARTUP_SECONDS = 180.0
@@ -24,12 +24,23 @@ class Running:
 
     launches: tuple[Launch, ...]
     services: LocalServices
-    stop: Event
+    stop: Stop
 
     @property
     def target(self) -> str:
         """Where the public API is."""
         return self.launches[-1].target
+
+    @contextmanager
+    def cancellable(self) -> Iterator[None]:
+        """At a terminal, Ctrl-C ends only this block, and what comes after it goes on."""
+        self.stop.cancellable = sys.stdin.isatty()
+        try:
+            yield
+        except KeyboardInterrupt:
+            console.note("cancelled")
+        finally:
+            self.stop.cancellable = False
 
 
 @contextmanager
@@ -60,11 +71,26 @@ def up(assets: Assets, timeout: float) -> None:
             console.note("stopped while starting")
             return
         console.err.print(addresses(launches))
-        flag = "" if started.target == DEFAULT_TARGET else f" --target {started.target}"
-        console.note(f"ready at {started.target}: try 'ragserve ask{flag} \"...\"' in another terminal; Ctrl-C stops")
+        console.note(f"ready at {started.target}: try '{ask_command(started)}' in another terminal; Ctrl-C stops")
         started.services.watch(started.stop)
         console.note("draining")
     console.note("stopped")
+
+
+def note_other_ports(launches: Sequence[Launch]) -> None:
+    """Says which usual ports are taken, and what is used in their place."""
+    moved = [launch for launch in launches if launch.taken_port]
+    if moved:
+        taken = ", ".join(str(launch.taken_port) for launch in moved)
+        used = ", ".join(f"{launch.port} ({launch.name})" for launch in moved)
+        ports = f"port {taken} is" if len(moved) == 1 else f"ports {taken} are"
+        console.note(f"{ports} taken (another ragserve?): using {used}")
+
+
+def ask_command(started: Running) -> str:
+    """How the services are asked from another terminal."""
+    target = "" if started.target == DEFAULT_TARGET else f"--target {started.target} "
+    return f'ragserve ask {target}"..."'
 
 
 def addresses(launches: Sequence[Launch]) -> Table:
@@ -76,7 +102,7 @@ def addresses(launches: Sequence[Launch]) -> Table:
     return table
 
 
-def _wait(services: LocalServices, launches: Sequence[Launch], stop: Event, timeout: float) -> bool:
+def _wait(services: LocalServices, launches: Sequence[Launch], stop: Stop, timeout: float) -> bool:
     begun = time.monotonic()
     names = ", ".join(launch.name for launch in launches)
     with console.progress_bar(f"starting {names}") as bar:

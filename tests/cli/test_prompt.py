@@ -7,16 +7,19 @@ import pty
 import re
 import select
 import signal
+import socket
 import subprocess
 import termios
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
 
+from ragserve_cli.plan import DEFAULT_PORTS
 from tests.cli.conftest import RAGSERVE, Assets, Cli
 
 CONTROL = re.compile(rb"\x1b\[[0-9;?]*[a-zA-Z]|\x1b[()][A-B0]|\r")
@@ -112,3 +115,46 @@ def test_piped_questions_are_answered(cli: Cli, assets: Assets, tmp_path: Path) 
     assert found.returncode == 0, found.stderr
     assert found.stdout.count("log p(y|x)") == 1
     assert "who was the writer?" not in found.stdout
+
+
+def test_ctrl_c_cancels_a_question_and_then_ends_on_an_empty_prompt(terminal: Terminal) -> None:
+    terminal.read_until(b"question>")
+    generator = next(
+        child for child in psutil.Process(terminal.process.pid).children(recursive=True) if is_generator(child)
+    )
+    generator.suspend()  # so that the answer takes as long as the test needs
+    try:
+        os.write(terminal.master, b"who was the painter?\r")
+        terminal.read_until(b"\n")
+        time.sleep(1.0)
+        terminal.process.send_signal(signal.SIGINT)  # as a controlling terminal does for Ctrl-C
+        assert "p(y|x)" not in terminal.read_until(b"cancelled", seconds=10)
+        terminal.read_until(b"question>", seconds=10)
+    finally:
+        generator.resume()
+    assert "log p(y|x)" in terminal.type(b"who was the writer?")
+    os.write(terminal.master, b"\x03")
+    terminal.read_until(b"stopping the services")
+    assert terminal.process.wait(timeout=60) == 0
+
+
+def is_generator(process: psutil.Process) -> bool:
+    return "generator_svc" in process.cmdline()
+
+
+def test_usual_ports_that_are_taken_are_replaced_and_named(cli: Cli, assets: Assets, tmp_path: Path) -> None:
+    (tmp_path / "none.txt").write_text("")
+    with ExitStack() as stack:
+        for port in (port for ports in DEFAULT_PORTS.values() for port in ports):
+            taken = stack.enter_context(socket.socket())
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with suppress(OSError):  # another process has it
+                taken.bind(("127.0.0.1", port))
+                taken.listen()
+        found = cli("demo", *assets.options, "--questions", tmp_path / "none.txt", stdin=subprocess.DEVNULL)
+    assert found.returncode == 0, found.stderr
+    moved = re.search(
+        r"ports 50061, 50062, 50051 are taken \(another ragserve\?\): using .* (\d+) \(orch", found.stderr
+    )
+    assert moved is not None, found.stderr
+    assert f"The API is at 127.0.0.1:{moved[1]} (try ragserve ask --target 127.0.0.1:{moved[1]}" in found.stderr
