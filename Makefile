@@ -12,6 +12,10 @@ export OMP_NUM_THREADS ?= 2
 # Processes that tests run in, a file in one of them.
 WORKERS ?= 2
 
+# With the compatible mode, `import ragserve` also works in the folder that holds a clone named `ragserve`: the folder is
+# on sys.path, where a package goes before the clone, which Python would else take for a namespace package.
+EDITABLE := --config-settings editable_mode=compat --editable
+
 .PHONY: help install demo check test test-long bench gpu protos format clean
 
 help: ## list the targets
@@ -21,13 +25,13 @@ install: $(STAMP) ## create the environment and install what is missing
 
 $(STAMP): pyproject.toml $(KERNELS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[all,$(DEVICE),dev]'
+	$(BIN)/python -m pip install --quiet $(EDITABLE) '.[all,$(DEVICE),dev]'
 	touch $@ $(DEMO_STAMP)
 
 # What the services need, without the tools of development.
 $(DEMO_STAMP): pyproject.toml $(KERNELS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[all,$(DEVICE)]'
+	$(BIN)/python -m pip install --quiet $(EDITABLE) '.[all,$(DEVICE)]'
 	touch $@
 
 demo: $(DEMO_STAMP) ## start the three services with the embedded models and answer questions
