@@ -62,15 +62,19 @@ def text(field: str, name: str, value: object) -> str:
 
 def whole(field: str, name: str, value: object, most: int, least: int = 0) -> int:
     """A whole number within bounds. True is none, and neither is 5.0; integers of numpy are."""
-    wanted = f"a whole number from {least} to {most}"
+    bounds = f"a whole number from {least} to {most}"
+    # The largest number of the wire is not the limit that counts, which the service knows.
+    wanted = "a whole number" if most in (LARGEST_UINT32, LARGEST_UINT64) else bounds
     if _is_bool(value) or not hasattr(value, "__index__"):
         raise refused(field, name, value, wanted)
     try:
         number = operator.index(value)
     except TypeError as error:  # an array
         raise refused(field, name, value, wanted) from error
+    if number < least and wanted != bounds:
+        raise refused(field, name, value, f"{wanted}, {least} or more")
     if not least <= number <= most:
-        raise refused(field, name, value, wanted)
+        raise refused(field, name, value, bounds)
     return number
 
 

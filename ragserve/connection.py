@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from ragserve.calls import TimeLeft
 from ragserve.errors import FailedPreconditionError, InternalError, RagserveError, UnavailableError
 from ragserve.failures import SERVICES, Called, Service, explained, outcome_unknown
+from ragserve.keywords import in_keywords
 from ragserve.serving.channel import channel, sync_channel
 from ragserve.serving.status import is_from_service
 from ragserve.serving.streams import ClientStream
@@ -61,7 +62,7 @@ class _Use:
 
     def failure(self, error: BaseException, left: TimeLeft, found: Service | None) -> RagserveError:
         """The error that a call raises for what gRPC raised."""
-        failure = self._failure(error, left, found)
+        failure = in_keywords(self._failure(error, left, found), self.service.name)
         failure.outcome_unknown = not isinstance(error, grpc.RpcError) or outcome_unknown(error)
         return failure
 

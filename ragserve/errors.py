@@ -17,6 +17,7 @@ class RagserveError(Exception):
     """
 
     outcome_unknown = False
+    sent = ""  # the message in the names of the wire, where a client has put its keywords into `message`
 
     def __init__(self, message: str, *, field: str = "", retry_after_seconds: float | None = None) -> None:
         super().__init__(message)
@@ -25,14 +26,15 @@ class RagserveError(Exception):
         self.retry_after_seconds = retry_after_seconds
 
     def __str__(self) -> str:
-        return self.message if not self.field or _names(self.message, self.field) else f"{self.field}: {self.message}"
+        named = self.sent or not self.field or names(self.message, self.field)
+        return self.message if named else f"{self.field}: {self.message}"
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickles and copies without the arguments of `__init__`, which subclasses may have others of."""
         return _restored, (type(self), self.args, self.__dict__)
 
 
-def _names(message: str, field: str) -> bool:
+def names(message: str, field: str) -> bool:
     """Whether a message says the name of its field already, as a whole word."""
     if re.search(rf"(?<![\w.\[]){re.escape(field)}(?![\w\[]|\.\w)", message):
         return True

@@ -13,6 +13,7 @@ import numpy as np
 from ragserve import arguments
 from ragserve.errors import InvalidInputError
 from ragserve.filters import DEFAULT_K
+from ragserve.keywords import RETRIEVER, in_keywords
 from ragserve.knowledge import Lookup, LookupResult, NewPassage, Query, QueryPassages, StreamedLookup
 from ragserve.nothing_found import FilterKeys, explanation
 from ragserve.requests import set_field, set_required, set_search
@@ -175,6 +176,5 @@ def streamed(response: pb.RetrieveStreamResponse) -> StreamedLookup:
         return StreamedLookup(response.id, lookup_result(response.response))
     error = response.error
     code = code_of_number(error.code)
-    return StreamedLookup(
-        response.id, error=error_of(code, error.message, error.field, error.retry_after_seconds or None)
-    )
+    raised = error_of(code, error.message, error.field, error.retry_after_seconds or None)
+    return StreamedLookup(response.id, error=in_keywords(raised, RETRIEVER))

@@ -17,10 +17,13 @@ EarlyStopping = Literal[False, True, "never"]
 
 @dataclass(frozen=True)
 class Document:
-    """A document to answer from instead of retrieving; log-priors are normalized by the service."""
+    """A document to answer from instead of retrieving; log-priors are normalized by the service.
 
-    title: str
-    text: str
+    text: must be given; it may be empty, as the title may.
+    """
+
+    title: str = ""
+    text: str | None = None
     log_prior: float = 0.0
 
 

@@ -44,7 +44,7 @@ def in_flags(error: BaseException, app: typer.Typer, arguments: Sequence[str]) -
         return error
     shown = parameters_of(command_of(app, arguments))
     field = _flag(error.field, shown) or error.field
-    message = _FIELD.sub(lambda found: _flag(found[1], shown) or found[1], error.message)
+    message = _FIELD.sub(lambda found: _flag(found[1], shown) or found[1], error.sent or error.message)
     subject, space, rest = message.partition(" ")
     if subject == error.field and field != error.field:
         message = f"{field}{space}{rest}"

@@ -8,6 +8,7 @@ import pickle
 import pytest
 
 from ragserve import errors
+from ragserve.keywords import RETRIEVER, in_keywords
 from ragserve.serving.status import CODE_OF
 
 
@@ -56,3 +57,30 @@ class OwnError(errors.NotFoundError):
     def __init__(self, count: int) -> None:
         super().__init__(f"{count} are too many")
         self.count = count
+
+
+@pytest.mark.parametrize(
+    ("field", "message", "said"),
+    [
+        ("n_docs", "must be at least 1", "docs must be at least 1"),
+        ("options.num_beams", "must be between 1 and 16", "beams must be between 1 and 16"),
+        ("options.num_return_sequences", "must be at most num_beams", "num_return_sequences must be at most beams"),
+        ("search.kind", "set search.kind to dense.", "set search_kind to dense."),
+        ("search.filter[0].range", "search.filter[0].range has both.", "filter[0].range has both."),
+        ("options.sampling.top_p", "must be above 0", "sampling.top_p must be above 0"),
+        ("documents[0].text", "is too long", "documents[0].text: is too long"),
+        ("", "cannot read /a/n_docs/num_beams.json", "cannot read /a/n_docs/num_beams.json"),
+        ("server.max_message_bytes", "is 3", "server.max_message_bytes: is 3"),
+    ],
+)
+def test_errors_of_the_service_name_keywords(field: str, message: str, said: str) -> None:
+    error = in_keywords(errors.InvalidInputError(field, message), "ragserve.v1.RagService")
+    assert str(error) == said
+    assert error.field == field
+    assert (error.sent or error.message) == message
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_errors_of_the_retriever_name_keywords() -> None:
+    for field, said in (("options.kind", "kind is bad"), ("passages[3].passage.text", "passages[3].text is bad")):
+        assert str(in_keywords(errors.InvalidInputError(field, f"{field} is bad"), RETRIEVER)) == said

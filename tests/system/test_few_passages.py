@@ -100,29 +100,29 @@ EMPTY = [
     (
         {"filter": {"lang": "xx"}},
         "search.filter",
-        "No passage of knowledge version 1 matches search.filter. None has a text, number or boolean under the "
+        "No passage of knowledge version 1 matches filter. None has a text, number or boolean under the "
         "metadata key 'lang'. The metadata keys there are: 'kind' and 'year'.",
     ),
     (
         {"filter": {"title": "x", "kind": "y"}},
         "search.filter",
-        "No passage of knowledge version 1 matches search.filter. None has a text, number or boolean under the "
+        "No passage of knowledge version 1 matches filter. None has a text, number or boolean under the "
         "metadata key 'title'. Only metadata can be filtered, not title.",
     ),
     (
         {"filter": {"kind": "xx"}, "search_kind": "bm25"},
         "search.filter",
-        "No passage of knowledge version 1 matches search.filter. Remove a condition.",
+        "No passage of knowledge version 1 matches filter. Remove a condition.",
     ),
     (
         {"filter": {"kind": "xx"}, "search_kind": "rrf"},
         "search.filter",
-        "No passage of knowledge version 1 matches search.filter. Remove a condition.",
+        "No passage of knowledge version 1 matches filter. Remove a condition.",
     ),
     (
         {"question": "Whose zebra yawned?", "search_kind": "bm25"},
         "search.kind",
-        "No passage of knowledge version 1 contains a word of the question. Ask with other words, or set search.kind "
+        "No passage of knowledge version 1 contains a word of the question. Ask with other words, or set search_kind "
         "to dense, which needs no common word.",
     ),
     (
@@ -148,7 +148,7 @@ def test_nothing_found_has_its_true_cause(
         options["question"], 1, filter=given.get("filter"), kind=given.get("search_kind"), knowledge_version=1
     )
     assert found.passages == ()
-    assert found.results[0].nothing_found.startswith(said.partition("search.")[0])
+    assert found.results[0].nothing_found.startswith(said.partition("search_")[0])
     assert knowledge.retrieve(options["question"], 1).results[0].nothing_found == ""
 
 
@@ -158,7 +158,7 @@ def test_words_that_only_the_filtered_passages_have(rag: ragserve.Client, knowle
         rag.retrieve("whose zebra?", search_kind="bm25", filter={"lang": ragserve.none_of("en")})
     assert caught.value.field == "search.filter"
     assert caught.value.message.startswith(
-        f"No passage of knowledge version {version} that matches search.filter contains a word of the question."
+        f"No passage of knowledge version {version} that matches filter contains a word of the question."
     )
     knowledge.delete(["c"])
 

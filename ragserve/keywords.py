@@ -1,0 +1,50 @@
+"""Errors of the services in the words of the Python clients: a keyword in place of the field that it sets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TypeVar
+
+from ragserve.errors import RagserveError, names
+
+# Fields whose keyword has another name, by the full name of the service; all others lose their group alone.
+RETRIEVER = "ragserve.v1.RetrieverService"
+RENAMED: Mapping[str, Mapping[str, str]] = {
+    "ragserve.v1.RagService": {
+        "n_docs": "docs",
+        "num_beams": "beams",
+        "options.num_beams": "beams",
+        "search.kind": "search_kind",
+    },
+    RETRIEVER: {},
+}
+# A field in a message, as a path or with an underscore; not a part of a file's name.
+_FIELD = re.compile(
+    r"(?<![\w/.'\"-])((?:options|search)(?:\.\w+)+|passages\[\d+\]\.passage(?:\.\w+)+|n_docs|num_beams)(?![\w/-])"
+)
+_PASSAGE = re.compile(r"^(passages\[\d+\])\.passage\.")
+
+E = TypeVar("E", bound=RagserveError)
+
+
+def in_keywords(error: E, service: str) -> E:
+    """The same error, its message in keywords; `field` stays, and `sent` keeps the message as it came."""
+    renamed = RENAMED.get(service)
+    if renamed is None:
+        return error
+    argument = _keyword(error.field, renamed)
+    message = _FIELD.sub(lambda found: _keyword(found[1], renamed), error.message)
+    if (argument, message) == (error.field, error.message):
+        return error
+    if not names(message, argument):
+        message = f"{argument}{' ' if message.startswith('must ') else ': '}{message}"
+    error.sent, error.message, error.args = error.message, message, (message,)
+    return error
+
+
+def _keyword(field: str, renamed: Mapping[str, str]) -> str:
+    if field in renamed:
+        return renamed[field]
+    group, _, rest = field.partition(".")
+    return rest if rest and group in ("options", "search") else _PASSAGE.sub(r"\1.", field)
