@@ -42,7 +42,11 @@ def in_flags(error: BaseException, app: typer.Typer, arguments: Sequence[str]) -
     """The error with flags for fields. `arguments` say which command of `app` was run."""
     if not isinstance(error, RagserveError):
         return error
-    shown = parameters_of(command_of(app, arguments))
+    return renamed(error, parameters_of(command_of(app, arguments)))
+
+
+def renamed(error: RagserveError, shown: Mapping[str, str]) -> RagserveError:
+    """The error with the names that the user knows parameters of a command by, in place of fields of a request."""
     field = _flag(error.field, shown) or error.field
     message = _FIELD.sub(lambda found: _flag(found[1], shown) or found[1], error.sent or error.message)
     subject, space, rest = message.partition(" ")

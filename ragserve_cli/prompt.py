@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import select
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 from rich.markup import escape
+from rich.table import Table
 
 from ragserve.client import Client
 from ragserve.errors import InvalidInputError, RagserveError
@@ -18,6 +19,7 @@ from ragserve.results import Answer
 from ragserve_cli import answers, console
 from ragserve_cli.explain import write_page
 from ragserve_cli.explain_terminal import show_token_posteriors
+from ragserve_cli.prompt_settings import Settings
 from ragserve_cli.up import Running
 
 POLL_SECONDS = 0.2
@@ -51,6 +53,7 @@ class Prompt:
     client: Client
     started: Running
     verbose: bool = False
+    settings: Settings = field(default_factory=Settings)
     _last: tuple[str, Answer] | None = None
     _warned: set[str] = field(default_factory=set)
     _commands: dict[str, Command] = field(init=False)
@@ -64,6 +67,10 @@ class Prompt:
                 "show which passage the model relied on for each token, or write a page",
                 self._explain,
             ),
+            "/set": Command(
+                "/set [NAME VALUE]", "set docs, beams, mode, filter, … for the next questions, or list all", self._set
+            ),
+            "/unset": Command("/unset [NAME]", "give a setting, or all of them, the default again", self._unset),
             "/verbose": Command("/verbose", "show all figures with each answer, or no longer", self._verbose),
             "/quit": Command("/quit", "end (also Ctrl-D)", lambda _: False),
         }
@@ -79,7 +86,7 @@ class Prompt:
         at_terminal = sys.stdin.isatty()
         if at_terminal:
             console.note("Type a question, or /help. Ctrl-D ends.")
-        lines = terminal_lines(self.started, tuple(self._commands)) if at_terminal else PipedLines(self.started)
+        lines = terminal_lines(self.started, self.completions) if at_terminal else PipedLines(self.started)
         going_on = True
         while going_on and (line := lines.read()) is not None:
             try:
@@ -104,7 +111,10 @@ class Prompt:
 
     def ask(self, question: str) -> None:
         """Show the answer to a question; a warning that was shown before is not repeated."""
-        answer = self.client.generate(question, token_posteriors=True)
+        try:
+            answer = self.client.generate(question, token_posteriors=True, **self.settings.keywords())
+        except RagserveError as error:
+            raise self.settings.in_names(error) from error
         self._last = (question, answer)
         new = tuple(warning for warning in answer.warnings if warning not in self._warned)
         self._warned.update(new)
@@ -135,6 +145,37 @@ class Prompt:
             console.note(f"{argument} shows which passage the model relied on for each token")
         else:
             show_token_posteriors(answer)
+        return True
+
+    def completions(self, text: str) -> Sequence[str]:
+        """The commands, names and values that may stand in place of the last word of a text."""
+        match text.split(" "):
+            case [_]:
+                return tuple(self._commands)
+            case ["/set" | "/unset", _]:
+                return self.settings.names
+            case ["/set", name, _]:
+                return self.settings.choices(name)
+        return ()
+
+    def _set(self, argument: str) -> bool:
+        name, _, value = argument.partition(" ")
+        if value:
+            name = self.settings.set(name, value.strip())
+            console.note(f"{name} is {self.settings.value(name)}")
+            return True
+        names = [name] if name else self.settings.names
+        table = Table("setting", "value", "what it is", box=None, pad_edge=False, header_style="dim")
+        for one in names:
+            table.add_row(
+                one, escape(self.settings.value(one)) or "[dim]default[/]", escape(self.settings.meaning(one))
+            )
+        console.out.print(table)
+        return True
+
+    def _unset(self, argument: str) -> bool:
+        self.settings.unset(argument)
+        console.note(f"{argument or 'every setting'} has its default again")
         return True
 
     def _verbose(self, _argument: str) -> bool:
@@ -178,11 +219,14 @@ class PipedLines:
         return None
 
 
-def terminal_lines(started: Running, commands: tuple[str, ...]) -> LineReader:
-    """A reader with line editing, history and completion."""
+def terminal_lines(started: Running, completions: Callable[[str], Sequence[str]]) -> LineReader:
+    """A reader with line editing, history and completion.
+
+    `completions` gives what may stand in place of the last word of a text.
+    """
     from ragserve_cli.terminal import TerminalLines  # noqa: PLC0415  (only where there is a terminal)
 
-    return TerminalLines(started, commands, history_file())
+    return TerminalLines(started, completions, history_file())
 
 
 def history_file() -> Path | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
-from prompt_toolkit.completion import WordCompleter
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion
+from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory, InMemoryHistory
 from prompt_toolkit.output import create_output
 from prompt_toolkit.patch_stdout import patch_stdout
@@ -16,14 +18,29 @@ from ragserve_cli.prompt import POLL_SECONDS, PROMPT
 from ragserve_cli.up import Running
 
 
+class LastWordCompleter(Completer):
+    """Completes the word before the cursor with what a function gives for the text up to there."""
+
+    def __init__(self, completions: Callable[[str], Sequence[str]]) -> None:
+        self._completions = completions
+
+    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
+        """The candidates that begin as the word does."""
+        text = document.text_before_cursor
+        word = text.rpartition(" ")[2]
+        for candidate in self._completions(text):
+            if candidate.startswith(word):
+                yield Completion(candidate, start_position=-len(word))
+
+
 class TerminalLines:
     """One prompt; the services are watched while it waits."""
 
-    def __init__(self, started: Running, commands: tuple[str, ...], history: Path | None) -> None:
+    def __init__(self, started: Running, completions: Callable[[str], Sequence[str]], history: Path | None) -> None:
         self._started = started
         self._session: PromptSession[str] = PromptSession(
             history=FileHistory(str(history)) if history else InMemoryHistory(),
-            completer=WordCompleter(commands, sentence=True),
+            completer=LastWordCompleter(completions),
             complete_while_typing=False,
             auto_suggest=AutoSuggestFromHistory(),
             output=create_output(always_prefer_tty=True),

@@ -80,6 +80,11 @@ def test_editing_history_and_commands(terminal: Terminal, tmp_path: Path) -> Non
     assert all(name in help_text for name in ("/help", "/passages", "/explain", "/quit"))
     assert "log p(y|x)" in terminal.type(b"who s the painter?" + LEFT * len("s the painter?") + b"wa")
     assert "score" in terminal.type(b"/passages")
+    for begun, completed in ((b"/se", b"/set"), (b" mo", b"mode"), (b" seq", b"sequence")):
+        os.write(terminal.master, begun + b"\t")
+        terminal.read_until(completed)
+    assert "mode is sequence" in terminal.type(b"")
+    assert "mode has its default again" in terminal.type(b"/unset mode")
     assert "token" in terminal.type(b"/explain")
     page = tmp_path / "page.html"
     terminal.type(f"/explain {page}".encode())
@@ -103,6 +108,40 @@ def test_up_recalls_the_question_of_an_earlier_session(terminal: Terminal, tmp_p
     terminal.read_until(b"stopping")
     assert terminal.process.wait(timeout=60) == 0
     assert psutil.wait_procs(children, timeout=5)[1] == []
+
+
+SETTINGS = """\
+/set docs 3
+/set beams 2
+/set returns 2
+/set filter number<9
+who was the painter?
+/set beams many
+/set mode fast
+/set nothing 1
+/set filter number~9
+/set docs 0
+who was the writer?
+/unset
+/set beams
+"""
+
+
+def test_settings_hold_for_the_next_questions(cli: Cli, assets: Assets, tmp_path: Path) -> None:
+    questions = tmp_path / "none.txt"
+    questions.write_text("")
+    options = ("--config", assets.config, *assets.options, "--questions", questions)
+    found = cli("demo", *options, input=SETTINGS)
+    assert found.returncode == 0, found.stderr
+    assert re.findall(r"^ *(\d)  ", found.stdout, re.MULTILINE) == ["1", "2", "1", "2", "3"]
+    errors = [line for line in found.stderr.splitlines() if line.startswith("error: ")]
+    assert [line.split(": ")[1] for line in errors] == [
+        *("beams", "mode", "there is no setting 'nothing'. Type /set to see all."),
+        *("Cannot read the filter 'number~9'. Write KEY=VALUE, KEY=A,B or KEY>=VALUE.", "docs"),
+    ]
+    assert "'many'" in errors[0]
+    assert "'token', 'sequence'" in errors[1]
+    assert re.search(r"beams +default +Beams of the search", found.stdout)
 
 
 def test_piped_questions_are_answered(cli: Cli, assets: Assets, tmp_path: Path) -> None:
