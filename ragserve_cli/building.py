@@ -29,6 +29,7 @@ class Format(StrEnum):
     """Formats of sources of passages."""
 
     JSONL = "jsonl"
+    JSON = "json"
     TSV = "tsv"
     CSV = "csv"
     PARQUET = "parquet"
@@ -64,8 +65,8 @@ class Engine(StrEnum):
 
 
 SOURCE = (
-    "Passages: JSONL, TSV (psgs_w100.tsv), CSV, Parquet, Arrow, Lance or a knowledge base, a text, Markdown, HTML or "
-    "PDF file, or a folder of them; - for standard input."
+    "Passages: JSONL, JSON (an array of objects), TSV (psgs_w100.tsv), CSV, Parquet, Arrow, Lance or a knowledge base, "
+    "a text, Markdown, HTML or PDF file, or a folder of them; - for standard input."
 )
 QUOTES = (
     "Quotes that begin TSV and CSV fields: 'yes' ends the field at the next quote, on a later line if need be; "
@@ -108,7 +109,9 @@ SkipOption = Annotated[
 ]
 IdColumnOption = Annotated[
     str | None,
-    typer.Option("--id-column", metavar="NAME", help="Column of the ids; unset: id, _id.", rich_help_panel=INPUT),
+    typer.Option(
+        "--id-column", metavar="NAME", help="Column of the ids; unset: id, _id, docid.", rich_help_panel=INPUT
+    ),
 ]
 TitleColumnOption = Annotated[
     str | None,
@@ -117,7 +120,10 @@ TitleColumnOption = Annotated[
 TextColumnOption = Annotated[
     str | None,
     typer.Option(
-        "--text-column", metavar="NAME", help="Column of the texts; unset: text, contents, body.", rich_help_panel=INPUT
+        "--text-column",
+        metavar="NAME",
+        help="Column of the texts; unset: text, contents, content, body, passage.",
+        rich_help_panel=INPUT,
     ),
 ]
 WithoutColumnOption = Annotated[

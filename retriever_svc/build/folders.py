@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+from retriever_svc.build.lines import open_binary
 from retriever_svc.knowledge import DATASET_NAME
 
 ROW_ENDINGS: Mapping[str, str] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
+    ".json": "json",
     ".tsv": "tsv",
     ".csv": "csv",
     ".parquet": "parquet",
@@ -30,12 +34,15 @@ DOCUMENT_ENDINGS: Mapping[str, str] = {
     ".pdf": "pdf",
 }
 ENDINGS: Mapping[str, str] = {**ROW_ENDINGS, **DOCUMENT_ENDINGS}
-GZIPPED = ("jsonl", "tsv", "csv")
+GZIPPED = ("jsonl", "json", "tsv", "csv")
 # What describes the files beside it: dataset cards and licenses.
 ABOUT_THE_DATA = ("license", "licence", "changelog", "citation", "notice")
 SAVED_STATE = "state.json"  # names the files of a data set that Hugging Face's save_to_disk wrote
 NAMED = 5  # files in a note
 BROKEN_LINK = "broken link"
+OTHER_JSON = ".json that is not an array of objects"
+ARRAY_OF_OBJECTS = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[\s*\{")
+PEEKED_BYTES = 4096
 
 
 def format_of(name: str) -> str | None:
@@ -128,10 +135,21 @@ def _known(found: FoundFiles, folder: Path, paths: Iterable[Path]) -> list[Path]
         parts = path.relative_to(folder).parts
         if format_of(path.name) is None:
             found.unread[path.suffix.lower()] += 1
+        elif format_of(path.name) == "json" and not _holds_objects(path):
+            found.unread[OTHER_JSON] += 1
         elif not _has_rows(path) or not any(part.startswith("_") for part in parts):
             known.append(path)
     saved = _saved_files(known[0].parent) if known else None
     return known if saved is None else [path for path in known if path.name in saved or not _has_rows(path)]
+
+
+def _holds_objects(path: Path) -> bool:
+    """Whether a JSON file begins as an array of objects. Its reader says why it cannot be read."""
+    try:
+        with open_binary(path) as file:
+            return ARRAY_OF_OBJECTS.match(file.read(PEEKED_BYTES)) is not None
+    except (OSError, EOFError, zlib.error):
+        return True
 
 
 def _has_rows(path: Path) -> bool:

@@ -37,7 +37,7 @@ def read_lines(source: Path, max_text_bytes: int) -> Iterator[Line]:
     """
     most, number = ESCAPED_BYTES * max_text_bytes + OTHER_BYTES, 0
     try:
-        with _open(source) as file:
+        with open_binary(source) as file:
             while raw := file.readline(most + 1):
                 number += 1
                 long = len(raw) > most
@@ -51,7 +51,8 @@ def read_lines(source: Path, max_text_bytes: int) -> Iterator[Line]:
         raise bad_row(source, number + 1, f"the gzip data are damaged or end early: {error}") from error
 
 
-def _open(source: Path) -> BinaryIO | gzip.GzipFile:
+def open_binary(source: Path) -> BinaryIO | gzip.GzipFile:
+    """The file, open for reading; unpacked where it is gzipped."""
     return gzip.GzipFile(source) if source.suffix == ".gz" else source.open("rb")
 
 

@@ -9,7 +9,7 @@ from ragserve.errors import InvalidInputError
 from ragserve.files import file_error
 from retriever_svc.build.columns import ColumnNames
 from retriever_svc.build.folders import files_in, format_of
-from retriever_svc.build.formats import arrow, delimited, documents, jsonl
+from retriever_svc.build.formats import arrow, delimited, documents, json_array, jsonl
 from retriever_svc.build.reading import RawRow
 
 Reader = Callable[[Path, ColumnNames, int], Iterator[RawRow]]
@@ -38,6 +38,7 @@ def _unreadable(path: Path, error: OSError) -> InvalidInputError:
 
 READERS: Mapping[str, Reader] = {
     "jsonl": jsonl.read_jsonl,
+    "json": json_array.read_json,
     "tsv": lambda source, names, most: delimited.read_delimited(source, "\t", names, most),
     "csv": lambda source, names, most: delimited.read_delimited(source, ",", names, most),
     "parquet": arrow.read_parquet,

@@ -76,9 +76,8 @@ def guess_format(source: Path) -> str:
         return "lance" if is_lance(source) else "folder"
     name = format_of(source.name)
     if name is None:
-        hint = " (one JSON object a line: --format jsonl)" if source.suffix.lower() == ".json" else ""
         raise InvalidInputError(
-            "source", f"{source}: the name does not end in one of {looked_for()}: say the format (--format){hint}"
+            "source", f"{source}: the name does not end in one of {looked_for()}: say the format (--format)"
         )
     return name
 

@@ -174,5 +174,5 @@ def test_a_folder_without_passages_says_what_is_looked_for(model: Path, tmp_path
         build_knowledge_base(tmp_path / "docs", tmp_path / "kb", model)
     for words in ("holds no passages: looked in it", ".jsonl, ", ".parquet, ", ".html, ", ".pdf", "1 .docx, 1 .json"):
         assert words in caught.value.message
-    with pytest.raises(InvalidInputError, match=r"b\.json: the name does not end in one of .*--format jsonl"):
+    with pytest.raises(InvalidInputError, match=r"b\.json:1: not a JSON array of objects: .*--format jsonl"):
         list(read_rows(tmp_path / "docs" / "b.json"))
