@@ -130,8 +130,8 @@ def mode_warnings(mode: Mode, info: GeneratorInfo) -> tuple[str, ...]:
     if info.trained_mode is None or info.trained_mode is mode:
         return ()
     return (
-        f"the checkpoint was trained as RAG-{info.trained_mode.value.capitalize()} "
-        f"and is served as RAG-{mode.value.capitalize()}: its probabilities were not learned for that",
+        f"You asked for {mode.value} mode. This checkpoint was trained as RAG-{info.trained_mode.value.capitalize()}; "
+        f"in {mode.value} mode its probabilities are not calibrated.",
     )
 
 

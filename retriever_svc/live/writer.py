@@ -142,9 +142,11 @@ class KnowledgeWriter:
             NotFoundError: there is no such version.
             DataLossError: a file of it is gone or was altered.
         """
-        if version < 1:
-            raise NotFoundError(f"version {version} is none: versions count from 1", field="knowledge_version")
         newest = newest_version(self._path)
+        if version < 1:
+            raise NotFoundError(
+                f"There is no version {version}; the versions are 1 to {newest}", field="knowledge_version"
+            )
         if version == newest:
             return version
         dataset = self._open(version)
