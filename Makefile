@@ -24,12 +24,14 @@ help: ## list the targets
 install: $(STAMP) ## create the environment and install what is missing
 
 $(STAMP): pyproject.toml $(KERNELS)
+	@echo "installing into $(VENV): about two minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(EDITABLE) '.[all,$(DEVICE),dev]'
 	touch $@ $(DEMO_STAMP)
 
 # What the services need, without the tools of development.
 $(DEMO_STAMP): pyproject.toml $(KERNELS)
+	@echo "installing into $(VENV): about two minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(EDITABLE) '.[all,$(DEVICE)]'
 	touch $@
