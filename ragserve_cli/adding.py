@@ -12,7 +12,7 @@ from ragserve.errors import InvalidInputError, RagserveError
 from ragserve.passage_rules import MAX_PASSAGE_BYTES, PassageLimits
 from ragserve_cli import console, interrupts
 from ragserve_cli.places import Place
-from retriever_svc.build.lines import bad_row
+from retriever_svc.build.lines import bad_row, skippable
 from retriever_svc.build.reading import EMBEDDINGS, Notify, ReadOptions
 from retriever_svc.build.sources import SourcePassage, no_passages, read_rows, split_row
 from retriever_svc.splitting import Cut, SplitOptions, chunk_parent
@@ -115,7 +115,7 @@ class Source:
 
     def _skip(self, error: InvalidInputError, bad_rows: list[str] | None) -> None:
         if not self.adding.skip_bad_rows:
-            raise error
+            raise skippable(error)
         if bad_rows is not None:
             bad_rows.append(error.message)
 
@@ -194,7 +194,7 @@ def _add_batch(
                 raise
             refused = _in_the_file(error, rows.pop(int(number.group(1)))[0])
             if not source.adding.skip_bad_rows:
-                raise refused from error
+                raise skippable(refused) from error
             console.warn(f"skipped a row: {refused.message}")
             continue
         done.knowledge_version = found.knowledge_version

@@ -14,6 +14,8 @@ from ragserve.errors import InvalidInputError
 # A line or record holds a text, which JSON may write with six characters a byte, and 1 MiB of other columns.
 ESCAPED_BYTES, OTHER_BYTES = 6, 2**20
 
+TO_UTF8 = "convert the file to UTF-8 (such as with iconv -f WINDOWS-1252 -t UTF-8)"
+
 Line: TypeAlias = tuple[int, str | InvalidInputError]
 
 
@@ -21,6 +23,11 @@ def bad_row(source: Path, line: int, message: str) -> InvalidInputError:
     """The error for a bad row, with file and line in front."""
     place = f"{source}:{line}".encode("utf-8", "backslashreplace").decode()
     return InvalidInputError(place, f"{place}: {message}")
+
+
+def skippable(error: InvalidInputError) -> InvalidInputError:
+    """The same error about one row or file, with the option that leaves such rows out."""
+    return InvalidInputError(error.field, f"{error.message} (skip_bad_rows leaves such rows out)")
 
 
 def too_long(source: Path, line: int, what: str, max_text_bytes: int) -> InvalidInputError:
@@ -62,4 +69,4 @@ def _text(source: Path, number: int, raw: bytes) -> str | InvalidInputError:
     try:
         return raw.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        return bad_row(source, number, f"not UTF-8 at byte {error.start} of the line")
+        return bad_row(source, number, f"not UTF-8 at byte {error.start} of the line; {TO_UTF8}")

@@ -16,7 +16,7 @@ from ragserve.passage_rules import DEFAULT_LIMITS, PassageLimits
 from retriever_svc.build.column_vectors import ColumnVectors
 from retriever_svc.build.duplicates import NameTable
 from retriever_svc.build.files import write_batches
-from retriever_svc.build.lines import bad_row
+from retriever_svc.build.lines import bad_row, skippable
 from retriever_svc.build.reading import EMBEDDINGS, Notify
 from retriever_svc.build.sources import SourcePassage, SourceRow, no_passages, split_row
 from retriever_svc.build.staged import DROPPED, RAW_VECTORS, TEXTS, Staged, among, scan
@@ -121,7 +121,7 @@ class Stager:
     def _bad(self, error: InvalidInputError) -> None:
         """Raise, or keep the words of the first few."""
         if not self._skip:
-            raise error
+            raise skippable(error)
         if len(self._examples) < NAMED:
             self._examples.append(error.message)
 

@@ -25,6 +25,7 @@ def test_bad_rows_are_reported_and_the_status_says_what_was_wrong(model: Path, t
     refused = kb_build(source, out, "--model", model)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert f"{source}:3: badly quoted" in refused.stderr
+    assert "(--skip-bad-rows leaves such rows out)" in refused.stderr
     kept = kb_build(source, out, "--model", model, "--skip-bad-rows", "--split-tokens", 8, "--overlap", 2)
     assert kept.returncode == 0, kept.stderr
     assert f"skipped 1 of 3 rows, beginning with: {source}:3: badly quoted" in kept.stderr

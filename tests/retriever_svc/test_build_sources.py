@@ -53,8 +53,8 @@ def test_a_folder_is_read_recursively(model: Path, options: RetrievalOptions, tm
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", r"docs/bad\.md:1: column 'text' is empty"),
-        (b"ab\xff", r"docs/bad\.md:1: not UTF-8 at byte 2 of the file"),
+        (b"", r"docs/bad\.md:1: the file is empty"),
+        (b"ab\xff", r"docs/bad\.md:1: not UTF-8 at byte 2 of the file; convert the file to UTF-8 \(such as with iconv"),
         (b"x" * (MAX_TEXT_BYTES + 1), r"docs/bad\.md:1: the file is too long: a text may have 1048576 bytes"),
     ],
 )

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from ragserve.errors import InvalidInputError
 from retriever_svc.build.columns import ColumnNames
 from retriever_svc.build.formats.document import Document, decode
 from retriever_svc.build.formats.html import read_html
 from retriever_svc.build.formats.markdown import read_markdown
 from retriever_svc.build.formats.pdf import NoTextError, read_pdf
-from retriever_svc.build.lines import ESCAPED_BYTES, OTHER_BYTES, bad_row, too_long
+from retriever_svc.build.lines import ESCAPED_BYTES, OTHER_BYTES, TO_UTF8, bad_row, too_long
 from retriever_svc.build.reading import RawRow, Row
 
 PDF_BYTES = 2**28
@@ -58,7 +59,9 @@ def read_pdf_file(source: Path, names: ColumnNames, max_text_bytes: int) -> Iter
         raise bad_row(source, page + 1, str(error)) from error
 
 
-def _row(source: Path, names: ColumnNames, identifier: str, document: Document) -> Row:
+def _row(source: Path, names: ColumnNames, identifier: str, document: Document) -> Row | InvalidInputError:
+    if not document.text.strip():
+        return bad_row(source, 1, "the file holds no text" if source.stat().st_size else "the file is empty")
     title, metadata = document.title or source.stem, names.wanted(document.metadata)
     return {"id": identifier, "title": title, "text": document.text, "metadata": metadata or None}
 
@@ -73,4 +76,4 @@ def _decoded(source: Path, raw: bytes) -> str:
     try:
         return decode(raw)
     except UnicodeDecodeError as error:
-        raise bad_row(source, 1, f"not UTF-8 at byte {error.start} of the file") from error
+        raise bad_row(source, 1, f"not UTF-8 at byte {error.start} of the file; {TO_UTF8}") from error
