@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 DEFAULT_BATCH = 10_000
 ID_LIMIT = 1_000
 NAMED = 5  # bad rows that are quoted
+USAGE = {"SOURCE": "add SOURCE", "ID": "delete ID...", "VERSION": "rollback VERSION", "A": "diff A [B]"}
 
 RetrieverOption = Annotated[
     str | None,
@@ -247,7 +248,12 @@ def split_values(
             raise InvalidInputError("KB", "name the knowledge base, or a running retriever with --retriever HOST:PORT")
         knowledge = Path(given.pop(0))
     if at_most != 0 and not given:
-        raise InvalidInputError(name, f"{name} is missing; KB stands before it, unless --retriever is given")
+        command, _, rest = USAGE[name].partition(" ")
+        raise InvalidInputError(
+            name,
+            f"{name} is missing. Usage: 'ragserve kb {command} KB {rest}', or through a running retriever "
+            f"'ragserve kb {command} --retriever HOST:PORT {rest}'",
+        )
     if at_most is not None and len(given) > at_most:
         raise InvalidInputError("KB", f"{given[at_most]!r} is one value too many; with --retriever, leave out KB")
     return knowledge, given
