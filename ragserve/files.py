@@ -59,6 +59,7 @@ REASONS: dict[int, Reason] = {
     errno.EBADF: Reason("it is closed", "leave it open, or redirect it to a file"),
     errno.EIO: Reason("input/output error", "check the disk and its connection"),
 }
+READING = ("read", "look at", "go on:")  # what is done to files without writing
 # Python's class for a number: what libraries in Rust raise has the class, but no number.
 _OF_CLASS: dict[type[OSError], int] = {
     PermissionError: errno.EACCES,
@@ -95,7 +96,7 @@ def file_error(error: BaseException, doing: str, path: Path | str) -> RagserveEr
         reason = Reason(text[:1].lower() + text[1:], "")
     at_fault = getattr(error, "filename", None)
     named = f"{path}: " if at_fault in (None, "", path, str(path)) else f"{path}: {os.fsdecode(at_fault)}: "
-    verb = "write" if doing.startswith("write") else "read"
+    verb = "read" if doing.startswith(READING) else "write to"
     advice = f"; {reason.advice.format(uid=os.geteuid(), verb=verb)}" if reason.advice else ""
     return reason.error(f"cannot {doing} {named}{reason.what}{advice}", field=str(path))
 

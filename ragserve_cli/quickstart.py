@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ragserve.client import Client
 from ragserve.errors import FailedPreconditionError, InvalidInputError, NotFoundError
-from ragserve.files import file_errors
+from ragserve.files import file_error, file_errors
 from ragserve_cli import console, interrupts
 from ragserve_cli.local import LogLine
 from ragserve_cli.plan import Assets, demo_directory, plan
@@ -19,6 +22,7 @@ from ragserve_cli.up import ask_command, note_other_ports, running
 
 STATE_FILE = "quickstart.json"  # in the knowledge base: what it was built from
 STATE_FORMAT = 1
+UPKEEP = ("compact", "settings")  # operations that change no passages
 
 
 @dataclass(frozen=True)
@@ -31,9 +35,13 @@ class Sources:
 
     @classmethod
     def of(cls, path: Path, out: Path | None, model: Path | None) -> Sources:
-        """Raises NotFoundError when the path or the model is not there."""
+        """Raises NotFoundError for a path or model that is not there, InvalidInputError for a file that is not read."""
+        from retriever_svc.build.folders import format_of, looked_for  # noqa: PLC0415  (slow to import)
+
         if not path.exists():
             raise NotFoundError(f"{path} does not exist: name a file or a folder of documents", field="PATH")
+        if not path.is_dir() and format_of(path.name) is None:
+            raise InvalidInputError("PATH", f"{path} is not a kind of file that is read: {looked_for()}, or a folder")
         path = path.resolve()
         return cls(path, (out or default_out(path)).absolute(), model or demo_directory() / "model")
 
@@ -86,12 +94,13 @@ def build_if_changed(sources: Sources) -> None:
     from retriever_svc.build import BuildOptions, build_knowledge_base  # noqa: PLC0415  (slow to import)
 
     state, known = sources.state(), _known_state(sources.out)
-    if known == state:
+    if known is not None and {key: value for key, value in known.items() if key != "version"} == state:
         console.note(f"{sources.path} has not changed: using {sources.out}")
         return
+    others = OtherWrites.since(sources.out, known.get("version")) if known else None
     options = BuildOptions(skip_bad_rows=True, notify=console.note)
     told = interrupts.saying(lambda: interrupts.RESUMABLE)
-    with told, console.progress_bar("embedding", unit="passages") as bar:
+    with told, _name_out(), console.progress_bar("embedding", unit="passages") as bar:
         made = build_knowledge_base(
             sources.path,
             sources.out,
@@ -101,8 +110,57 @@ def build_if_changed(sources: Sources) -> None:
             build=options,
         )
     with file_errors("write", sources.out / STATE_FILE):
-        (sources.out / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
+        (sources.out / STATE_FILE).write_text(json.dumps({**state, "version": made.version}), encoding="utf-8")
     console.note(f"{sources.out}: version {made.version}, {made.passages} passages")
+    if others:
+        console.warn(others.sentence(sources.out))
+
+
+@dataclass(frozen=True)
+class OtherWrites:
+    """Versions of a knowledge base that quickstart did not build, such as those of upserts through the API."""
+
+    count: int
+    first: int
+    last: int
+
+    @classmethod
+    def since(cls, out: Path, built: object) -> OtherWrites | None:
+        """Those after the version that quickstart built; None where there are none.
+
+        `built` is None in a knowledge base of an older ragserve: then the last build counts.
+        """
+        from retriever_svc.live.history import list_versions  # noqa: PLC0415  (slow to import)
+
+        found = list_versions(out)
+        newest = found[-1].version
+        if not isinstance(built, int):
+            built = max((one.version for one in found if one.operation == "build"), default=newest)
+        same_content = {one.version for one in found if one.operation in UPKEEP}
+        others = [version for version in range(built + 1, newest + 1) if version not in same_content]
+        return cls(len(others), others[0], newest) if others else None
+
+    def sentence(self, out: Path) -> str:
+        """What became of them."""
+        one = self.count == 1
+        what = "1 change" if one else f"{self.count:,} changes"
+        between = f"versions {self.first} to {self.last}" if self.first != self.last else f"version {self.last}"
+        kept = "is not in the new version; it stays" if one else "are not in the new version; they stay"
+        return (
+            f"{what} made since the last build ({between}) {kept} readable as version {self.last} "
+            f"(ragserve kb rollback {out} {self.last})"
+        )
+
+
+@contextmanager
+def _name_out() -> Iterator[None]:
+    """Adds to an error about the knowledge base's directory the option that names another one."""
+    try:
+        yield
+    except FailedPreconditionError as error:
+        if error.field != "out":
+            raise
+        raise FailedPreconditionError(f"{error.message} (--out KB)", field="--out") from error
 
 
 def default_out(path: Path) -> Path:
@@ -124,9 +182,13 @@ def _known_state(out: Path) -> dict[str, object] | None:
     from retriever_svc.build import is_free  # noqa: PLC0415  (slow to import)
 
     if is_free(out):
-        with file_errors("make the folder", out.parent):
+        try:
             out.parent.mkdir(parents=True, exist_ok=True)
-        return None
+            with tempfile.TemporaryFile(dir=out if out.exists() else out.parent):
+                return None
+        except OSError as error:
+            refused = file_error(error, "write to", out.parent)
+            raise type(refused)(f"{refused.message}, or name another place with --out", field="--out") from error
     try:
         found = json.loads((out / STATE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ragserve.errors import DeadlineExceededError, UnavailableError
+
+STARTING = re.compile(r"is loading|it is starting or stopping")  # as services and `ragserve.failures` say it
 
 
 @contextmanager
@@ -17,6 +20,12 @@ def reached(*targets: str, options: str = "--target", timeout: float | None = No
     try:
         yield
     except UnavailableError as error:
+        if STARTING.search(error.message):
+            where = "" if any(target in error.message for target in targets) else f" ({' or '.join(targets)})"
+            raise UnavailableError(
+                f"{error.message.replace('is loading', 'is still loading')}{where}: try again in a moment",
+                retry_after_seconds=error.retry_after_seconds,
+            ) from error
         named = any(target in error.message for target in targets)
         what = error.message if named else f"no answer from {' or '.join(targets)} ({error.message})"
         start = " Start" if what.endswith("?") else ": start"

@@ -164,6 +164,7 @@ def _locked(directory: Path, out: Path) -> Iterator[None]:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 message = f"{out} is being built by another process (it holds {directory})"
+                message += ": wait until it has ended, or choose another name"
                 raise FailedPreconditionError(message, field="out") from None
             if _is_still_there(directory, handle):
                 yield

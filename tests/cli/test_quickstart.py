@@ -1,0 +1,89 @@
+"""What `ragserve quickstart` builds again, what it says of other changes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ragserve.errors import FailedPreconditionError, InvalidInputError, RagserveError, UnavailableError
+from ragserve_cli.files_place import Files
+from ragserve_cli.quickstart import STATE_FILE, Sources, build_if_changed
+from ragserve_cli.reach import reached
+from retriever_svc.build.journal import open_journal
+from tests.cli.conftest import Assets
+
+
+@pytest.fixture
+def sources(assets: Assets, tmp_path: Path) -> Sources:
+    documents = tmp_path / "documents"
+    documents.mkdir()
+    for name in ("tower", "bridge", "sea"):
+        (documents / f"{name}.txt").write_text(f"the {name} was painted")
+    return Sources.of(documents, tmp_path / "kb", assets.model)
+
+
+def test_changes_that_a_rebuild_leaves_out_are_named(sources: Sources, capsys: pytest.CaptureFixture[str]) -> None:
+    build_if_changed(sources)
+    build_if_changed(sources)
+    assert "has not changed" in capsys.readouterr().err
+    for name in ("tower.txt", "sea.txt"):
+        assert Files(sources.out).delete([name]).deleted == 1
+    build_if_changed(sources)
+    assert "warning" not in capsys.readouterr().err
+    first, last = 2, Files(sources.out).versions()[-1].version
+    (sources.path / "tower.txt").write_text("the tower was built")
+    build_if_changed(sources)
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"changes made since the last build (versions {first} to {last}) are not in the new version" in said
+    assert f"they stay readable as version {last} (ragserve kb rollback {sources.out} {last})" in said
+    (sources.path / "tower.txt").write_text("the tower fell")
+    build_if_changed(sources)
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_a_knowledge_base_of_an_older_quickstart_is_not_built_again(
+    sources: Sources, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build_if_changed(sources)
+    state = json.loads((sources.out / STATE_FILE).read_text())
+    del state["version"]
+    (sources.out / STATE_FILE).write_text(json.dumps(state))
+    build_if_changed(sources)
+    assert "has not changed" in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_read_names_those_that_are(assets: Assets, tmp_path: Path) -> None:
+    (tmp_path / "notes.docx").write_bytes(b"PK")
+    with pytest.raises(InvalidInputError, match=r"notes\.docx is not a kind of file that is read: \.jsonl, .*\.pdf"):
+        Sources.of(tmp_path / "notes.docx", tmp_path / "kb", assets.model)
+
+
+def test_a_place_that_cannot_be_written_to_says_what_to_name(sources: Sources, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    blocked = Sources(sources.path, tmp_path / "file" / "kb", sources.model)
+    with pytest.raises(RagserveError, match=r"cannot write to .*, or name another place with --out"):
+        build_if_changed(blocked)
+
+
+def test_a_second_quickstart_of_a_folder_says_to_wait(sources: Sources) -> None:
+    building = sources.out.parent / ".kb.building"
+    with (
+        open_journal(sources.out, building, "another"),
+        pytest.raises(FailedPreconditionError, match=r"wait until it has ended, or choose another name \(--out KB\)"),
+    ):
+        build_if_changed(sources)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("the orchestrator is loading", "the orchestrator is still loading (here:1): try again in a moment"),
+        ("the orchestrator is shutting down", "no answer from here:1 .* start the services with 'ragserve up'"),
+    ],
+)
+def test_services_that_are_starting_need_only_time(said: str, expected: str) -> None:
+    with pytest.raises(UnavailableError) as raised, reached("here:1"):
+        raise UnavailableError(said)
+    assert raised.match(expected.replace("(here:1)", r"\(here:1\)"))
