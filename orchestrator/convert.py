@@ -155,6 +155,7 @@ def score_to_proto(scored: ScoredAnswer) -> pb.RagServiceScoreResponse:
         log_prob=scored.log_prob,
         token_ids=scored.token_ids,
         token_log_probs=scored.token_log_probs,
+        pieces=scored.pieces,
         passages=passages_to_proto(scored.evidence),
         knowledge_version=scored.evidence.knowledge_version,
         timings=timings_to_proto(scored.timings),

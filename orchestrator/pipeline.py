@@ -137,11 +137,13 @@ class Pipeline:
             spec = _spec(ask.sources, evidence, mode, ask.context)
             async with self._generator.session(spec, deadline, stages) as session:
                 (scored,) = await session.score([ask.answer])
+                (rendered,) = await session.render([scored.token_ids])
             outcome, added = score_outcome(scored, evidence.log_prior, mode, info.bos_token_id)
             evidence = replace(_read(evidence, session), posterior=outcome.posterior(evidence.log_prior))
             warnings = self._warnings(mode, info, evidence, session, ask.context)
             stages.finish()
-            return ScoredAnswer(outcome.log_prob, outcome.tokens, added, evidence, stages.timings(), warnings)
+            pieces = tuple(rendered.pieces)
+            return ScoredAnswer(outcome.log_prob, outcome.tokens, added, evidence, stages.timings(), warnings, pieces)
         finally:
             stages.finish()
 

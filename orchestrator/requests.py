@@ -202,6 +202,7 @@ class ScoredAnswer:
     evidence: Evidence
     timings: tuple[StageTiming, ...]
     warnings: tuple[str, ...]
+    pieces: tuple[str, ...]  # what each token adds to the text
 
 
 @dataclass(frozen=True)

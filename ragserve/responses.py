@@ -65,6 +65,7 @@ def answer_score(response: orchestrator_pb2.RagServiceScoreResponse) -> AnswerSc
         log_prob=response.log_prob,
         token_ids=tuple(response.token_ids),
         token_log_probs=tuple(response.token_log_probs),
+        pieces=tuple(response.pieces),
         passages=passages(response.passages),
         knowledge_version=response.knowledge_version,
         timings_seconds=timings_seconds(response.timings),

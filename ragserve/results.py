@@ -209,7 +209,10 @@ class Retrieval:
 
 @dataclass(frozen=True)
 class AnswerScore:
-    """log p(answer | question), marginalized; token_log_probs is what each token adds under the marginal."""
+    """log p(answer | question), marginalized; token_log_probs is what each token adds under the marginal.
+
+    pieces: what each token adds to the text; empty where the service is of an older version.
+    """
 
     log_prob: float
     token_ids: tuple[int, ...]
@@ -218,6 +221,7 @@ class AnswerScore:
     knowledge_version: int
     timings_seconds: Mapping[str, float]
     warnings: tuple[str, ...] = ()
+    pieces: tuple[str, ...] = ()
 
     @property
     def probability(self) -> float:
@@ -231,6 +235,7 @@ class AnswerScore:
             "probability": self.probability,
             "token_ids": list(self.token_ids),
             "token_log_probs": list(self.token_log_probs),
+            "token_pieces": list(self.pieces),
             "passages": [passage.to_dict() for passage in self.passages],
             "knowledge_version": self.knowledge_version,
             "timings_seconds": dict(self.timings_seconds),

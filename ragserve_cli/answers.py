@@ -62,10 +62,7 @@ def show_retrieval(found: Retrieval, *, verbose: bool = False) -> None:
 def show_score(score: AnswerScore, *, verbose: bool = False) -> None:
     """The probability of an answer, and what each token adds."""
     _show_probability(score.probability, score.log_prob)
-    added = "  ".join(
-        f"{token}:{value:.3f}" for token, value in zip(score.token_ids, score.token_log_probs, strict=True)
-    )
-    console.out.print(f"by token: {added}", soft_wrap=True)
+    console.out.print(_token_table(score))
     show_passages(score.passages, posterior=True, verbose=verbose)
     show_timings(score.timings_seconds, verbose=verbose)
     for warning in score.warnings:
@@ -99,6 +96,16 @@ def show_timings(timings: Mapping[str, float], *, verbose: bool) -> None:
 def _show_probability(probability: float, log_prob: float) -> None:
     shown = f"{probability:.1%}" if probability >= SMALLEST_SHOWN else f"{probability:.0e}"
     console.out.print(f"p(y|x) = {shown}   log p(y|x) = {log_prob:.4f}", style="dim")
+
+
+def _token_table(score: AnswerScore) -> Table:
+    """The answer's tokens; for one without text, its id."""
+    table = Table("token", "log p", box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.columns[1].justify = "right"
+    pieces = score.pieces or ("",) * len(score.token_ids)
+    for token, piece, value in zip(score.token_ids, pieces, score.token_log_probs, strict=True):
+        table.add_row(escape(piece.strip()) or f"[dim]{token}[/]", f"{value:.3f}")
+    return table
 
 
 def _hypothesis_table(hypotheses: Sequence[Hypothesis]) -> Table:

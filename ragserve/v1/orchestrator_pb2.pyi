@@ -696,6 +696,7 @@ class RagServiceScoreResponse(_message.Message):
     KNOWLEDGE_VERSION_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    PIECES_FIELD_NUMBER: _builtins.int
     log_prob: _builtins.float
     """log p(y|x): sum over tokens (RAG-token), or log-sum over documents (RAG-sequence)."""
     knowledge_version: _builtins.int
@@ -720,6 +721,10 @@ class RagServiceScoreResponse(_message.Message):
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What the caller should know, such as a checkpoint served in a mode it was not trained for."""
 
+    @_builtins.property
+    def pieces(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What each token adds to the answer's text; a special token gives its own name."""
+
     def __init__(
         self,
         *,
@@ -730,10 +735,11 @@ class RagServiceScoreResponse(_message.Message):
         knowledge_version: _builtins.int = ...,
         timings: _abc.Iterable[_common_pb2.StageTiming] | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        pieces: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["knowledge_version", b"knowledge_version", "log_prob", b"log_prob", "passages", b"passages", "timings", b"timings", "token_ids", b"token_ids", "token_log_probs", b"token_log_probs", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["knowledge_version", b"knowledge_version", "log_prob", b"log_prob", "passages", b"passages", "pieces", b"pieces", "timings", b"timings", "token_ids", b"token_ids", "token_log_probs", b"token_log_probs", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

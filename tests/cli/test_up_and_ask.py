@@ -88,7 +88,11 @@ def test_score_retrieve_info_and_search(cli: Cli, target: str, up: Up) -> None:
     body = ask(cli, target, "--docs", 3, "--beams", 1)
     scored = json.loads(cli("score", QUESTION, body["answer"], "--target", target, "--docs", 3, "--json").stdout)
     assert scored["log_prob"] == pytest.approx(sum(scored["token_log_probs"]), abs=1e-4)
-    assert "by token" in cli("score", QUESTION, "city", "--target", target).stdout
+    assert len(scored["token_pieces"]) == len(scored["token_ids"])
+    assert body["answer"] in "".join(scored["token_pieces"])
+    shown = cli("score", QUESTION, body["answer"], "--target", target, "--docs", 3).stdout
+    for piece, value in zip(scored["token_pieces"], scored["token_log_probs"], strict=True):
+        assert re.search(rf"^{re.escape(piece.strip())}.* {value:.3f}", shown, re.MULTILINE), shown
     retrieved = json.loads(cli("retrieve", QUESTION, "--target", target, "--docs", 3, "--json").stdout)
     assert [row["id"] for row in retrieved["passages"]] == [row["id"] for row in body["passages"]]
     found = json.loads(cli("kb", "search", QUESTION, "--k", 3, "--target", target, "--json").stdout)

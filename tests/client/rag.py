@@ -82,7 +82,12 @@ class Rag(orchestrator_pb2_grpc.RagServiceServicer):
     async def Score(self, request: Any, context: Any) -> Any:  # noqa: N802
         self.requests.append(request)
         return orchestrator_pb2.RagServiceScoreResponse(
-            log_prob=-1.25, token_ids=[5, 2], token_log_probs=[-1.0, -0.25], passages=passages(), knowledge_version=7
+            log_prob=-1.25,
+            token_ids=[5, 2],
+            token_log_probs=[-1.0, -0.25],
+            pieces=["Darwin", "</s>"],
+            passages=passages(),
+            knowledge_version=7,
         )
 
     def register(self, server: Any) -> None:

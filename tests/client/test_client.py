@@ -80,6 +80,7 @@ def test_retrieve(client: ragserve.Client, service: Running) -> None:
 def test_score(client: ragserve.Client, service: Running) -> None:
     score = client.score("q", "Darwin", mode="sequence", truncation="right", max_context_tokens=64)
     assert (score.log_prob, score.token_ids, score.token_log_probs) == (-1.25, (5, 2), (-1.0, -0.25))
+    assert score.pieces == ("Darwin", "</s>")
     (request,) = service.rag.requests
     assert (request.answer, request.mode, request.truncation, request.max_context_tokens) == ("Darwin", 2, 2, 64)
 
