@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     )
     from ragserve.knowledge_async import AsyncKnowledgeClient
     from ragserve.knowledge_client import KnowledgeClient
-    from ragserve.options import Document, GenerationOptions, Sampling
+    from ragserve.options import Document, GenerationOptions, RetrieveKeywords, Sampling, SourceKeywords
     from ragserve.results import (
         Answer,
         AnswerScore,
@@ -80,7 +80,9 @@ _LAZY = {
         ),
         "ragserve.knowledge",
     ),
-    **dict.fromkeys(("Document", "GenerationOptions", "Sampling"), "ragserve.options"),
+    **dict.fromkeys(
+        ("Document", "GenerationOptions", "RetrieveKeywords", "Sampling", "SourceKeywords"), "ragserve.options"
+    ),
     **dict.fromkeys(
         (
             *("Answer", "AnswerScore", "Hypothesis", "Passage"),
@@ -123,8 +125,10 @@ __all__ = [
     "Range",
     "ResourceExhaustedError",
     "Retrieval",
+    "RetrieveKeywords",
     "RetrieverInfo",
     "Sampling",
+    "SourceKeywords",
     "Split",
     "StoredPassage",
     "StoredPassages",

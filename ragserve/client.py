@@ -57,7 +57,7 @@ class Client:
         self._connection.close()
 
     def generate(self, question: str, **keywords: Unpack[GenerateKeywords]) -> Answer:
-        """Answers a question. GenerationOptions and SourceKeywords describe the keywords."""
+        """Answers a question. docs/client.md lists the keywords; GenerationOptions and SourceKeywords describe them."""
         request = requests.generate_request(question, keywords)
         left = TimeLeft.of(deadline(self._timeout_seconds, keywords.get("timeout_seconds")))
         return responses.answer(self._connection.call("Generate", request, left))
@@ -122,7 +122,7 @@ class AsyncClient:
         await self._connection.close()
 
     async def generate(self, question: str, **keywords: Unpack[GenerateKeywords]) -> Answer:
-        """Answers a question. GenerationOptions and SourceKeywords describe the keywords."""
+        """Answers a question. docs/client.md lists the keywords; GenerationOptions and SourceKeywords describe them."""
         request = requests.generate_request(question, keywords)
         left = TimeLeft.of(deadline(self._timeout_seconds, keywords.get("timeout_seconds")))
         return responses.answer(await self._connection.call("Generate", request, left))

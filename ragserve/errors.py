@@ -6,6 +6,8 @@ import re
 
 # Where a field stands in a request; callers of the Python clients know it without that.
 GROUPS = ("options.", "search.")
+# Fields whose keyword in those clients has another name.
+KEYWORDS = {"n_docs": "docs", "num_beams": "beams", "options.num_beams": "beams", "search.kind": "search_kind"}
 
 
 class RagserveError(Exception):
@@ -39,6 +41,8 @@ def names(message: str, field: str) -> bool:
     if re.search(rf"(?<![\w.\[]){re.escape(field)}(?![\w\[]|\.\w)", message):
         return True
     short = [field.removeprefix(group) for group in GROUPS if field.startswith(group)]
+    if field in KEYWORDS:
+        short.append(KEYWORDS[field])
     return any(re.match(rf"{re.escape(name)}(?![\w\[]|\.\w)", message) for name in short)
 
 

@@ -6,17 +6,12 @@ import re
 from collections.abc import Mapping
 from typing import TypeVar
 
-from ragserve.errors import RagserveError, names
+from ragserve.errors import KEYWORDS, RagserveError, names
 
 # Fields whose keyword has another name, by the full name of the service; all others lose their group alone.
 RETRIEVER = "ragserve.v1.RetrieverService"
 RENAMED: Mapping[str, Mapping[str, str]] = {
-    "ragserve.v1.RagService": {
-        "n_docs": "docs",
-        "num_beams": "beams",
-        "options.num_beams": "beams",
-        "search.kind": "search_kind",
-    },
+    "ragserve.v1.RagService": KEYWORDS,
     RETRIEVER: {},
 }
 # A field in a message, as a path or with an underscore; not a part of a file's name.
