@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -164,6 +164,11 @@ def filled(words: Sequence[str], places: dict[str, str]) -> list[str]:
     return [places.get(word, word) for word in words]
 
 
+def first_is_quick(cases: Iterable[Any]) -> list[Any]:
+    """The first case, and the others for `make test-long`: each starts a program."""
+    return [pytest.param(case, marks=pytest.mark.long) if number else case for number, case in enumerate(cases)]
+
+
 def test_every_command_has_a_working_line() -> None:
     assert set(WORKING) == set(COMMANDS)
 
@@ -183,12 +188,12 @@ def out_of_range(option: Option) -> list[str]:
     return option.bad(*OUT_OF_RANGE.get((option.command, option.name), ["-7"]))
 
 
-@pytest.mark.parametrize("option", [o for o in NUMBERS if o.command not in SERVED], ids=named)
+@pytest.mark.parametrize("option", first_is_quick([o for o in NUMBERS if o.command not in SERVED]), ids=named)
 def test_numbers_out_of_range(option: Option, places: dict[str, str]) -> None:
     check(run(filled(out_of_range(option), places)), option.shown)
 
 
-@pytest.mark.parametrize("option", [o for o in NUMBERS if o.command in SERVED], ids=named)
+@pytest.mark.parametrize("option", first_is_quick([o for o in NUMBERS if o.command in SERVED]), ids=named)
 def test_numbers_that_a_service_refuses(option: Option, places: dict[str, str], services: dict[str, str]) -> None:
     found = run(filled(out_of_range(option), {**places, **services}))
     check(found, option.shown)
@@ -196,7 +201,7 @@ def test_numbers_that_a_service_refuses(option: Option, places: dict[str, str], 
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may read everything")
-@pytest.mark.parametrize("option", PATHS, ids=named)
+@pytest.mark.parametrize("option", first_is_quick(PATHS), ids=named)
 def test_paths_that_are_locked(option: Option, places: dict[str, str], request: pytest.FixtureRequest) -> None:
     """As a user who may not look into the folder."""
     if option.command in STARTING and option.name in ("model", "knowledge"):
@@ -259,7 +264,7 @@ DISKS = {"full": "dd if=/dev/zero of=DISK/fill bs=1k 2>/dev/null", "read-only": 
 
 
 @pytest.mark.parametrize("disk", DISKS)
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", first_is_quick(WRITERS))
 def test_disks_that_cannot_be_written(name: str, disk: str, places: dict[str, str], tmp_path: Path) -> None:
     if not mounts():
         pytest.skip("this process may not mount a file system")

@@ -17,13 +17,13 @@ from ragserve.knowledge import StoredPassage
 from ragserve.knowledge_client import KnowledgeClient
 from ragserve_cli.adding import Adding, read_source
 from retriever_svc.build.reading import ReadOptions
-from retriever_svc.knowledge import passage_encoder_directory
+from retriever_svc.knowledge import describe, passage_encoder_directory
 from retriever_svc.live.history import read_passages
 from retriever_svc.splitting import Split, SplitOptions
 from tests.cli.conftest import Assets, Cli
 
 SENTENCE = "The old city lies on a river. "
-LONG = SENTENCE * 400
+LONG = SENTENCE * 60
 WHOLE = "x " * 300_000  # 600,000 bytes: more than a passage may have
 
 
@@ -36,8 +36,7 @@ class Place:
     cli: Cli
 
     def stored(self, ids: list[str]) -> dict[str, Any]:
-        version = json.loads(self.cli("kb", "versions", self.knowledge, "--json").stdout)["versions"][-1]["version"]
-        _, found = read_passages(self.knowledge, ids, version)
+        _, found = read_passages(self.knowledge, ids, describe(self.knowledge).version)
         return {name: (one.title, one.text, one.metadata_json) for name, one in found.items()}
 
 
