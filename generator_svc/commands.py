@@ -128,6 +128,8 @@ class OpenOutput:
     step: StepOutput | None
     truncated_tokens: tuple[int, ...] = ()
     document_tokens: tuple[int, ...] = ()
+    question_characters: int = 0
+    question_unknown_characters: int = 0
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,8 @@ def reply_to_proto(reply: Reply[Any]) -> generator_pb2.DecodeResponse:
             response.open.truncated.extend(opened.truncated)
             response.open.truncated_tokens.extend(opened.truncated_tokens)
             response.open.document_tokens.extend(opened.document_tokens)
+            response.open.question_characters = opened.question_characters
+            response.open.question_unknown_characters = opened.question_unknown_characters
             if opened.step is not None:
                 _put_step(response.open.step, opened.step)
         case StepOutput() as step:

@@ -31,6 +31,7 @@ from generator_svc.loading import LoadedGenerator
 from generator_svc.metrics import GeneratorMetrics
 from generator_svc.scoring import plan_scores
 from generator_svc.sessions import Session, Start, Work
+from generator_svc.text import characters_in
 from generator_svc.validation import (
     Limits,
     check_advance,
@@ -97,7 +98,7 @@ class DecodeSession:
             raise InvalidInputError("open", "the session is open already")
         check_open(command, self._limits)
         request, answer = self._request(command.candidates)
-        contexts = await asyncio.to_thread(self._contexts, command)
+        contexts, unknown = await asyncio.to_thread(self._contexts, command)
         request.spent("prefill", time.monotonic() - request.submitted)
         session = self._new_session(command, contexts)
         session.state.request = request
@@ -117,6 +118,8 @@ class DecodeSession:
             step,
             tuple(context.truncated_tokens for context in contexts),
             tuple(context.document_tokens for context in contexts),
+            characters_in(command.question),
+            unknown,
         )
         return Reply(output, self._timings(request))
 
@@ -231,10 +234,12 @@ class DecodeSession:
         self._loop.call_soon(self._metrics.spent, request.seconds)
         return tuple(StageTiming(stage, seconds) for stage, seconds in request.seconds.items())
 
-    def _contexts(self, command: OpenCommand) -> tuple[Context, ...]:
+    def _contexts(self, command: OpenCommand) -> tuple[tuple[Context, ...], int]:
+        """The contexts, and how many characters of the question are not in the vocabulary."""
         limit = self._limits.max_context_tokens
         wanted = command.max_context_tokens or min(self._loaded.rag.max_combined_length, limit)
-        return build_contexts(command, self._loaded.rag, self._loaded.codec, wanted)
+        contexts = build_contexts(command, self._loaded.rag, self._loaded.codec, wanted)
+        return contexts, self._loaded.codec.unknown_characters(command.question)
 
     def _targets(self, command: ScoreCommand) -> list[tuple[int, ...]]:
         targets = []

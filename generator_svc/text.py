@@ -62,6 +62,21 @@ class Codec:
             )
         return [end for _, end in encoded["offset_mapping"]]
 
+    def unknown_characters(self, text: str) -> int:
+        """How many characters of the text, white space not counted, the tokenizer reads as its unknown token.
+
+        0 for a tokenizer without offsets.
+        """
+        unknown = self._tokenizer.unk_token_id
+        if unknown is None or not self._tokenizer.is_fast:
+            return 0
+        with self._lock:
+            encoded = self._tokenizer(
+                text, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False
+            )
+        spans = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        return sum(characters_in(text[start:end]) for token, (start, end) in spans if token == unknown)
+
     def render(self, token_ids: Sequence[int]) -> RenderedSequence:
         """Text without special tokens, and what each token adds to it.
 
@@ -93,6 +108,11 @@ class Codec:
             return ""
         name: str | None = self._tokenizer.convert_ids_to_tokens(token_id)
         return name or ""
+
+
+def characters_in(text: str) -> int:
+    """Characters that are no white space."""
+    return sum(map(len, text.split()))
 
 
 def _agreed(prefix: str, text: str) -> int:

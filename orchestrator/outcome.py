@@ -41,8 +41,11 @@ class Outcome:
         return share
 
 
-def empty_warnings(tokens: Sequence[int], text: str, bos_id: int | None) -> tuple[str, ...]:
-    """What the caller should know of the best answer, where it has no text."""
+def empty_warnings(tokens: Sequence[int], text: str, bos_id: int | None, *, readable: bool = True) -> tuple[str, ...]:
+    """What the caller should know of the best answer, where it has no text.
+
+    `readable`: the generator knows all characters of the question. Else another warning names that cause.
+    """
     if text.strip():
         return ()
     counted = [token for token in tokens if token != bos_id]
@@ -51,6 +54,8 @@ def empty_warnings(tokens: Sequence[int], text: str, bos_id: int | None) -> tupl
         if len(counted) <= 1
         else f"its {len(counted)} tokens stand for no text"
     )
+    if not readable:
+        return (f"The answer is empty: {reason}.",)
     return (
         f"The answer is empty: {reason}. Check that the generator is trained for such questions and was imported with "
         "its own tokenizer, and that the passages are about the question; min_new_tokens asks for a longer answer.",

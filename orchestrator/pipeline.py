@@ -42,7 +42,7 @@ from orchestrator.search.rows import RowBuilder
 from orchestrator.settings import OrchestratorSettings
 from orchestrator.stages import MARGINALIZE, Stages
 from orchestrator.streaming import TextStream
-from orchestrator.truncation import ContextLength, truncation_warnings
+from orchestrator.truncation import Reading, truncation_warnings
 from orchestrator.validation import DocCount
 from ragserve.errors import InternalError
 from ragserve.serving.metrics import Metrics
@@ -66,7 +66,7 @@ class SessionSpec:
 class DecodeSession(Inference, Protocol):
     """A decode session of the generator."""
 
-    lengths: tuple[ContextLength, ...]  # what the generator reads of each document, once it is open
+    reading: Reading  # once it is open
 
 
 class Retriever(Protocol):
@@ -219,7 +219,8 @@ class Pipeline:
             if last.token_ids or last.text:
                 yield last
         run = replace(run, evidence=_read(run.evidence, session))
-        empty = empty_warnings(outcomes[0].tokens, rendered_all[0].text, run.info.bos_token_id)
+        readable = not session.reading.unknown_characters
+        empty = empty_warnings(outcomes[0].tokens, rendered_all[0].text, run.info.bos_token_id, readable=readable)
         warnings = self._warnings(run.options.mode, run.info, run.evidence, session, run.ask.context) + empty
         run.stages.finish()
         yield run.answer(outcomes, rendered_all, warnings)
@@ -249,8 +250,8 @@ class Pipeline:
             if text not in self._warned:
                 self._warned.add(text)
                 log.warning(text)
-        cut = truncation_warnings(evidence, session.lengths, context.truncation)
-        return (*warnings, *evidence.warnings, *cut)
+        cut = truncation_warnings(evidence, session.reading.lengths, context.truncation)
+        return (*warnings, *session.reading.question_warnings, *evidence.warnings, *cut)
 
     async def _evidence(self, sources: Sources, docs: DocCount, deadline: Deadline, stages: Stages) -> Evidence:
         """The caller's documents, or those of the retriever."""
@@ -321,7 +322,7 @@ def given_documents(sources: Sources) -> Evidence:
 
 def _read(evidence: Evidence, session: DecodeSession) -> Evidence:
     """The evidence with what the generator did not read of it."""
-    return replace(evidence, truncated_tokens=tuple(one.truncated_tokens for one in session.lengths))
+    return replace(evidence, truncated_tokens=tuple(one.truncated_tokens for one in session.reading.lengths))
 
 
 def _spec(sources: Sources, evidence: Evidence, mode: Mode, context: ContextOptions) -> SessionSpec:

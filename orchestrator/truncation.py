@@ -19,6 +19,26 @@ class ContextLength:
     document_tokens: int = 0  # title and text before they were cut; 0 where nothing was
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What the generator reads: the context of each document, and how many characters of the question it lacks."""
+
+    lengths: tuple[ContextLength, ...] = ()
+    question_characters: int = 0
+    unknown_characters: int = 0  # of these, as the generator's vocabulary does not have them
+
+    @property
+    def question_warnings(self) -> tuple[str, ...]:
+        """A sentence where characters of the question are unknown."""
+        if not self.unknown_characters:
+            return ()
+        lacks = f"{self.unknown_characters} of the question's {self.question_characters} characters"
+        return (
+            f"The generator's vocabulary lacks {lacks}: the generator cannot read them. If it was not trained for the "
+            "question's language, ask in another language.",
+        )
+
+
 def truncation_warnings(evidence: Evidence, lengths: Sequence[ContextLength], truncation: Truncation) -> list[str]:
     """One sentence for each passage that was cut, by falling prior; beyond the first few only their number."""
     cut = [(number, one) for number, one in enumerate(lengths) if one.truncated_tokens]

@@ -23,7 +23,7 @@ from orchestrator.search.inference import Control, Extension, Rendered, Step, Ta
 from orchestrator.search.room import Room
 from orchestrator.settings import OrchestratorSettings
 from orchestrator.stages import GENERATOR, RETRIEVE, Stages
-from orchestrator.truncation import ContextLength
+from orchestrator.truncation import Reading
 from ragserve.errors import (
     DeadlineExceededError,
     FailedPreconditionError,
@@ -179,7 +179,7 @@ class GeneratorSession:
         self._n_docs = spec.evidence.n_docs
         self._step_docs = self._n_docs if spec.mode is Mode.TOKEN else 1
         self._room = Room(client.max_message_bytes, self._step_docs)
-        self.lengths: tuple[ContextLength, ...] = ()  # once it is open
+        self.reading = Reading()  # once it is open
 
     async def __aenter__(self) -> GeneratorSession:
         return self
@@ -312,7 +312,7 @@ class GeneratorSession:
     async def _open_on(self, call: DecodeStream) -> generator_pb2.DecodeResponse:
         self._call, self._ahead = call, None
         response = await self._exchange(convert.open_to_proto(self._spec, self._prefixes))
-        self.lengths = convert.lengths_from_proto(response.open)
+        self.reading = convert.reading_from_proto(response.open)
         return response
 
     async def _exchange(self, request: generator_pb2.DecodeRequest) -> generator_pb2.DecodeResponse:

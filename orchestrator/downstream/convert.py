@@ -11,7 +11,7 @@ from orchestrator.pipeline import SessionSpec
 from orchestrator.requests import Evidence, GenerationOptions, GeneratorInfo, Mode, Passage, Truncation
 from orchestrator.search.beam import EarlyStopping
 from orchestrator.search.inference import Control, Extension, Floats, Rendered, Step, TargetScore
-from orchestrator.truncation import ContextLength
+from orchestrator.truncation import ContextLength, Reading
 from ragserve.errors import InternalError, NotFoundError
 from ragserve.filters import SearchOptions
 from ragserve.nothing_found import FilterKeys, NothingFound, explanation
@@ -69,11 +69,12 @@ def evidence_from_proto(response: retriever_pb2.RetrieverServiceRetrieveResponse
     )
 
 
-def lengths_from_proto(opened: pb.OpenResult) -> tuple[ContextLength, ...]:
-    """What the generator reads of each document. Replicas of an older version do not say what they cut."""
+def reading_from_proto(opened: pb.OpenResult) -> Reading:
+    """What the generator reads of documents and question. Replicas of an older version do not say what they cut."""
     cut = opened.truncated_tokens or [0] * len(opened.context_tokens)
     whole = opened.document_tokens or [0] * len(opened.context_tokens)
-    return tuple(ContextLength(*one) for one in zip(opened.context_tokens, cut, whole, strict=True))
+    lengths = tuple(ContextLength(*one) for one in zip(opened.context_tokens, cut, whole, strict=True))
+    return Reading(lengths, opened.question_characters, opened.question_unknown_characters)
 
 
 def info_from_proto(info: pb.GeneratorServiceGetInfoResponse) -> GeneratorInfo:

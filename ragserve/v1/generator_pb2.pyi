@@ -532,6 +532,12 @@ class OpenResult(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     TRUNCATED_TOKENS_FIELD_NUMBER: _builtins.int
     DOCUMENT_TOKENS_FIELD_NUMBER: _builtins.int
+    QUESTION_CHARACTERS_FIELD_NUMBER: _builtins.int
+    QUESTION_UNKNOWN_CHARACTERS_FIELD_NUMBER: _builtins.int
+    question_characters: _builtins.int
+    """Number of characters of the question that are no white space."""
+    question_unknown_characters: _builtins.int
+    """How many of these the tokenizer reads as its unknown token."""
     @_builtins.property
     def context_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Number of tokens in each document's context, after truncation."""
@@ -560,10 +566,12 @@ class OpenResult(_message.Message):
         step: Global___StepResult | None = ...,
         truncated_tokens: _abc.Iterable[_builtins.int] | None = ...,
         document_tokens: _abc.Iterable[_builtins.int] | None = ...,
+        question_characters: _builtins.int = ...,
+        question_unknown_characters: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "document_tokens", b"document_tokens", "step", b"step", "truncated", b"truncated", "truncated_tokens", b"truncated_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "document_tokens", b"document_tokens", "question_characters", b"question_characters", "question_unknown_characters", b"question_unknown_characters", "step", b"step", "truncated", b"truncated", "truncated_tokens", b"truncated_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

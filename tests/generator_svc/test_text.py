@@ -7,6 +7,7 @@ import pytest
 
 from generator_svc.text import Codec, load_codec
 from ragserve.errors import FailedPreconditionError, NotFoundError
+from ragserve_cli.plan import demo_directory
 from tests.tiny import generator_tokenizer, tiny_text
 
 TEXTS = ["the great river", "Köln, 東京 and 🙂🙃!", "  two  spaces ", "king-queen's", "x"]
@@ -26,6 +27,24 @@ def test_pieces_join_to_the_text(family: str) -> None:
             "".join(p for token, p in zip(ids, rendered.pieces, strict=True) if token not in special) == rendered.text
         )
         assert rendered.pieces[-1] == "</s>"
+
+
+@pytest.mark.parametrize(
+    ("question", "unknown"),
+    [
+        ("谁写了物种起源?", 7),
+        ("who wrote 物种 起源 ?", 4),
+        ("Who wrote The Origin of Species?", 0),
+        ("Où est Bogotá?", 0),
+    ],
+)
+def test_characters_that_t5_does_not_know_are_counted(question: str, unknown: int) -> None:
+    codec = load_codec(demo_directory() / "model/generator")
+    assert codec.unknown_characters(question) == unknown
+
+
+def test_a_byte_level_vocabulary_knows_all_characters() -> None:
+    assert Codec(generator_tokenizer("bart")).unknown_characters("谁写了物种起源?") == 0
 
 
 def test_random_tokens_join_too() -> None:

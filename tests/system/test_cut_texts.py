@@ -39,6 +39,16 @@ def test_a_passage_that_is_cut_is_named_in_the_answer(family: str, stack: Stack,
     assert scrape(stack.generators[family])[counter] == before + 2
 
 
+def test_a_question_that_the_vocabulary_lacks_is_told(stack: Stack) -> None:
+    lacks = "The generator's vocabulary lacks 6 of the question's 12 characters"
+    asked = {"question": "who 谁写了物种起 is?", "documents": [generator_pb2.Document(title="River", text="a river")]}
+    for family in FAMILIES:
+        answer = stack.generate(family, orchestrator_pb2.GenerateRequest(**asked, options=OPTIONS))
+        scored = stack.stubs[family].Score(orchestrator_pb2.RagServiceScoreRequest(**asked, answer="me"), timeout=60)
+        for response in (answer, scored):
+            assert any(one.startswith(lacks) for one in response.warnings) == (family != "bart"), family
+
+
 def test_a_retrieved_passage_is_named_by_its_id(stack: Stack) -> None:
     options = orchestrator_pb2.GenerationOptions(max_length=5, max_context_tokens=40)
     request = orchestrator_pb2.GenerateRequest(question="who was born?", n_docs=8, options=options)
