@@ -8,6 +8,7 @@ memory. `Program` runs that list: see program.c.
 from __future__ import annotations
 
 import ctypes
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from generator_svc.kernels import native
 
 LINEAR, LAYER_NORM, RMS_NORM, MULTIPLY, PATHS, DOCUMENTS = range(6)
 INT, ADDRESS = ctypes.c_int64, ctypes.c_void_p
+
+log = logging.getLogger(__name__)
 
 
 class _Linear(ctypes.Structure):
@@ -126,7 +129,9 @@ class Value:
             raise NotRecordableError(function)
         return RECORDED[function](*args, **(kwargs or {}))
 
-    def __mul__(self, other: Value) -> Value:
+    def __mul__(self, other: object) -> Value:
+        if not isinstance(other, Value) or other.width != self.width:
+            return NotImplemented
         return self.tape.note(MULTIPLY, self, other, self.width)
 
 
@@ -208,6 +213,10 @@ RECORDED: dict[Any, Callable[..., Value]] = {
 def record(function: Function, width: int, heads: Heads) -> Program | None:
     """A program for a function of x [n_rows, width]; None where it does something that no kernel does.
 
+    A function may use any operator, attribute or method of tensors. A `Value` lacks most of them, so what such a
+    function raises can be of any kind: it only means that there is no program. A function with a real fault raises it
+    again when it is run on tensors.
+
     What the function does last is its result. The program keeps the weights that the function read: their memory at
     the time, so one that is replaced later stays as it was.
     """
@@ -215,7 +224,8 @@ def record(function: Function, width: int, heads: Heads) -> Program | None:
     x = Value(tape, width)
     try:
         function(cast(torch.Tensor, x), _Recorder(PATHS), _Recorder(DOCUMENTS))
-    except NotRecordableError:
+    except Exception as error:
+        log.debug("the layers run operator by operator: no kernel for %r", error)
         return None
     return Program(tape, x)
 

@@ -12,7 +12,8 @@ from generator_svc.models.base import CrossAttention, SelfAttention, Shape
 class DecoderLayers:
     """Layers as a function of rows [n_rows, width], their own past and their documents.
 
-    On a CPU int8 has a kernel for everything, unless the activation is an unusual one.
+    On a CPU int8 has a kernel for everything, but not for most activation functions: those layers run operator by
+    operator.
     """
 
     def __init__(self, layers: Function, width: int, shape: Shape) -> None:

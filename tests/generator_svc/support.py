@@ -62,9 +62,10 @@ VARIANTS = {
 }
 
 
-def build(variant: str, seed: int = 0) -> PreTrainedModel:
+def build(variant: str, seed: int = 0, **settings: object) -> PreTrainedModel:
+    """`settings` of the configuration, over those of the variant."""
     torch.manual_seed(seed)
-    overrides = VARIANTS[variant]
+    overrides = {**VARIANTS[variant], **settings}
     if variant.startswith("bart"):
         model: PreTrainedModel = BartForConditionalGeneration(BartConfig(**{**BART, **overrides}))
         with torch.no_grad():

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from transformers.activations import ACT2FN
 
 from generator_svc.kernels import native
 from generator_svc.kernels.program import RECORDED, Attend, DocumentPlaces, Heads, PathPlaces, Program, Value, record
 from generator_svc.models import layers
 from generator_svc.models.linear import quantize_weight
+from generator_svc.models.precision import Precision
 from generator_svc.runner import Runner
 from generator_svc.sessions import Start
+from ragserve.activations import LEARNED
 from tests.generator_svc.support import CPU, Chain, build, load, random_tokens
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the kernels need a C compiler and AVX2")
@@ -102,6 +105,8 @@ def test_places_are_used_again() -> None:
 def test_what_has_no_kernel_is_not_recorded() -> None:
     own = product(8, 8)
     assert record(lambda x, _paths, _documents: torch.tanh(own(x)), 8, Heads(1, 8, 1.0)) is None
+    for unknown in (lambda x: 2.0 * x, lambda x: x * 2.0, lambda x: x.clamp(0), lambda x: x * x.shape[0], torch.mul):
+        assert record(lambda x, _paths, _documents, f=unknown: f(own(x)), 8, Heads(1, 8, 1.0)) is None
     assert record(lambda x, paths, _documents: paths.attend(0, x), 24, Heads(1, 8, 1.0)) is not None
 
 
@@ -145,6 +150,40 @@ def test_other_decoders_run_operator_by_operator(variant: str, tmp_path: Path, m
     chain = Chain(Runner(load(tmp_path, "int8"), CPU), [[5, 6, 7]], shared=True, starts=[Start((start,))])
     assert np.isfinite(chain.step()).all()
     assert not calls
+
+
+@pytest.mark.parametrize("activation", [name for name in ACT2FN if name not in LEARNED])
+@pytest.mark.parametrize(
+    ("variant", "precision"),
+    [
+        ("bart", "int8"),
+        ("t5-gated-16", "int8"),
+        *[
+            pytest.param(variant, precision, marks=pytest.mark.long)
+            for variant in ("t5", "bart", "t5-gated-16")
+            for precision in ("int8", "bfloat16", "float16")
+            if (variant, precision) not in (("bart", "int8"), ("t5-gated-16", "int8"))
+        ],
+    ],
+)
+def test_every_activation_that_imports_is_served_in_every_precision(
+    variant: str, precision: Precision, activation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a program where it can be recorded; operator by operator the numbers are nearly the same."""
+    setting = "activation_function" if variant == "bart" else "feed_forward_proj"
+    gated = "gated-" if variant == "t5-gated-16" else ""
+    reference = build(variant, **{setting: gated + activation})
+    reference.save_pretrained(tmp_path)
+    start = reference.config.decoder_start_token_id
+
+    def logits() -> torch.Tensor:
+        chain = Chain(Runner(load(tmp_path, precision), CPU), [[5, 6, 7]], shared=True, starts=[Start((start,))])
+        return torch.from_numpy(np.asarray(chain.step()))
+
+    ours = logits()
+    monkeypatch.setattr(layers, "record", lambda *_: None)
+    assert ours.isfinite().all()
+    torch.testing.assert_close(ours, logits(), atol=1e-3, rtol=1e-3)
 
 
 def count_runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
