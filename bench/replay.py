@@ -14,7 +14,7 @@ from orchestrator.requests import GeneratorInfo
 from orchestrator.search.inference import Control, Extension, Rendered, Step, TargetScore
 from orchestrator.settings import OrchestratorSettings
 from orchestrator.stages import Stages
-from orchestrator.truncation import ContextLength
+from orchestrator.truncation import Reading
 from ragserve.serving.metrics import Metrics
 
 
@@ -90,7 +90,7 @@ class Replay:
 class _ReplayedSession:
     steps: Iterator[Step]
     rendered: Iterator[list[Rendered]]
-    lengths: tuple[ContextLength, ...] = ()  # not recorded
+    reading: Reading = field(default_factory=Reading)  # not recorded
 
     async def open(self, control: Control, candidates: int) -> Step:
         return next(self.steps)

@@ -124,6 +124,8 @@ def _place_and_query(values: Sequence[str], knowledge: Path | None, target: str 
         InvalidInputError: there are too many values, or two knowledge bases.
     """
     *before, query = values
+    if not query.isascii() and query.encode("utf-8", "replace") != query.encode("utf-8", "surrogatepass"):
+        raise InvalidInputError("QUERY", "QUERY is not UTF-8 text")
     if len(before) > 1:
         raise InvalidInputError("QUERY", f"{values[2]!r} is one value too many: put QUERY in quotes")
     if before and target is not None:
