@@ -82,14 +82,12 @@ def import_checkpoint(
         )
     kind, warnings = _kind(source, options.kind)
     with file_errors("write", out), _appears_when_complete(out) as directory:
-        manifest, found = _export(source, directory, kind, options, report)
-    return ImportedModel(out, manifest, (*warnings, *manifest.warnings, *found))
+        manifest = _export(source, directory, kind, options, report)
+    return ImportedModel(out, manifest, (*warnings, *manifest.warnings, *manifest.encoder_warnings))
 
 
-def _export(
-    source: Source, directory: Path, kind: str, options: ImportOptions, report: Progress
-) -> tuple[Manifest, tuple[str, ...]]:
-    """Writes the parts and the manifest; with what the user should know about them."""
+def _export(source: Source, directory: Path, kind: str, options: ImportOptions, report: Progress) -> Manifest:
+    """Writes the parts and the manifest."""
     # torch and transformers take seconds to import: wrong arguments are told before
     from checkpoint_import.encoder import EncoderOptions, export_encoder, is_dpr_context  # noqa: PLC0415
     from checkpoint_import.generation import read_generation  # noqa: PLC0415
@@ -131,10 +129,11 @@ def _export(
         files=hash_files(directory),
         tokens=generation.tokens.to_json(),
         warnings=(*generation.warnings, *warnings),
+        encoder_warnings=tuple(dict.fromkeys((*queries.warnings, *passages.warnings))),
     )
     (directory / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     report("done", steps, steps)
-    return manifest, tuple(dict.fromkeys((*queries.warnings, *passages.warnings)))
+    return manifest
 
 
 def _check(out: Path, options: ImportOptions) -> None:

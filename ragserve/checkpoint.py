@@ -45,7 +45,8 @@ class Manifest:
     themselves read them from their `encoder.json`.
     `generation` holds Hugging Face generation parameters by their own names (num_beams, max_length, ...).
     `files` maps each file, relative to the directory, to its SHA-256. `tokens` is `SpecialTokens` as JSON, or None in
-    a manifest of an earlier version. `warnings` say what the checkpoint asks for that is not served.
+    a manifest of an earlier version. `warnings` say what the checkpoint asks for that is not served:
+    the generator reports them. `encoder_warnings` are those of the encoders, which the retriever reports.
     """
 
     kind: str
@@ -57,6 +58,7 @@ class Manifest:
     files: dict[str, str] = field(default_factory=dict)
     tokens: dict[str, Any] | None = None
     warnings: tuple[str, ...] = ()
+    encoder_warnings: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """The manifest as it stands on disk."""
@@ -71,6 +73,7 @@ class Manifest:
             "generation": self.generation,
             **({} if self.tokens is None else {"tokens": self.tokens}),
             **({"warnings": list(self.warnings)} if self.warnings else {}),
+            **({"encoder_warnings": list(self.encoder_warnings)} if self.encoder_warnings else {}),
         }
         return json.dumps(body, indent=2) + "\n"
 
@@ -97,6 +100,7 @@ class _Body(BaseModel):
     files: dict[str, str] = {}
     tokens: dict[str, Any] | None = None
     warnings: list[str] = []
+    encoder_warnings: list[str] = []
 
 
 def first_reason(error: ValueError) -> str:
@@ -136,6 +140,7 @@ def load_manifest(directory: Path) -> Manifest:
         files=body.files,
         tokens=body.tokens,
         warnings=tuple(body.warnings),
+        encoder_warnings=tuple(body.encoder_warnings),
     )
     kind = manifest.kind
     if version != FORMAT_VERSION:

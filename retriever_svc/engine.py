@@ -116,6 +116,7 @@ class RetrieverEngine:
         self._metrics = RetrieverMetrics(metrics)
         kept = options.query_cache_entries
         self._query_encoder = ""
+        self._encoder_warnings: tuple[str, ...] = ()
         self._cache: QueryCache[QueryHits] | None = QueryCache(kept, metrics) if kept else None
         self._parser = ThreadPoolExecutor(1, thread_name_prefix="metadata")  # one, for all that wait for the same
         self._refresher = ThreadPoolExecutor(1, thread_name_prefix="refresh")  # so that callers queue, and may leave
@@ -187,7 +188,7 @@ class RetrieverEngine:
             await asyncio.get_running_loop().run_in_executor(self._parser, self._read_metadata, snapshot)
         results = await loaded.batcher.submit(_Job(Lookup(tuple(queries), k, snapshot, options), clock, since))
         self._metrics.truncated_queries.inc(sum(one.unread_tokens > 0 for one in results))
-        warnings = (*warnings, *unread_queries(results))
+        warnings = (*warnings, *unread_queries(results), *self._encoder_warnings)
         return Retrieval(results, snapshot.version, clock.timings(), warnings, self._query_encoder)
 
     async def refresh(self) -> int:
@@ -253,7 +254,11 @@ class RetrieverEngine:
         keep_memory_low()
         options = self._options.retrieval
         searcher = load_searcher(self._model, options, self._cache)
-        self._query_encoder = query_encoder_id(load_manifest(self._model))
+        manifest = load_manifest(self._model)
+        self._query_encoder = query_encoder_id(manifest)
+        self._encoder_warnings = manifest.encoder_warnings
+        for warning in self._encoder_warnings:
+            log.warning(warning)
         source = KnowledgeSource.of_model(self._model, self.knowledge, searcher.encoder.config.dim, options)
         events = FollowEvents(self._metrics.swapped, self._metrics.load_failures.inc)
         follower = Follower(source, self._options.follow, events)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from ragserve.checkpoint import load_manifest
 from ragserve.errors import InvalidInputError, NotFoundError
 from ragserve.filters import DEFAULT_K
 from ragserve.nothing_found import explanation
@@ -54,4 +55,5 @@ def search_offline(
             explanation(found.nothing_found, snapshot.version, "options.filter", "options.kind", found.filter_keys),
             field="options.filter",
         )
-    return found.hits, (*warnings, *unread_queries([found], "QUERY"))
+    ignored = load_manifest(model).encoder_warnings
+    return found.hits, (*warnings, *unread_queries([found], "QUERY"), *ignored)

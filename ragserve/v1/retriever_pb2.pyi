@@ -293,7 +293,9 @@ class RetrieverServiceRetrieveResponse(_message.Message):
 
     @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What the caller should know, such as a query that is longer than the query encoder reads."""
+        """What the caller should know, such as a query that is longer than the query encoder reads, or a setting of the
+        encoder that the import ignored.
+        """
 
     def __init__(
         self,
