@@ -7,6 +7,7 @@ import secrets
 from dataclasses import dataclass, fields
 from typing import TypeVar
 
+from orchestrator.defaults import Defaults, fit_beams, fit_greatest_length, fit_least_lengths
 from orchestrator.requests import (
     Decoding,
     GenerateAsk,
@@ -45,6 +46,7 @@ class Resolved:
     bad_words: tuple[tuple[int, ...], ...]
     repetition_penalty: float
     sampling: SamplingRules | None
+    warnings: tuple[str, ...] = ()  # what the checkpoint asks for and is not allowed
 
     def hypotheses(self, n_docs: int) -> int:
         """How many a step has at most: in sequence mode each document is searched alone."""
@@ -90,12 +92,18 @@ class Resolved:
 
 
 def resolve(ask: GenerateAsk, info: GeneratorInfo, settings: OrchestratorSettings, n_docs: int) -> Resolved:
-    """Fill in what the request does not say. Raises InvalidInputError naming the request's field."""
+    """Fill in what the request does not say. Raises InvalidInputError naming the request's field.
+
+    What the checkpoint says adapts to the limits, with a warning.
+    """
     said = ask.options
-    merged = _merge(said, info.defaults)
     mode = resolve_mode(said.mode, info)
-    max_length = _max_length(said, merged, info, settings)
-    min_length, min_new_tokens = _least_lengths(said, merged, mode, max_length)
+    defaults = fit_beams(Defaults(info.defaults), said, mode, info, settings, n_docs)
+    defaults = fit_greatest_length(defaults, said, info)
+    max_length = _max_length(said, defaults.options, info, settings)
+    defaults = fit_least_lengths(defaults, said, max_length)
+    merged = _merge(said, defaults.options)
+    min_length, min_new_tokens = _least_lengths(said, merged, mode)
     sampling = _sampling(said.sampling, said.num_return_sequences or 1, mode)
     num_beams = 1 if sampling else _or(merged.num_beams, 1)
     resolved = Resolved(
@@ -112,11 +120,12 @@ def resolve(ask: GenerateAsk, info: GeneratorInfo, settings: OrchestratorSetting
         bad_words=_or(merged.bad_words, ()),
         repetition_penalty=_or(merged.repetition_penalty, 1.0),
         sampling=sampling,
+        warnings=defaults.warnings,
     )
     _check_search(resolved, said, info, settings, n_docs)
-    _check_lengths(resolved, said)
-    _check_penalties(resolved)
-    _check_bad_words(resolved.bad_words, info, settings)
+    _check_lengths(resolved)
+    _check_penalties(resolved, said)
+    _check_bad_words(said.bad_words or (), info, settings)
     return resolved
 
 
@@ -156,9 +165,9 @@ def _merge(said: GenerationOptions, defaults: GenerationOptions) -> GenerationOp
 
 
 def _max_length(
-    said: GenerationOptions, merged: GenerationOptions, info: GeneratorInfo, settings: OrchestratorSettings
+    said: GenerationOptions, defaults: GenerationOptions, info: GeneratorInfo, settings: OrchestratorSettings
 ) -> int:
-    """Tokens, decoder start token included. What the request says is checked, defaults are cut to the model's."""
+    """Tokens, decoder start token included. What the request says is checked."""
     limit = info.max_target_tokens or settings.default_max_length
     if said.max_new_tokens is not None:
         if not 1 <= said.max_new_tokens < limit:
@@ -171,12 +180,12 @@ def _max_length(
                 f"must be between 2 (the decoder start token counts) and {limit}, the model's limit",
             )
         return said.max_length
-    if merged.max_new_tokens is not None:
-        return min(merged.max_new_tokens + 1, limit)
-    return min(_or(merged.max_length, settings.default_max_length), limit)
+    if defaults.max_new_tokens is not None:
+        return defaults.max_new_tokens + 1
+    return _or(defaults.max_length, min(settings.default_max_length, limit))
 
 
-def _least_lengths(said: GenerationOptions, merged: GenerationOptions, mode: Mode, max_length: int) -> tuple[int, int]:
+def _least_lengths(said: GenerationOptions, merged: GenerationOptions, mode: Mode) -> tuple[int, int]:
     """`min_length` and `min_new_tokens`, 0 where they do not apply.
 
     In token mode both apply, as in `RagTokenForGeneration.generate`. In sequence mode `min_new_tokens` replaces
@@ -184,10 +193,6 @@ def _least_lengths(said: GenerationOptions, merged: GenerationOptions, mode: Mod
     comes before what the checkpoint says.
     """
     min_length, min_new_tokens = _or(merged.min_length, 0), merged.min_new_tokens
-    asked = (said.min_length, said.min_new_tokens, said.max_length, said.max_new_tokens)
-    if all(length is None for length in asked):  # nothing to refuse: such an answer has the greatest length
-        min_length = min(min_length, max_length)
-        min_new_tokens = None if min_new_tokens is None else min(min_new_tokens, max_length - 1)
     if mode is Mode.TOKEN or min_new_tokens is None:
         return min_length, _or(min_new_tokens, 0)
     if said.min_length is not None and said.min_new_tokens is None:
@@ -236,12 +241,11 @@ def _check_search(
         )
 
 
-def _check_lengths(resolved: Resolved, said: GenerationOptions) -> None:
-    longest = "options.max_length" if said.max_new_tokens is None else "options.max_new_tokens"
+def _check_lengths(resolved: Resolved) -> None:
     if resolved.min_length > resolved.max_length:
-        field = longest if said.min_length is None else "options.min_length"
         raise InvalidInputError(
-            field, f"the least length {resolved.min_length} is above the greatest, {resolved.max_length}"
+            "options.min_length",
+            f"the least length {resolved.min_length} is above the greatest, {resolved.max_length}",
         )
     if resolved.min_new_tokens >= resolved.max_length:
         raise InvalidInputError(
@@ -249,16 +253,17 @@ def _check_lengths(resolved: Resolved, said: GenerationOptions) -> None:
         )
 
 
-def _check_penalties(resolved: Resolved) -> None:
+def _check_penalties(resolved: Resolved, said: GenerationOptions) -> None:
     if not abs(resolved.length_penalty) <= LARGEST_LENGTH_PENALTY:
         raise InvalidInputError(
             "options.length_penalty", f"must be between -{LARGEST_LENGTH_PENALTY} and {LARGEST_LENGTH_PENALTY}"
         )
     if resolved.early_stopping is EarlyStopping.NEVER and resolved.length_penalty < 0:
-        raise InvalidInputError(
-            "options.length_penalty",
-            "must not be negative with early_stopping NEVER: every further token would improve a hypothesis",
-        )
+        never, why = "early_stopping NEVER", "every further token would improve a hypothesis"
+        if said.length_penalty is None:
+            problem = f"{never} does not go with the checkpoint's length_penalty, {resolved.length_penalty}: {why}"
+            raise InvalidInputError("options.early_stopping", problem)
+        raise InvalidInputError("options.length_penalty", f"must not be negative with {never}: {why}")
     if not (math.isfinite(resolved.repetition_penalty) and resolved.repetition_penalty > 0):
         raise InvalidInputError("options.repetition_penalty", "must be above 0")
 

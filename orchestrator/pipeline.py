@@ -221,7 +221,8 @@ class Pipeline:
         run = replace(run, evidence=_read(run.evidence, session))
         readable = not session.reading.unknown_characters
         empty = empty_warnings(outcomes[0].tokens, rendered_all[0].text, run.info.bos_token_id, readable=readable)
-        warnings = self._warnings(run.options.mode, run.info, run.evidence, session, run.ask.context) + empty
+        warnings = self._warnings(run.options.mode, run.info, run.evidence, session, run.ask.context)
+        warnings = (*warnings, *run.options.warnings, *empty)
         run.stages.finish()
         yield run.answer(outcomes, rendered_all, warnings)
 

@@ -152,7 +152,9 @@ Global___Sampling: _TypeAlias = Sampling  # noqa: Y015
 
 @_typing.final
 class GenerationOptions(_message.Message):
-    """Settings of one generation. What is not set comes from the checkpoint, then from the service."""
+    """Settings of one generation. What is not set comes from the checkpoint, then from the service. A setting of the
+    checkpoint that is beyond a limit of the services is lowered to it, and the reply has a warning.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

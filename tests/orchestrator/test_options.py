@@ -132,7 +132,6 @@ def test_mode_warnings() -> None:
         ("options.num_return_sequences", {"num_return_sequences": 1000, "sampling": SamplingOptions()}),
         ("options.max_length", {"max_length": 1}),
         ("options.max_length", {"max_length": 65}),
-        ("options.max_length", {"max_length": 3, "num_beams": 1}),
         ("options.max_new_tokens", {"max_new_tokens": 0}),
         ("options.max_new_tokens", {"max_new_tokens": 64}),
         ("options.min_length", {"min_length": 12, "max_length": 11}),
@@ -156,11 +155,44 @@ def test_mode_warnings() -> None:
     ids=str,
 )
 def test_refused(field, options) -> None:
-    info = replace(INFO, defaults=GenerationOptions(min_length=4)) if options.get("max_length") == 3 else INFO
     with pytest.raises(InvalidInputError) as caught:
-        resolve(ask(**options), info, SETTINGS, 5)
+        resolve(ask(**options), INFO, SETTINGS, 5)
     assert caught.value.field == field
     assert caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("defaults", "options", "found", "warnings"),
+    [
+        ({"num_beams": 64}, {}, {"num_beams": 32}, ["64 beams; this service allows 32 (max_beams)."]),
+        ({"num_beams": 64}, {"num_beams": 3}, {"num_beams": 3}, []),
+        ({"num_beams": 64}, {"sampling": SamplingOptions()}, {"num_beams": 1}, []),
+        ({"num_beams": 32}, {"mode": Mode.SEQUENCE}, {"num_beams": 20}, ["20 for each of 5 documents."]),
+        ({"max_length": 900}, {}, {"max_length": 64}, ["up to 900 tokens", "the generator allows 64"]),
+        ({"max_new_tokens": 64}, {}, {"max_length": 64}, ["up to 65 tokens", "(max_new_tokens)"]),
+        ({"max_new_tokens": 63}, {}, {"max_length": 64}, []),
+        ({"max_length": 900}, {"max_length": 9}, {"max_length": 9}, []),
+        ({"min_length": 4}, {"max_length": 3}, {"min_length": 3}, ["at least 4 tokens (min_length)", "has 3."]),
+        ({"min_new_tokens": 4}, {"max_length": 3}, {"min_new_tokens": 2}, ["at least 4 tokens (min_new_tokens)"]),
+        ({"min_length": 90, "max_length": 9}, {}, {"min_length": 9}, ["at least 90 tokens"]),
+        ({"bad_words": ((3,),) * 1001}, {}, {}, []),
+    ],
+    ids=str,
+)
+def test_what_the_checkpoint_asks_for_adapts_to_the_limits(defaults, options, found, warnings) -> None:
+    info = replace(INFO, defaults=GenerationOptions(**defaults), max_hypotheses=100)
+    resolved = resolve(ask(**options), info, SETTINGS, 5)
+    assert {name: getattr(resolved, name) for name in found} == found
+    assert len(resolved.warnings) == bool(warnings)
+    for part in warnings:
+        assert part in resolved.warnings[0]
+
+
+def test_an_early_stopping_that_does_not_go_with_the_checkpoint() -> None:
+    info = replace(INFO, defaults=GenerationOptions(length_penalty=-1.0))
+    with pytest.raises(InvalidInputError, match="checkpoint's length_penalty") as caught:
+        resolve(ask(early_stopping=EarlyStopping.NEVER), info, SETTINGS, 5)
+    assert caught.value.field == "options.early_stopping"
 
 
 def test_more_hypotheses_than_the_generator_has() -> None:

@@ -181,6 +181,18 @@ async def test_widenings_are_counted() -> None:
         assert running.metric("ragserve_widenings_total", reason="greedy") > 0
 
 
+@pytest.mark.parametrize("mode", [TOKEN, SEQUENCE])
+async def test_more_beams_than_the_service_allows_are_fewer_where_nobody_chose_them(mode) -> None:
+    async with world(TOY, faults=Faults(beams=64), max_beams=3) as running:
+        reply = await running.stub.Generate(asked(pb.GenerationOptions(mode=mode)))
+        assert list(reply.warnings) == ["The checkpoint asks for 64 beams; this service allows 3 (max_beams)."]
+        chosen = await running.stub.Generate(asked(pb.GenerationOptions(mode=mode, num_beams=3)))
+        assert not chosen.warnings
+        assert chosen.hypotheses == reply.hypotheses
+        refused = await error_of(running.stub.Generate(asked(pb.GenerationOptions(mode=mode, num_beams=64))))
+        assert refused.field == "options.num_beams"
+
+
 async def test_the_other_mode_warns() -> None:
     async with world(TOY, trained_mode=SEQUENCE) as running:
         assert not (await running.stub.Generate(asked())).warnings

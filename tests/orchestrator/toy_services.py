@@ -37,13 +37,16 @@ VOCAB, PASSAGES, VERSION = 60, 6, 7
 
 @dataclass
 class Faults:
-    """`kill_at`: the number of the request, over all generators, whose server dies instead of answering.
+    """`beams`: those that the checkpoint asks for.
+
+    `kill_at`: the number of the request, over all generators, whose server dies instead of answering.
 
     `guesses`: tokens that the generator guesses to be the answer's.
     `full`: the replicas that have no room for a session; `retry_after_seconds` is what they say of it, those in
     `full_at_once` before they have read anything.
     """
 
+    beams: int | None = None
     kill_at: int = 0
     guesses: tuple[int, ...] = ()
     full: frozenset[int] = frozenset()
@@ -113,7 +116,9 @@ class ToyGenerator(generator_pb2_grpc.GeneratorServiceServicer):
             max_context_tokens=256,
             max_documents=20,
             max_hypotheses=200,
-            defaults=generator_pb2.GenerationDefaults(n_docs=4, max_length=9, early_stopping="False"),
+            defaults=generator_pb2.GenerationDefaults(
+                n_docs=4, max_length=9, early_stopping="False", num_beams=self.faults.beams
+            ),
         )
 
     async def Decode(self, requests: Any, context: Any) -> Any:  # noqa: N802
