@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Generic, NoReturn, TypeVar
 
 import numpy as np
@@ -27,11 +28,12 @@ from retriever_svc.encoder import TextEncoder
 from retriever_svc.live.follower import Follower
 from retriever_svc.live.priority import be_nice
 from retriever_svc.live.writer import Compaction, Deletion, KnowledgeWriter, Proceed, Upsert
-from retriever_svc.requests import split_passages
+from retriever_svc.requests import chunks_of, split_passages
 from retriever_svc.splitting import Cut, SplitOptions
 from retriever_svc.types import Float32, NewPassage, Truncated
 
 CHUNK_PASSAGES = 64  # embedded together, sorted by length
+KEPT_CUTS = 4  # the ways to split that were used last; each holds a tokenizer
 RETRY_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
@@ -101,10 +103,9 @@ class Editor:
         self._load_encoder = load_encoder
         self._options = options
         self._changed = changed
-        self._load_cut = load_cut
+        self._load_cut = lru_cache(maxsize=KEPT_CUTS)(load_cut)
         self._limits = PassageLimits(options.max_passage_bytes)
         self._encoder: TextEncoder | None = None
-        self._cut: tuple[SplitOptions, Cut | None] | None = None  # the one used last
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="editor", initializer=be_nice)
         self._waiting = 0
         self._lock = threading.Lock()  # of `_waiting`
@@ -233,10 +234,11 @@ class Editor:
     ) -> tuple[Sequence[NewPassage], dict[str, int] | None]:
         """The passages that are to be stored, and how many of them each passage became, by its id."""
         if split is None:
+            for number, one in enumerate(passages):
+                if one.vector is None:  # refuse a text that cannot be encoded
+                    chunks_of(number, one, self._load_cut(SplitOptions("none")))
             return passages, None
-        if self._cut is None or self._cut[0] != split:
-            self._cut = split, self._load_cut(split)
-        new = split_passages(passages, self._cut[1], self._limits)
+        new = split_passages(passages, self._load_cut(split), self._limits)
         return [one for chunks in new for one in chunks], {
             given.passage.id: len(chunks) for given, chunks in zip(passages, new, strict=True)
         }

@@ -89,7 +89,7 @@ class TextEncoder:
                 another precision than float32), or CUDA is asked for and absent.
         """
         config = load_encoder_config(directory / "encoder.json")
-        tokenizer = _load_tokenizer(directory / "tokenizer.json", config)
+        tokenizer = load_tokenizer(directory / "tokenizer.json", config)
         session = EncoderSession.load(directory, device, threads, precision)
         share = thread_count(threads) // BATCHES_AT_A_TIME if twice and session.device == "cpu" else 0
         beside = EncoderSession.load(directory, device, share, precision) if share else None
@@ -201,11 +201,7 @@ class TextEncoder:
         place = ""
         if passage is not None:
             place = f" (passage {passage.id!r}, {'title' if token in passage.title else 'text'})"
-        raise InvalidInputError(
-            field,
-            f"{field} holds {token!r}{place}, a token that the encoder's tokenizer has and its model does not: "
-            "leave it out or spell it otherwise",
-        )
+        raise InvalidInputError(field, f"{field} {holds(token, place)}")
 
     def _forward(self, token_ids: Sequence[Sequence[int]], session: EncoderSession, prompt_tokens: int = 0) -> Float32:
         """One forward pass; [n_rows, dim]. The mask is 2 for the tokens of a prompt that is not pooled."""
@@ -221,6 +217,14 @@ class TextEncoder:
         if not np.isfinite(vectors).all():
             raise InternalError("the encoder gave a vector that is not finite")
         return vectors
+
+
+def holds(token: str, place: str = "") -> str:
+    """What is wrong with a text that holds a token which the tokenizer has and the model does not."""
+    return (
+        f"holds {token!r}{place}, a token that the encoder's tokenizer has and its model does not: "
+        "leave it out or spell it otherwise"
+    )
 
 
 def _unread(encoding: Encoding) -> int:
@@ -247,7 +251,7 @@ def token_batches(lengths: Sequence[int], max_tokens: int, max_padding: int) -> 
     return batches
 
 
-def _load_tokenizer(path: Path, config: EncoderConfig) -> Tokenizer:
+def load_tokenizer(path: Path, config: EncoderConfig) -> Tokenizer:
     """The tokenizer, cutting to the encoder's longest input and never padding."""
     tokenizer = read(path, lambda: Tokenizer.from_file(str(path)))
     tokenizer.no_padding()

@@ -136,13 +136,13 @@ def split_passages(passages: Sequence[NewPassage], cut: Cut | None, limits: Pass
     """The chunks of each passage; one with a vector stays whole.
 
     Raises:
-        InvalidInputError: a chunk is too large, or has the id of another passage.
+        InvalidInputError: a chunk is too large, cannot be encoded, or has the id of another passage.
     """
     first: dict[str, int] = {}
     found = []
     for number, new in enumerate(passages):
         field = f"passages[{number}].passage"
-        chunks = [new.passage] if new.vector is not None else split_passage(new.passage, cut)
+        chunks = chunks_of(number, new, cut)
         for chunk in chunks:
             problem = size_problem(chunk.id, chunk.title, chunk.text, chunk.metadata_json, limits)
             if problem is not None:
@@ -153,6 +153,17 @@ def split_passages(passages: Sequence[NewPassage], cut: Cut | None, limits: Pass
         found.append([new if chunk is new.passage else NewPassage(chunk) for chunk in chunks])
     _refuse_names_of_chunks([new.passage.id for new in passages])
     return found
+
+
+def chunks_of(number: int, new: NewPassage, cut: Cut | None) -> list[Passage]:
+    """What a passage of a request becomes. Raises InvalidInputError if a text of it cannot be encoded."""
+    if new.vector is not None:
+        return [new.passage]
+    try:
+        return split_passage(new.passage, cut)
+    except InvalidInputError as error:
+        field = f"passages[{number}].passage.{error.field}"
+        raise InvalidInputError(field, f"{field} {error.message}") from error
 
 
 def _refuse_names_of_chunks(ids: Sequence[str]) -> None:

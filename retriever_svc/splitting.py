@@ -17,6 +17,7 @@ from icu4py.breakers import SentenceBreaker, WordBreaker
 from tokenizers import Tokenizer
 
 from ragserve.errors import InvalidInputError
+from retriever_svc.encoder import holds, load_tokenizer
 from retriever_svc.encoder_config import EncoderConfig, load_encoder_config
 from retriever_svc.encoder_session import read
 from retriever_svc.lexical.analysis import UNSPACED
@@ -78,8 +79,15 @@ class SplitOptions:
         return self.split == "none" and self.words is None and self.tokens is None
 
     def cut(self, encoder: Path) -> Cut | None:
-        """What splits texts for the passage encoder in a directory. Raises what `check` and `by_tokens` raise."""
+        """What splits texts for the passage encoder in a directory, and refuses those that it cannot encode.
+
+        None where texts stay whole and the encoder can read all of them. Raises what `check` and `by_tokens` raise.
+        """
         self.check()
+        config = load_encoder_config(encoder / "encoder.json")
+        return OnlyKnownTokens(encoder, config, self._cut(encoder)) if config.vocab_size else self._cut(encoder)
+
+    def _cut(self, encoder: Path) -> Cut | None:
         if self.words is not None:
             return by_words(self.words)
         if self.tokens is not None:
@@ -90,12 +98,36 @@ class SplitOptions:
 def split_passage(passage: P, cut: Cut | None) -> list[P]:
     """The chunks of a passage, each with its title and metadata, and the ids ID#0, ID#1, and so on.
 
-    A passage that fits into one chunk stays as it is.
+    A passage that fits into one chunk stays as it is. Raises InvalidInputError, with the field `title` or `text`, where
+    the encoder cannot encode a chunk.
     """
     chunks = [] if cut is None else cut(passage.title, passage.text)
     if len(chunks) < 2:
         return [passage]
     return [replace(passage, id=f"{passage.id}#{number}", text=text) for number, text in enumerate(chunks)]
+
+
+class OnlyKnownTokens:
+    """Splits texts with another cut, and refuses a chunk with a token that the tokenizer has and the graph does not.
+
+    What the encoder does not read of a chunk may hold such tokens.
+    """
+
+    def __init__(self, encoder: Path, config: EncoderConfig, cut: Cut | None) -> None:
+        """`encoder`: directory of the passage encoder; `cut`: None for texts that stay whole."""
+        self._tokenizer = load_tokenizer(encoder / "tokenizer.json", config)
+        self._config, self._cut = config, cut
+
+    def __call__(self, title: str, text: str) -> list[str]:
+        """The chunks of a text. Raises InvalidInputError, with the field `title` or `text`."""
+        chunks = [text] if self._cut is None else self._cut(title, text)
+        for chunk in chunks:
+            ids = self._tokenizer.encode(*self._config.passage_input(title, chunk)).ids
+            unknown = next((each for each in ids if each >= self._config.vocab_size), None)
+            if unknown is not None:
+                token = str(self._tokenizer.id_to_token(unknown))
+                raise InvalidInputError("title" if token in title else "text", holds(token))
+        return chunks
 
 
 class BySentences:

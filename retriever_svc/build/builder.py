@@ -100,7 +100,7 @@ class _Job:
         embeddings = embedding_files(build.embeddings, build.allow_pickle) if build.embeddings else ()
         encoder = passage_encoder_hash(self.model, load_manifest(self.model))
         directory = passage_encoder_directory(self.model)
-        cut = build.splitting(self.split_words).cut(directory)
+        cut = None if build.embeddings else build.splitting(self.split_words).cut(directory)
         dimension = load_encoder_config(directory / "encoder.json").dim
         with file_errors("read", self.source):
             identity = fingerprint(

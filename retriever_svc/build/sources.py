@@ -150,7 +150,10 @@ def no_passages(source: Path, rows: int, bad_rows: Sequence[str]) -> InvalidInpu
 
 def split_row(row: SourcePassage, cut: Cut | None, limits: PassageLimits = DEFAULT_LIMITS) -> list[SourcePassage]:
     """The passages of a row. Raises InvalidInputError, with file and line, if one of them may not be stored."""
-    passages = split_passage(row, cut)
+    try:
+        passages = split_passage(row, cut)
+    except InvalidInputError as error:
+        raise bad_row(Path(row.file), row.line, f"column '{error.field}' {error.message}") from error
     for passage in passages:
         problem = size_problem(passage.id, passage.title, passage.text, passage.metadata_json, limits)
         if problem:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 import torch
 from transformers import BartForConditionalGeneration, BertTokenizer
@@ -17,7 +20,8 @@ from generator_svc.text import load_codec
 from ragserve.errors import FailedPreconditionError, InvalidInputError
 from ragserve.serving.status import error_from_rpc
 from ragserve.v1 import generator_pb2, orchestrator_pb2
-from retriever_svc.build import build_knowledge_base
+from retriever_svc.build import BuildOptions, build_knowledge_base
+from retriever_svc.splitting import SplitOptions
 from tests.system.harness import stub_of
 from tests.tiny import (
     bart_tokenizer,
@@ -44,17 +48,28 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def rag(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    """An orchestrator with both services behind it."""
-    work = tmp_path_factory.mktemp("services")
+def retriever(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    work = tmp_path_factory.mktemp("retriever")
     source = write_jsonl(work / "passages.jsonl", tiny_passages(6, max_words=8))
     build_knowledge_base(source, work / "kb", model)
-    retriever = start("retriever_svc", {"model": model, "knowledge": work / "kb", "threads": 1}, work)
+    with running(process := start("retriever_svc", {"model": model, "knowledge": work / "kb", "threads": 1}, work)):
+        yield process
+
+
+@pytest.fixture(scope="module")
+def rag(model: Path, retriever: ServiceProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    """An orchestrator with both services behind it."""
+    work = tmp_path_factory.mktemp("services")
     generator = start("generator_svc", {"model": model, "threads": 1}, work)
     targets = {"retriever": retriever.target, "generator": f"ipv4:{generator.target}"}
     orchestrator = start("orchestrator", targets, work)
-    with running(retriever, generator, orchestrator):
+    with running(generator, orchestrator):
         yield orchestrator
+
+
+def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from ragserve_cli.main import main; main()", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
 def refused(call: object, request: object) -> InvalidInputError:
@@ -94,8 +109,38 @@ def test_passages_with_such_a_token_are_named_at_the_build(model: Path, tmp_path
     rows = [*map(vars, passages), {"id": "at-fault", "title": "Great River", "text": "in [place] it is long"}]
     source = tmp_path / "passages.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(InvalidInputError, match=r"holds '\[place\]' \(passage 'at-fault', text\)"):
-        build_knowledge_base(source, tmp_path / "kb", model)
+    said = rf"^{source}:4: column 'text' holds '\[place\]', a token that the encoder's tokenizer has.*skip_bad_rows"
+    for split in (SplitOptions(), SplitOptions("none")):
+        with pytest.raises(InvalidInputError, match=said):
+            build_knowledge_base(source, tmp_path / "kb", model, build=BuildOptions(split=split.split))
+    notes: list[str] = []
+    build = BuildOptions(skip_bad_rows=True, notify=notes.append)
+    assert build_knowledge_base(source, tmp_path / "kb", model, build=build).passages == 3
+    assert notes[0].startswith(f"skipped 1 of 4 rows, beginning with: {source}:4: column 'text' holds '[place]'")
+
+
+def test_what_the_encoder_does_not_read_or_encode_may_hold_it(model: Path, tmp_path: Path) -> None:
+    source = tmp_path / "passages.jsonl"
+    source.write_text(json.dumps({"id": "long", "text": "river " * 600 + "[place]"}) + "\n")
+    assert build_knowledge_base(source, tmp_path / "whole", model, build=BuildOptions(split="none")).passages == 1
+    source.write_text(json.dumps({"id": "given", "text": "in [place]"}) + "\n")
+    np.save(tmp_path / "vectors.npy", np.ones((1, 32), np.float32))
+    build = BuildOptions(embeddings=(tmp_path / "vectors.npy",))
+    assert build_knowledge_base(source, tmp_path / "given", model, build=build).passages == 1
+
+
+def test_passages_with_such_a_token_are_named_when_they_are_added(retriever: ServiceProcess, tmp_path: Path) -> None:
+    rows = [{"id": "a1", "text": "a river"}, {"id": "a2", "text": "in [place]"}, {"id": "a3", "text": "a moon"}]
+    source = tmp_path / "passages.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for split in ([], ["--split", "none"]):
+        add = ["kb", "add", str(source), "--retriever", retriever.target, *split]
+        refused_all = cli(*add)
+        assert f"{source}:2: column 'text' holds '[place]'" in refused_all.stderr
+        assert refused_all.returncode != 0
+        skipped = cli(*add, "--skip-bad-rows")
+        assert f"skipped a row: {source}:2: column 'text' holds '[place]'" in skipped.stderr
+        assert skipped.returncode == 0, skipped.stderr
 
 
 def test_a_model_with_rows_that_no_token_has(tmp_path: Path) -> None:
