@@ -62,6 +62,7 @@ class OpenCommand:
     max_hypotheses: int = 0
     max_new_tokens: int = 0
     independent_hypotheses: bool = False
+    skip_unknown_tokens: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,7 @@ class OpenOutput:
     document_tokens: tuple[int, ...] = ()
     question_characters: int = 0
     question_unknown_characters: int = 0
+    unknown_tokens: tuple[str, ...] = ()  # the first that was left out of each document; "" where none was
 
 
 @dataclass(frozen=True)

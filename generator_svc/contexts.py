@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from generator_svc.commands import Document, OpenCommand, Truncation
@@ -25,6 +25,9 @@ class ContextCodec(Protocol):
     def token_ends(self, text: str) -> list[int]:
         """Where each token ends, in characters."""
 
+    def known_tokens(self, token_ids: Sequence[int]) -> tuple[int, ...]:
+        """The tokens without those that the model does not have."""
+
     def unknown_token(self, token_ids: Sequence[int]) -> str | None:
         """The first token that the tokenizer has and the model does not."""
 
@@ -37,6 +40,7 @@ class Context:
     truncated: bool
     truncated_tokens: int = 0  # cut from the context
     document_tokens: int = 0  # of the document before it was cut; 0 where it was not
+    unknown_token: str = ""  # the first that was left out, as the model does not have it
 
 
 def build_contexts(command: OpenCommand, rag: RagSettings, codec: ContextCodec, max_tokens: int) -> tuple[Context, ...]:
@@ -44,13 +48,16 @@ def build_contexts(command: OpenCommand, rag: RagSettings, codec: ContextCodec, 
 
     Raises:
         InvalidInputError: the question alone is longer than a context may be, or a text holds a token that the model
-            does not know.
+            does not know (with `skip_unknown_tokens`: the question does).
     """
     contexts = []
     for number, document in enumerate(command.documents):
         context = build_context(document, command.question, rag, codec, max_tokens, command.truncation)
         if (token := codec.unknown_token(context.token_ids)) is not None:
-            raise _unknown(token, command, number)
+            asked = codec.unknown_token(codec.encode(command.question))
+            if asked is not None or not command.skip_unknown_tokens:
+                raise _unknown(asked or token, command, number)
+            context = replace(context, token_ids=codec.known_tokens(context.token_ids), unknown_token=token)
         contexts.append(context)
     return tuple(contexts)
 

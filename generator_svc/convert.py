@@ -80,6 +80,7 @@ def reply_to_proto(reply: Reply[Any]) -> generator_pb2.DecodeResponse:
             response.open.document_tokens.extend(opened.document_tokens)
             response.open.question_characters = opened.question_characters
             response.open.question_unknown_characters = opened.question_unknown_characters
+            response.open.unknown_tokens.extend(opened.unknown_tokens)
             if opened.step is not None:
                 _put_step(response.open.step, opened.step)
         case StepOutput() as step:
@@ -134,6 +135,7 @@ def _open(request: generator_pb2.OpenRequest) -> OpenCommand:
         max_hypotheses=request.max_hypotheses,
         max_new_tokens=request.max_new_tokens,
         independent_hypotheses=request.independent_hypotheses,
+        skip_unknown_tokens=request.skip_unknown_tokens,
     )
 
 

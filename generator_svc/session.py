@@ -120,6 +120,7 @@ class DecodeSession:
             tuple(context.document_tokens for context in contexts),
             characters_in(command.question),
             unknown,
+            tuple(each.unknown_token for each in contexts) if any(each.unknown_token for each in contexts) else (),
         )
         return Reply(output, self._timings(request))
 

@@ -54,6 +54,10 @@ class Codec:
             return None
         return next((self._unknown[token] for token in token_ids if token in self._unknown), None)
 
+    def known_tokens(self, token_ids: Sequence[int]) -> tuple[int, ...]:
+        """The tokens without those that the model does not have."""
+        return tuple(token for token in token_ids if token not in self._unknown)
+
     def token_ends(self, text: str) -> list[int]:
         """Where each token of the text ends, in characters; no special tokens."""
         with self._lock:

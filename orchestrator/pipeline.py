@@ -42,7 +42,7 @@ from orchestrator.search.rows import RowBuilder
 from orchestrator.settings import OrchestratorSettings
 from orchestrator.stages import MARGINALIZE, Stages
 from orchestrator.streaming import TextStream
-from orchestrator.truncation import Reading, truncation_warnings
+from orchestrator.truncation import Reading, truncation_warnings, unknown_warnings
 from orchestrator.validation import DocCount
 from ragserve.errors import InternalError
 from ragserve.serving.metrics import Metrics
@@ -61,6 +61,7 @@ class SessionSpec:
     max_hypotheses: int = 0
     max_new_tokens: int = 0
     independent_hypotheses: bool = False  # sampled
+    retrieved: bool = True  # the caller has not given the documents, so what the model cannot read of them is left out
 
 
 class DecodeSession(Inference, Protocol):
@@ -251,8 +252,9 @@ class Pipeline:
             if text not in self._warned:
                 self._warned.add(text)
                 log.warning(text)
-        cut = truncation_warnings(evidence, session.reading.lengths, context.truncation)
-        return (*warnings, *session.reading.question_warnings, *evidence.warnings, *cut)
+        lengths = session.reading.lengths
+        unread = (*unknown_warnings(evidence, lengths), *truncation_warnings(evidence, lengths, context.truncation))
+        return (*warnings, *session.reading.question_warnings, *evidence.warnings, *unread)
 
     async def _evidence(self, sources: Sources, docs: DocCount, deadline: Deadline, stages: Stages) -> Evidence:
         """The caller's documents, or those of the retriever."""
@@ -328,4 +330,5 @@ def _read(evidence: Evidence, session: DecodeSession) -> Evidence:
 
 def _spec(sources: Sources, evidence: Evidence, mode: Mode, context: ContextOptions) -> SessionSpec:
     decoded = context.question_form is QuestionForm.DECODED
-    return SessionSpec(evidence.decoded_question if decoded else sources.question, evidence, mode, context)
+    question = evidence.decoded_question if decoded else sources.question
+    return SessionSpec(question, evidence, mode, context, retrieved=not sources.documents)

@@ -1,4 +1,4 @@
-"""Says which passages the generator did not read to their end."""
+"""Says which passages the generator did not read to their end, or not with all their tokens."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class ContextLength:
     context_tokens: int
     truncated_tokens: int = 0
     document_tokens: int = 0  # title and text before they were cut; 0 where nothing was
+    unknown_token: str = ""  # the first that was left out, as the model does not have it
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,19 @@ def truncation_warnings(evidence: Evidence, lengths: Sequence[ContextLength], tr
     named = [_warning(_name(evidence, number), one, truncation) for number, one in cut[:NAMED]]
     if len(cut) > NAMED:
         named.append(f"The generator read {len(cut) - NAMED} more passages only in part.")
+    return named
+
+
+def unknown_warnings(evidence: Evidence, lengths: Sequence[ContextLength]) -> list[str]:
+    """One sentence for each passage that the generator read without some token; as `truncation_warnings`."""
+    found = [(number, one.unknown_token) for number, one in enumerate(lengths) if one.unknown_token]
+    named = [
+        f"The generator read {_name(evidence, number)} without {token!r}, a token that its tokenizer has and its model "
+        "does not."
+        for number, token in found[:NAMED]
+    ]
+    if len(found) > NAMED:
+        named.append(f"The generator read {len(found) - NAMED} more passages without such tokens.")
     return named
 
 

@@ -73,7 +73,8 @@ def reading_from_proto(opened: pb.OpenResult) -> Reading:
     """What the generator reads of documents and question. Replicas of an older version do not say what they cut."""
     cut = opened.truncated_tokens or [0] * len(opened.context_tokens)
     whole = opened.document_tokens or [0] * len(opened.context_tokens)
-    lengths = tuple(ContextLength(*one) for one in zip(opened.context_tokens, cut, whole, strict=True))
+    unknown = opened.unknown_tokens or [""] * len(opened.context_tokens)
+    lengths = tuple(ContextLength(*one) for one in zip(opened.context_tokens, cut, whole, unknown, strict=True))
     return Reading(lengths, opened.question_characters, opened.question_unknown_characters)
 
 
@@ -133,6 +134,7 @@ def open_to_proto(spec: SessionSpec, prefixes: Prefixes | None) -> pb.DecodeRequ
         max_context_tokens=spec.context.max_tokens,
         truncation=TRUNCATIONS[spec.context.truncation],
         encode_only=prefixes is None,
+        skip_unknown_tokens=spec.retrieved,
     )
     if prefixes is not None:
         request.max_hypotheses, request.max_new_tokens = spec.max_hypotheses, spec.max_new_tokens

@@ -180,6 +180,7 @@ class OpenRequest(_message.Message):
     MAX_HYPOTHESES_FIELD_NUMBER: _builtins.int
     MAX_NEW_TOKENS_FIELD_NUMBER: _builtins.int
     INDEPENDENT_HYPOTHESES_FIELD_NUMBER: _builtins.int
+    SKIP_UNKNOWN_TOKENS_FIELD_NUMBER: _builtins.int
     question: _builtins.str
     """The question, put after each passage."""
     mode: _common_pb2.Mode.ValueType
@@ -202,6 +203,10 @@ class OpenRequest(_message.Message):
     """
     independent_hypotheses: _builtins.bool
     """Hypotheses have nothing in common, as samples do: nothing is counted once."""
+    skip_unknown_tokens: _builtins.bool
+    """Leave tokens that the tokenizer has and the model does not out of the contexts; see OpenResult.unknown_tokens.
+    Where this is not set, a document that holds one is refused. A question that holds one always is.
+    """
     @_builtins.property
     def documents(self) -> _containers.RepeatedCompositeFieldContainer[Global___Document]:
         """The retrieved documents, at least one."""
@@ -231,10 +236,11 @@ class OpenRequest(_message.Message):
         max_hypotheses: _builtins.int = ...,
         max_new_tokens: _builtins.int = ...,
         independent_hypotheses: _builtins.bool = ...,
+        skip_unknown_tokens: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["control", b"control"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "control", b"control", "documents", b"documents", "encode_only", b"encode_only", "independent_hypotheses", b"independent_hypotheses", "max_context_tokens", b"max_context_tokens", "max_hypotheses", b"max_hypotheses", "max_new_tokens", b"max_new_tokens", "mode", b"mode", "prefixes", b"prefixes", "question", b"question", "truncation", b"truncation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "control", b"control", "documents", b"documents", "encode_only", b"encode_only", "independent_hypotheses", b"independent_hypotheses", "max_context_tokens", b"max_context_tokens", "max_hypotheses", b"max_hypotheses", "max_new_tokens", b"max_new_tokens", "mode", b"mode", "prefixes", b"prefixes", "question", b"question", "skip_unknown_tokens", b"skip_unknown_tokens", "truncation", b"truncation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -534,6 +540,7 @@ class OpenResult(_message.Message):
     DOCUMENT_TOKENS_FIELD_NUMBER: _builtins.int
     QUESTION_CHARACTERS_FIELD_NUMBER: _builtins.int
     QUESTION_UNKNOWN_CHARACTERS_FIELD_NUMBER: _builtins.int
+    UNKNOWN_TOKENS_FIELD_NUMBER: _builtins.int
     question_characters: _builtins.int
     """Number of characters of the question that are no white space."""
     question_unknown_characters: _builtins.int
@@ -558,6 +565,10 @@ class OpenResult(_message.Message):
     def document_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Number of tokens of each document that was truncated, title included, before it was cut; 0 for the others."""
 
+    @_builtins.property
+    def unknown_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """After skip_unknown_tokens: the first token that was left out of each document's context; empty where none was."""
+
     def __init__(
         self,
         *,
@@ -568,10 +579,11 @@ class OpenResult(_message.Message):
         document_tokens: _abc.Iterable[_builtins.int] | None = ...,
         question_characters: _builtins.int = ...,
         question_unknown_characters: _builtins.int = ...,
+        unknown_tokens: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "document_tokens", b"document_tokens", "question_characters", b"question_characters", "question_unknown_characters", b"question_unknown_characters", "step", b"step", "truncated", b"truncated", "truncated_tokens", b"truncated_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "document_tokens", b"document_tokens", "question_characters", b"question_characters", "question_unknown_characters", b"question_unknown_characters", "step", b"step", "truncated", b"truncated", "truncated_tokens", b"truncated_tokens", "unknown_tokens", b"unknown_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -16,7 +16,10 @@ from transformers import BartForConditionalGeneration, BertTokenizer
 
 from bench.processes import ServiceProcess, running, start
 from checkpoint_import import ImportOptions, import_checkpoint
-from generator_svc.text import load_codec
+from generator_svc.commands import Document, OpenCommand
+from generator_svc.contexts import build_contexts, context_text
+from generator_svc.text import Codec, load_codec
+from ragserve.checkpoint import RagSettings
 from ragserve.errors import FailedPreconditionError, InvalidInputError
 from ragserve.serving.status import error_from_rpc
 from ragserve.v1 import generator_pb2, orchestrator_pb2
@@ -51,6 +54,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def retriever(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
     work = tmp_path_factory.mktemp("retriever")
     source = write_jsonl(work / "passages.jsonl", tiny_passages(6, max_words=8))
+    with source.open("a") as file:
+        file.write(json.dumps({"id": "masked", "text": "the <mask> tower"}) + "\n")
     build_knowledge_base(source, work / "kb", model)
     with running(process := start("retriever_svc", {"model": model, "knowledge": work / "kb", "threads": 1}, work)):
         yield process
@@ -102,6 +107,35 @@ def test_other_texts_are_answered_and_the_token_is_named(rag: ServiceProcess) ->
     error = refused(stub.Generate, orchestrator_pb2.GenerateRequest(question="which [place]?", options=options))
     assert error.field == "question"
     assert error.message.startswith("question holds '[place]', a token that the encoder's tokenizer has")
+
+
+def test_a_retrieved_passage_is_read_without_the_token(rag: ServiceProcess) -> None:
+    stub = stub_of(rag.target)
+    options = orchestrator_pb2.GenerationOptions(max_length=6)
+    request = orchestrator_pb2.GenerateRequest(question="tower?", n_docs=7, options=options)
+    warning = (
+        "The generator read passage 'masked' without '<mask>', a token that its tokenizer has and its model does not."
+    )
+    answered = stub.Generate(request, timeout=60)
+    assert "masked" in [each.passage.id for each in answered.passages]
+    assert list(answered.warnings).count(warning) == 1
+    score = orchestrator_pb2.RagServiceScoreRequest(question="tower?", answer="it", n_docs=7)
+    assert list(stub.Score(score, timeout=60).warnings).count(warning) == 1
+    request.question = "the <mask> tower?"
+    error = refused(stub.Generate, request)
+    assert (error.field, error.message[: len(HOLDS) + 9]) == ("question", f"question {HOLDS}")
+
+
+def test_what_is_left_of_such_a_context() -> None:
+    """The ids of Hugging Face's tokenizer, without the one that the model has no row for."""
+    codec = Codec(bart_tokenizer(), N_TOKENS - 1)
+    documents = (Document("Moon", "a <mask> in <mask> night"), Document("Great River", "it is long"))
+    asked = OpenCommand("who?", documents, "token", 4, skip_unknown_tokens=True)
+    masked, plain = build_contexts(asked, RagSettings(), codec, 50)
+    whole = bart_tokenizer()(context_text("Moon / a <mask> in <mask> night", "who?", RagSettings()))["input_ids"]
+    assert max(whole) == N_TOKENS - 1
+    assert list(masked.token_ids) == [each for each in whole if each < N_TOKENS - 1]
+    assert (masked.unknown_token, plain.unknown_token) == ("<mask>", "")
 
 
 def test_passages_with_such_a_token_are_named_at_the_build(model: Path, tmp_path: Path) -> None:
