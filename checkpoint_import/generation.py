@@ -26,7 +26,7 @@ from checkpoint_import.recognize import read_json
 from checkpoint_import.source import Source
 from ragserve.activations import LEARNED
 from ragserve.errors import FailedPreconditionError
-from ragserve.search_settings import read_search_settings
+from ragserve.search_settings import SEARCH_SETTINGS, read_search_settings
 from ragserve.token_rules import SpecialTokens
 
 OWN_FILE, MODEL_FILE = "generation_config.json", "config.json"
@@ -57,16 +57,17 @@ def read_generation(source: Source, config: PreTrainedConfig) -> Generation:
         FailedPreconditionError: a value cannot be used; the message names file and setting.
     """
     check_activation(source, config)
+    _check_padding(source, config)
     directory = source.composite_directory or source.generator.directory
     raw = source.composite if source.composite is not None else source.generator.config
     own = directory / OWN_FILE
     of_model = _read(directory / MODEL_FILE, lambda: _from_model(raw))
     token = _read(own, lambda: _from_file(own)) if own.is_file() else of_model
     path = own if own.is_file() else directory / MODEL_FILE
-    of_generator = _read(path, lambda: _from_model(config))
+    of_generator = _read(directory / MODEL_FILE, lambda: _from_model(config))
     warnings = [*_unserved(token, path.name)]
     if own.is_file():
-        warnings += _overridden(of_model, token)
+        warnings += _overridden(of_model, token, None if source.composite is None else of_generator)
     sequence = token if source.composite is None else of_generator
     settings = [_with_start(one, of_generator, path.name, warnings) for one in (token, sequence)]
     for mode, one in zip(("RAG-Token", "RAG-Sequence"), settings, strict=True):
@@ -105,6 +106,20 @@ def check_activation(source: Source, config: PreTrainedConfig) -> None:
             f"{path}: the activation function {name!r} has weights of its own, which ragserve does not serve; "
             "train the model with another one",
             field=str(path),
+        )
+
+
+def _check_padding(source: Source, config: PreTrainedConfig) -> None:
+    """Refuses a padding token of the generator that has no row in its embedding.
+
+    Raises:
+        FailedPreconditionError: naming file and setting.
+    """
+    pad, path = getattr(config, "pad_token_id", None), source.generator.directory / MODEL_FILE
+    if isinstance(pad, int) and pad >= config.vocab_size:
+        name = "pad_token_id" if source.composite is None else "generator.pad_token_id"
+        raise FailedPreconditionError(
+            f"{path}: {name} is {pad}; the vocabulary has the ids 0 to {config.vocab_size - 1}", field=str(path)
         )
 
 
@@ -174,17 +189,35 @@ def _reported(values: Mapping[str, Any], table: Mapping[str, Unserved], name: st
     ]
 
 
-def _overridden(of_model: GenerationConfig, used: GenerationConfig) -> list[str]:
-    """Settings of config.json that do not count because there is a generation_config.json, though it is silent."""
-    lost = []
+def _overridden(of_model: GenerationConfig, used: GenerationConfig, section: GenerationConfig | None) -> list[str]:
+    """Settings of config.json that RAG-Token ignores because there is a generation_config.json, though it is silent.
+
+    `section` are those of a composite's generator, which RAG-Sequence reads.
+    """
+    everywhere, rules, search = list[str](), list[str](), list[str]()
     for setting in SERVED:
-        value = getattr(of_model, setting, None)
+        value, of_section = getattr(of_model, setting, None), getattr(section, setting, None)
         silent = getattr(used, setting, None) is None
-        if silent and value is not None and setting not in ("bos_token_id", "pad_token_id"):
-            lost.append(f"{setting} {_shown(value)}")
-    if not lost:
-        return []
-    return [f"{MODEL_FILE} sets {', '.join(lost)}: ignored beside {OWN_FILE}, as in transformers"]
+        if not silent or setting in ("bos_token_id", "pad_token_id"):
+            continue
+        if of_section is not None:
+            (search if setting in SEARCH_SETTINGS else rules).append(f"{setting} {_shown(of_section)}")
+        elif value is not None:
+            everywhere.append(f"{setting} {_shown(value)}")
+    warnings = []
+    if everywhere:
+        warnings.append(f"{MODEL_FILE} sets {', '.join(everywhere)}: ignored beside {OWN_FILE}, as in transformers")
+    if rules:
+        warnings.append(
+            f"the generator section of {MODEL_FILE} sets {', '.join(rules)}: ignored in token mode beside {OWN_FILE}, "
+            "used in sequence mode, as in transformers"
+        )
+    if search:
+        warnings.append(
+            f"the generator section of {MODEL_FILE} sets {', '.join(search)}: ignored in both modes, which search with "
+            f"the settings of RAG-Token, those of {OWN_FILE}; RAG-Sequence of transformers uses those of the section"
+        )
+    return warnings
 
 
 def _shown(value: Any) -> str:

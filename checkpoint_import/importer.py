@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING
 from checkpoint_import.graphs import Precision, check_precisions
 from checkpoint_import.recognize import heads_of
 from checkpoint_import.settings import rag_settings
-from checkpoint_import.source import Source, open_source
+from checkpoint_import.source import Part, Source, open_source
 from ragserve.checkpoint import KINDS, MANIFEST_NAME, Manifest, hash_files
-from ragserve.errors import InvalidInputError
-from ragserve.files import exists, file_errors
+from ragserve.errors import FailedPreconditionError, InvalidInputError, RagserveError
+from ragserve.files import exists, file_errors, number_of
 from ragserve.unfinished import unfinished
 
 if TYPE_CHECKING:  # torch takes seconds to import
+    from checkpoint_import.encoder import EncoderOptions
     from checkpoint_import.vector_model import PoolingMode
 
+RUST_PANIC = "PanicException"
 Progress = Callable[[str, int, int], None]  # what is being done, steps done, steps in all
 
 
@@ -89,7 +91,7 @@ def import_checkpoint(
 def _export(source: Source, directory: Path, kind: str, options: ImportOptions, report: Progress) -> Manifest:
     """Writes the parts and the manifest."""
     # torch and transformers take seconds to import: wrong arguments are told before
-    from checkpoint_import.encoder import EncoderOptions, export_encoder, is_dpr_context  # noqa: PLC0415
+    from checkpoint_import.encoder import export_encoder, is_dpr_context  # noqa: PLC0415
     from checkpoint_import.generation import read_generation  # noqa: PLC0415
     from checkpoint_import.generator import export_generator  # noqa: PLC0415
     from checkpoint_import.loading import quiet_transformers, read_config  # noqa: PLC0415
@@ -98,26 +100,24 @@ def _export(source: Source, directory: Path, kind: str, options: ImportOptions, 
     quiet_transformers()
     steps = 4 if source.passage_encoder else 3
     rag = rag_settings(source)
-    generation = read_generation(source, read_config(source.generator))
-    encoder = EncoderOptions(
-        options.pooling,
-        options.normalize,
-        allow_pickle=options.allow_pickle,
-        query_prompt=options.query_prompt,
-        passage_prompt=options.passage_prompt,
-    )
+    with _unexpected(source.generator, "a generator"):
+        generation = read_generation(source, read_config(source.generator))
+    encoder = _encoder_options(options)
     report("query encoder", 0, steps)
-    queries = export_encoder(source.encoder, directory / "query_encoder", encoder)
-    for precision in options.encoder_precisions:
-        convert(directory / "query_encoder", precision)
+    with _unexpected(source.encoder, "a query encoder"):
+        queries = export_encoder(source.encoder, directory / "query_encoder", encoder)
+        for precision in options.encoder_precisions:
+            convert(directory / "query_encoder", precision)
     passages = queries
     if source.passage_encoder:
         report("passage encoder", 1, steps)
         pair = replace(encoder, passage_pair=is_dpr_context(source.passage_encoder))
-        passages = export_encoder(source.passage_encoder, directory / "passage_encoder", pair)
+        with _unexpected(source.passage_encoder, "a passage encoder"):
+            passages = export_encoder(source.passage_encoder, directory / "passage_encoder", pair)
     report("generator", steps - 2, steps)
-    settings = generation.hugging_face()
-    warnings = export_generator(source.generator, directory / "generator", settings, allow_pickle=options.allow_pickle)
+    out, settings = directory / "generator", generation.hugging_face()
+    with _unexpected(source.generator, "a generator"):
+        warnings = export_generator(source.generator, out, settings, allow_pickle=options.allow_pickle)
     report("checksums", steps - 1, steps)
     manifest = Manifest(
         kind=kind,
@@ -134,6 +134,42 @@ def _export(source: Source, directory: Path, kind: str, options: ImportOptions, 
     (directory / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     report("done", steps, steps)
     return manifest
+
+
+def _encoder_options(options: ImportOptions) -> EncoderOptions:
+    from checkpoint_import.encoder import EncoderOptions  # noqa: PLC0415  (torch takes seconds to import)
+
+    return EncoderOptions(
+        options.pooling,
+        options.normalize,
+        allow_pickle=options.allow_pickle,
+        query_prompt=options.query_prompt,
+        passage_prompt=options.passage_prompt,
+    )
+
+
+@contextmanager
+def _unexpected(part: Part, role: str) -> Iterator[None]:
+    """Names the part in an error of transformers, torch or tokenizers that no reader of a checkpoint expects.
+
+    Raises:
+        FailedPreconditionError: in its place, with its reason.
+    """
+    try:
+        yield
+    except RagserveError:
+        raise
+    except BaseException as error:
+        panic = type(error).__name__ == RUST_PANIC  # which is no Exception
+        system = isinstance(error, MemoryError) or number_of(error) is not None
+        if system or not (panic or isinstance(error, Exception)):
+            raise
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
+        raise FailedPreconditionError(
+            f"{part.directory} (model_type {part.config.get('model_type')!r}) cannot be imported as {role}: "
+            f"{type(error).__name__}: {reason}",
+            field=str(part.directory),
+        ) from error
 
 
 def _check(out: Path, options: ImportOptions) -> None:

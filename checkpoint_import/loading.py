@@ -65,6 +65,8 @@ def build_model(model_class: Any, config: PreTrainedConfig, weights: Weights, op
             None, config=config, state_dict=dict(weights.tensors), output_loading_info=True, dtype=torch.float32
         )
     except RuntimeError as error:
+        if "mismatch" not in str(error):
+            raise
         raise FailedPreconditionError(
             f"{weights.path} does not have the shapes that config.json says: {_first_line(error)}",
             field=str(weights.path),

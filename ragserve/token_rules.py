@@ -35,7 +35,8 @@ class TokenRules:
         Negative ids in lists never occur in an answer and are left out, as are suppressed ids beyond the vocabulary.
 
         Raises:
-            ValueError: a value has the wrong type, or is no token of the vocabulary. The message names the setting.
+            ValueError: a value has the wrong type, or is no token of the vocabulary; or a step of a search would have
+                no token left. The message names the setting.
         """
         start = _id("decoder_start_token_id", settings.get("decoder_start_token_id"), vocab_size)
         if start is None:
@@ -46,12 +47,14 @@ class TokenRules:
                 _id(name, token, vocab_size)
         for name in ("suppress_tokens", "begin_suppress_tokens"):
             lists[name] = tuple(token for token in lists[name] if token < vocab_size)
-        return cls(
+        rules = cls(
             decoder_start_token_id=start,
             forced_bos_token_id=_id("forced_bos_token_id", settings.get("forced_bos_token_id"), vocab_size),
             exponential_decay_length_penalty=_decay(settings.get("exponential_decay_length_penalty")),
             **lists,
         )
+        _check_suppressed(rules, vocab_size)
+        return rules
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,21 @@ def _ids(name: str, value: Any) -> tuple[int, ...]:
     if any(isinstance(token, bool) or not isinstance(token, int) for token in ids):
         raise ValueError(f"{name} is {_shown(value)}; expected a token id or a list of them")
     return tuple(token for token in ids if token >= 0)
+
+
+def _check_suppressed(rules: TokenRules, vocab_size: int) -> None:
+    """Raises ValueError where every token of a step is suppressed."""
+    suppressed = set(rules.suppress_tokens)
+    for name, at_begin in (
+        ("suppress_tokens", set[int]()),
+        ("begin_suppress_tokens", set(rules.begin_suppress_tokens)),
+    ):
+        if len(suppressed | at_begin) >= vocab_size:
+            raise ValueError(f"{name} leaves no token of the vocabulary, which has {vocab_size}")
+    first = () if rules.forced_bos_token_id is None else (rules.forced_bos_token_id,)
+    for name, forced in (("forced_bos_token_id", first), ("forced_eos_token_id", rules.forced_eos_token_id)):
+        if forced and suppressed.issuperset(forced):
+            raise ValueError(f"suppress_tokens holds {_shown([*forced])}, all of {name}: no token is left to force")
 
 
 def _decay(value: Any) -> tuple[int, float] | None:

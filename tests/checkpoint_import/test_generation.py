@@ -88,8 +88,10 @@ OTHER = {"do_sample": True, "temperature": 0.7, "num_return_sequences": 2, "num_
             [f"generation_config.json sets {name}" for name in OTHER if name != "num_beams"],
         ),
         ({"own": SPECIAL, "num_beams": 3}, ("num_beams 3: ignored",)),
-        ({"own": {"decoder_start_token_id": 2}}, ("eos_token_id 2: ignored", "no end token")),
-        ({"own": {"eos_token_id": 2}}, ("decoder_start_token_id 2: ignored", "model's special tokens")),
+        ({"own": {"decoder_start_token_id": 2}}, ("eos_token_id 2: ignored in token mode", "no end token")),
+        ({"own": {"eos_token_id": 2}}, ("decoder_start_token_id 2: ignored in token mode", "model's special tokens")),
+        ({"own": SPECIAL, "section": {"min_new_tokens": 7}}, ("min_new_tokens 7: ignored in both modes",)),
+        ({"own": {**SPECIAL, "min_new_tokens": 3}, "section": {"min_new_tokens": 7}}, ()),
         ({"prefix": "ask: "}, ("config.json sets prefix to 'ask: '",)),
         ({"prefix": "ask: ", "section": {"prefix": "ask: "}}, ()),
         ({"label_smoothing": 0.1, "do_deduplication": False}, ("do_deduplication", "label_smoothing")),
@@ -123,6 +125,10 @@ def test_what_is_not_served_is_reported(composite: Path, tmp_path: Path, edits: 
         ({"bad_words_ids": [[400]]}, "bad_words_ids has the id 400"),
         ({"exponential_decay_length_penalty": [3]}, "exponential_decay_length_penalty"),
         ({"suppress_tokens": [2], "forced_eos_token_id": 2}, "suppress_tokens"),
+        ({"suppress_tokens": [8], "forced_bos_token_id": 8}, "forced_bos_token_id"),
+        ({"suppress_tokens": list(range(400))}, "suppress_tokens leaves no token"),
+        ({"begin_suppress_tokens": list(range(400))}, "begin_suppress_tokens leaves no token"),
+        ({"section": {"pad_token_id": 99_999}}, "generator.pad_token_id is 99999; the vocabulary has the ids 0 to 399"),
         ({"own": {"logits_processor": []}}, "logits_processor"),
         ({"own": {"cache_implementation": "none such"}}, "cache_implementation"),
         ({"n_docs": 0}, "n_docs"),
@@ -139,6 +145,14 @@ def test_what_cannot_be_used_is_refused_and_named(composite: Path, tmp_path: Pat
         imported(composite, tmp_path, **edits)
     assert Path(caught.value.field).name in ("config.json", "generation_config.json")
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("name", ["forced_bos_token_id", "forced_eos_token_id"])
+def test_a_manifest_that_forces_a_suppressed_token_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"suppress_tokens holds \[8\], all of {name}"):
+        TokenRules.read({**SPECIAL, "suppress_tokens": [8, 9], name: 8}, 400)
+    both = {**SPECIAL, "suppress_tokens": [9], "forced_eos_token_id": [8, 9]}
+    assert TokenRules.read(both, 400).forced_eos_token_id == (8, 9)
 
 
 def test_a_pair_has_the_settings_of_its_generator_in_both_modes(tmp_path: Path) -> None:

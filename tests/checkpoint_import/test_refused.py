@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import FunnelConfig, FunnelModel
 
 from checkpoint_import import ImportOptions, import_checkpoint
 from ragserve.errors import DataLossError, FailedPreconditionError, InvalidInputError, NotFoundError, RagserveError
+from tests import tiny
 
 
 @pytest.fixture
@@ -110,6 +112,31 @@ def test_weights_that_are_not_there(source: Path, tmp_path: Path) -> None:
     config = json.loads((source / "config.json").read_text())
     edit_config(source, generator={**config["generator"], "decoder_layers": 3})
     with pytest.raises(FailedPreconditionError, match=r"lacks .* such as model\.decoder\.layers\.2"):
+        import_checkpoint(source, tmp_path / "model")
+
+
+@pytest.mark.parametrize("option", ["question_encoder", "passage_encoder"])
+def test_an_encoder_that_transformers_fails_on_is_named_with_the_reason(tmp_path: Path, option: str) -> None:
+    """The tracer of torch cannot follow a Funnel."""
+    tokenizer = tiny.question_tokenizer()
+    size = {"d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 48, "block_sizes": [1, 1]}
+    FunnelModel(FunnelConfig(vocab_size=len(tokenizer), **size)).save_pretrained(tmp_path / "funnel")
+    tokenizer.save_pretrained(tmp_path / "funnel")
+    generator = tiny.save_generator(tmp_path / "bart", "bart")
+    parts = {"question_encoder": tiny.save_question_encoder(tmp_path / "dpr"), option: tmp_path / "funnel"}
+    with pytest.raises(
+        FailedPreconditionError, match=r"funnel \(model_type 'funnel'\) cannot be .*'forward'"
+    ) as caught:
+        import_checkpoint(generator, tmp_path / "model", ImportOptions(pooling="cls", **parts))
+    assert caught.value.field == str(tmp_path / "funnel")
+    assert "\n" not in caught.value.message
+    assert not (tmp_path / "model").exists()
+
+
+def test_an_odd_generator_is_named_with_the_reason(source: Path, tmp_path: Path) -> None:
+    config = json.loads((source / "config.json").read_text())
+    edit_config(source, generator={**config["generator"], "encoder_attention_heads": 5})
+    with pytest.raises(FailedPreconditionError, match=r"\(model_type 'bart'\) cannot be imported as a generator: V"):
         import_checkpoint(source, tmp_path / "model")
 
 
