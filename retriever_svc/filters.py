@@ -1,10 +1,11 @@
 """Filters on passages' metadata: what one may ask, its checks, and the rows of a knowledge base that pass.
 
-A passage's metadata is a JSON object. A condition gives texts, and a text that reads as a JSON number stands for the
-number as well. What it is compared with depends on the value that the passage has:
+A passage's metadata is a JSON object, and a condition gives texts. What the two read as says how they are compared:
 
-- A number is compared by its exact value (1990, 1990.0 and 1.99e3 are the same number), and with numbers only.
-- A text equals the same text only. A range whose bound is a number also finds texts that read as a number in it.
+- Where both read as JSON numbers, they are compared by their exact value: 1990, 1990.0 and 1.99e3 are the same number,
+  and so are the texts "1.10" and "1.1". It makes no difference whether the passage has a number or such a text.
+- A number equals nothing else, and is in no range with a bound that is not a number.
+- Any other text equals the same text only ("007" is no JSON number). Ranges compare it by code points.
 - true and false are compared as those texts.
 - null, lists and objects count as absent. A row without a condition's key passes `none_of` and no other test.
 """
@@ -241,15 +242,18 @@ class _Column:
     def _passing(self, condition: Condition) -> Mask:
         """Which of the distinct values pass."""
         if condition.values:
-            return self._equal_numbers(condition.values) if self._numeric else self._equal_texts(condition.values)
+            return self._equal(condition.values)
         tests = [self._within(name, bound) for name in BOUNDS if (bound := getattr(condition, name)) is not None]
         return tests[0] & tests[-1]
 
-    def _equal_texts(self, values: tuple[str, ...]) -> Mask:
-        return _mask(pc.is_in(self._distinct, value_set=pa.array(values, self._distinct.type)))
+    def _equal(self, values: tuple[str, ...]) -> Mask:
+        numbers = {number for value in values if (number := number_of(value)) is not None}
+        if self._numeric:
+            return self._equal_numbers(numbers)
+        same = _mask(pc.is_in(self._distinct, value_set=pa.array(values, self._distinct.type)))
+        return same | self._equal_numbers(numbers) if numbers else same
 
-    def _equal_numbers(self, values: tuple[str, ...]) -> Mask:
-        wanted = {number for value in values if (number := number_of(value)) is not None}
+    def _equal_numbers(self, wanted: set[Decimal]) -> Mask:
         near = pc.is_in(
             pa.array(self._as_floats()), value_set=pa.array([float(one) + 0.0 for one in wanted], pa.float64())
         )

@@ -218,12 +218,13 @@ class Condition(_message.Message):
     """A condition on one entry of a passage's metadata. A passage without the entry fulfils none_of and no other test; null,
     lists and objects count as no entry.
 
-    Values are texts. One that reads as a JSON number (1990, -1.5e3; not 007) also stands for that number:
+    Values are texts. Where the value and what the passage has both read as JSON numbers (1990, -1.5e3; not 007), they are
+    compared as numbers, by their exact value; so "1990.0" equals "1990", and "1.10" equals "1.1":
 
       the passage has     equals, any_of, none_of                    range
       a number            the number, by its exact value             bounds that are numbers
-      a text              the same text ("1990.0" is not "1990")     bounds that are texts, by code points (ISO dates);
-                                                                     bounds that are numbers if it reads as a number
+      a text              the same text, or the number that it       bounds that are texts, by code points (ISO dates);
+                          reads as, by its exact value               bounds that are numbers if it reads as a number
       true or false       "true" or "false"                          as that text
     """
 

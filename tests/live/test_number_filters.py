@@ -30,7 +30,12 @@ def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     flags = {"milvus_uri": server.uri} if server else {}
     replica = Home(model, directory / "kb", directory / "logs").replica(**flags)
     with ragserve.KnowledgeClient(replica.process.target) as client:
-        client.upsert([{"id": "later", "text": "text later", "metadata": {"year": 1990}}])
+        client.upsert(
+            [
+                {"id": "later", "text": "text later", "metadata": {"year": 1990}},
+                {"id": "csv", "text": "text csv", "metadata": {"year": "1990.0"}},  # as pandas writes it
+            ]
+        )
         yield client
     replica.stop()
     if server:
@@ -40,16 +45,16 @@ def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.mark.parametrize(
     ("wanted", "ids"),
     [
-        (1990, {"p0", "later"}),
-        (1990.0, {"p0", "later"}),
-        ("1990", {"p0", "later"}),
-        ([1990], {"p0", "later"}),
+        (1990, {"p0", "later", "csv"}),
+        (1990.0, {"p0", "later", "csv"}),
+        ("1990", {"p0", "later", "csv"}),
+        ([1990], {"p0", "later", "csv"}),
         (["1991.0", 7], {"p1"}),
-        (ragserve.between(1990, 1990), {"p0", "later"}),
+        (ragserve.between(1990, 1990), {"p0", "later", "csv"}),
         (0.0, {"p3"}),
         (ragserve.none_of(1990, 0), {"p1", "p2"}),
     ],
 )
 def test_a_year_is_found_however_it_is_written(client: ragserve.KnowledgeClient, wanted: Any, ids: set[str]) -> None:
-    found = client.retrieve("text", k=5, filter={"year": wanted})
+    found = client.retrieve("text", k=6, filter={"year": wanted})
     assert {passage.id for passage in found.passages} == ids

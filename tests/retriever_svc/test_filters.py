@@ -46,7 +46,7 @@ def test_no_condition_lets_everything_pass() -> None:
         (Condition("year", equals="1000"), [4]),  # written as 1e3
         (Condition("year", any_of=("1990.0", "1E+3", "later")), [0, 3, 4]),
         (Condition("year", none_of=("1000", "later")), [0, 1, 2, 5]),  # also those that have none
-        (Condition("year", equals="1989.50"), []),  # a text equals the same text only
+        (Condition("year", equals="1989.50"), [2]),  # a text that reads as the same number
         (Condition("free", equals="true"), [2, 4]),
         (Condition("lang", equals="null"), []),
         (Condition("tags", equals="en"), []),
@@ -187,29 +187,29 @@ NUMBERS_AS_NUMBERS = [
     (
         ["1990.0", "1990", "1.99e3", '"1990"', '"1990.0"', "1990.5"],
         [
-            (Condition("n", equals="1990"), [0, 1, 2, 3]),
-            (Condition("n", equals="1990.0"), [0, 1, 2, 4]),
-            (Condition("n", any_of=("1990", "7")), [0, 1, 2, 3]),
+            (Condition("n", equals="1990"), [0, 1, 2, 3, 4]),
+            (Condition("n", equals="1990.0"), [0, 1, 2, 3, 4]),
+            (Condition("n", any_of=("1990", "7")), [0, 1, 2, 3, 4]),
             (Condition("n", at_least="1990", at_most="1990"), [0, 1, 2, 3, 4]),
-            (Condition("n", none_of=("1990",)), [4, 5]),
+            (Condition("n", none_of=("1990",)), [5]),
         ],
     ),
     (
         ["-0.0", "0", "0.0", "-0", '"0"', "false", "null", "[0]", '{"0": 0}'],
         [
             (Condition("n", equals="0"), [0, 1, 2, 3, 4]),
-            (Condition("n", equals="-0.0"), [0, 1, 2, 3]),
+            (Condition("n", equals="-0.0"), [0, 1, 2, 3, 4]),
             (Condition("n", at_least="0", at_most="0"), [0, 1, 2, 3, 4]),
             (Condition("n", below="0"), []),
             (Condition("n", none_of=("0",)), [5, 6, 7, 8]),
         ],
     ),
     (  # beyond what float64 tells apart
-        ["9007199254740992", "9007199254740993", "9007199254740992.0", "9007199254740992.5"],
+        ["9007199254740992", "9007199254740993", "9007199254740992.0", "9007199254740992.5", '"9007199254740993.0"'],
         [
-            (Condition("n", equals="9007199254740993"), [1]),
+            (Condition("n", equals="9007199254740993"), [1, 4]),
             (Condition("n", any_of=("9007199254740992",)), [0, 2]),
-            (Condition("n", above="9007199254740992"), [1, 3]),
+            (Condition("n", above="9007199254740992"), [1, 3, 4]),
             (Condition("n", at_most="9007199254740992"), [0, 2]),
         ],
     ),
@@ -229,6 +229,15 @@ NUMBERS_AS_NUMBERS = [
             (Condition("n", equals="7"), [1, 2, 3]),
             (Condition("n", equals="007"), [0]),
             (Condition("n", at_least="7", at_most="7"), [1, 2, 3]),
+        ],
+    ),
+    (
+        ['"1.10"', '"1.1"', "1.1", '"1.1.0"', '"v1.1"', '" 1.1"'],
+        [
+            (Condition("n", equals="1.1"), [0, 1, 2]),
+            (Condition("n", any_of=("1.10", "v1.1")), [0, 1, 2, 4]),
+            (Condition("n", none_of=("1.100",)), [3, 4, 5]),
+            (Condition("n", equals=" 1.1"), [5]),
         ],
     ),
     (
@@ -270,7 +279,10 @@ def plainly_equal(text: str, value: Any) -> bool:
         return text == json.dumps(value)
     if isinstance(value, int | float):
         return plain_number(text) == Fraction(value if isinstance(value, int) else repr(value))
-    return isinstance(value, str) and text == value
+    if not isinstance(value, str):
+        return False
+    number = plain_number(text)
+    return text == value or (number is not None and plain_number(value) == number)
 
 
 def plainly_within(compare: Any, bound: str, value: Any) -> bool:
