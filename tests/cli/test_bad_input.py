@@ -220,7 +220,7 @@ def test_paths_that_are_locked(option: Option, places: dict[str, str], request: 
 def test_paths_below_a_file(option: Option, places: dict[str, str], request: pytest.FixtureRequest) -> None:
     known = {**places, **(request.getfixturevalue("services") if option.command in SERVED else {})}
     path = f"{places['FILE']}/x"
-    check(run(filled(option.bad(path), known)), path)
+    check(run(filled(option.bad(path), known)), path, places["FILE"])
 
 
 @pytest.mark.parametrize("name", ["", *COMMANDS])
