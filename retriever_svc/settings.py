@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -54,7 +55,9 @@ class RetrieverSettings(BaseSettings):
         None, gt=0, allow_inf_nan=False, description="factor on scores before the prior's softmax; unset: the model's"
     )
     lexical: bool = Field(False, description="hold an index of words too, for the search kinds bm25, weighted and rrf")
-    search_kind: SearchKind = Field(SearchKind.DENSE, description="what is searched where a request does not say")
+    search_kind: Literal["dense", "bm25", "weighted", "rrf"] = Field(
+        "dense", description="what is searched where a request does not say"
+    )
     lexical_weight: float = Field(
         WEIGHT, ge=0, le=1, description="part of BM25 in a weighted search, where it is not said"
     )
@@ -110,10 +113,15 @@ class RetrieverSettings(BaseSettings):
     max_query_characters: int = Field(10_000, ge=1, description="longest question, in characters")
     max_waiting: int = Field(256, ge=1, description="most requests queued; more are refused with RESOURCE_EXHAUSTED")
 
+    @field_validator("search_kind", mode="before")
+    @classmethod
+    def _any_case(cls, kind: object) -> object:
+        return kind.lower() if isinstance(kind, str) else kind
+
     @field_validator("search_kind")
     @classmethod
-    def _words_are_there(cls, kind: SearchKind, info: ValidationInfo) -> SearchKind:
-        if kind is not SearchKind.DENSE and not info.data.get("lexical"):
+    def _words_are_there(cls, kind: str, info: ValidationInfo) -> str:
+        if kind != SearchKind.DENSE and not info.data.get("lexical"):
             raise ValueError("it needs lexical=true")
         return kind
 
@@ -135,7 +143,7 @@ class RetrieverSettings(BaseSettings):
             edit=EditOptions(
                 self.writable and not self.knowledge_version, self.max_waiting_writes, self.max_passage_bytes
             ),
-            lookup=LookupOptions(kind=self.search_kind, lexical_weight=self.lexical_weight),
+            lookup=LookupOptions(kind=SearchKind(self.search_kind), lexical_weight=self.lexical_weight),
             max_waiting=self.max_waiting,
             query_cache_entries=self.query_cache_entries,
             refresh_seconds=self.refresh_seconds,
