@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
@@ -13,6 +13,7 @@ from ragserve.errors import InvalidInputError
 
 # A line or record holds a text, which JSON may write with six characters a byte, and 1 MiB of other columns.
 ESCAPED_BYTES, OTHER_BYTES = 6, 2**20
+EXPLAINED_BYTES = 2**25  # the longest line that is read to say why it is too long
 
 TO_UTF8 = "convert the file to UTF-8 (such as with iconv -f WINDOWS-1252 -t UTF-8)"
 
@@ -36,8 +37,17 @@ def too_long(source: Path, line: int, what: str, max_text_bytes: int) -> Invalid
     return bad_row(source, line, f"{what} {hint}")
 
 
-def read_lines(source: Path, max_text_bytes: int) -> Iterator[Line]:
+def too_large(source: Path, line: int, what: str, max_text_bytes: int, largest: str = "") -> InvalidInputError:
+    """The error for a line or an object over the limit; `largest` says which column is large, where that is known."""
+    most = ESCAPED_BYTES * max_text_bytes + OTHER_BYTES
+    limits = f"a text may have {max_text_bytes} bytes (max_text_bytes), and {what} {most}"
+    return bad_row(source, line, f"{what} is too long: {limits}{f'. {largest}' if largest else ''}")
+
+
+def read_lines(source: Path, max_text_bytes: int, largest: Callable[[bytes], str] = lambda _line: "") -> Iterator[Line]:
     """The numbered lines of a UTF-8 file (gzipped: `.gz`), a byte-order mark removed; an error in place of a bad line.
+
+    `largest` says of a line over the limit which column is large. It is given lines of at most EXPLAINED_BYTES.
 
     Raises:
         InvalidInputError: the gzip data are damaged.
@@ -47,15 +57,24 @@ def read_lines(source: Path, max_text_bytes: int) -> Iterator[Line]:
         with open_binary(source) as file:
             while raw := file.readline(most + 1):
                 number += 1
-                long = len(raw) > most
-                while long and raw and not raw.endswith(b"\n"):
-                    raw = file.readline(most)
-                yield (
-                    number,
-                    too_long(source, number, "the line", max_text_bytes) if long else _text(source, number, raw),
-                )
+                if len(raw) <= most:
+                    yield number, _text(source, number, raw)
+                    continue
+                whole = _whole(file, raw, most)
+                said = largest(whole) if whole else ""
+                yield number, too_large(source, number, "the line", max_text_bytes, said)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise bad_row(source, number + 1, f"the gzip data are damaged or end early: {error}") from error
+
+
+def _whole(file: BinaryIO | gzip.GzipFile, raw: bytes, most: int) -> bytes:
+    """Reads to the end of a line that begins with `raw`; the line, or nothing where it exceeds EXPLAINED_BYTES."""
+    held: bytearray | None = bytearray(raw)
+    while raw and not raw.endswith(b"\n"):
+        raw = file.readline(most)
+        if held is not None:
+            held = held + raw if len(held) + len(raw) <= EXPLAINED_BYTES else None
+    return bytes(held or b"")
 
 
 def open_binary(source: Path) -> BinaryIO | gzip.GzipFile:

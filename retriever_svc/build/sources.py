@@ -45,7 +45,7 @@ class SourcePassage:
     """A passage as it stands in a file.
 
     `line` counts from 1 (Parquet, Arrow, Lance: the row; PDF: the page); `row` from 0 over the whole source, bad ones
-    too. `vector` is what the column `embeddings` holds, of any width.
+    too. `vector` is what the column `embeddings` holds, of any width; `further` are the columns kept as metadata.
     """
 
     id: str
@@ -56,6 +56,7 @@ class SourcePassage:
     row: int = 0
     file: str = ""
     vector: np.ndarray | None = field(default=None, compare=False)
+    further: tuple[str, ...] = field(default=(), compare=False)
 
 
 SourceRow: TypeAlias = SourcePassage | InvalidInputError
@@ -158,8 +159,23 @@ def split_row(row: SourcePassage, cut: Cut | None, limits: PassageLimits = DEFAU
         problem = size_problem(passage.id, passage.title, passage.text, passage.metadata_json, limits)
         if problem:
             column = problem.column.removesuffix("_json")
-            raise bad_row(Path(row.file), row.line, f"column '{column}' {problem.reason}")
+            advice = _largest_column(row) if column == "metadata" else ""
+            raise bad_row(Path(row.file), row.line, f"column '{column}' {problem.reason}{advice}")
     return passages
+
+
+def _largest_column(row: SourcePassage) -> str:
+    """What to do where most of the metadata is a further column of the source."""
+    sizes = {name: len(json.dumps(value, ensure_ascii=False).encode()) for name, value in _entries(row).items()}
+    largest = max(sizes, key=lambda name: sizes[name])
+    if largest not in row.further:
+        return ""
+    kept = f"Most of it is the column {largest!r} ({sizes[largest]} bytes), which is kept as metadata"
+    return f". {kept}: leave it out (--without-column {largest})"
+
+
+def _entries(row: SourcePassage) -> dict[str, Any]:
+    return dict(json.loads(row.metadata_json))
 
 
 def _to_passage(source: Path, line: int, row: int, values: Mapping[str, Any], max_text_bytes: int) -> SourcePassage:
@@ -172,7 +188,8 @@ def _to_passage(source: Path, line: int, row: int, values: Mapping[str, Any], ma
     problem = content_problem(**texts)
     if problem:
         raise bad_row(source, line, f"column '{problem.column}' {problem.reason}")
-    return SourcePassage(**texts, metadata_json=_metadata(source, line, values), line=line, row=row, file=str(source))
+    metadata, further = _metadata(source, line, values), tuple(key for key in values if key not in COLUMNS)
+    return SourcePassage(**texts, metadata_json=metadata, line=line, row=row, file=str(source), further=further)
 
 
 def _check_text(source: Path, line: int, column: str, value: object, max_text_bytes: int) -> None:

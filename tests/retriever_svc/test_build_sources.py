@@ -12,6 +12,7 @@ from pathlib import Path
 import lance
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer
 
@@ -262,3 +263,28 @@ def test_options_that_cannot_be(words: int | None, build: dict, message: str, mo
     with pytest.raises(InvalidInputError, match=message):
         build_knowledge_base(source, tmp_path / "kb", model, split_words=words, build=BuildOptions(**build))
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["metadata", "html"])
+def test_the_column_that_makes_a_line_too_long_is_named(tmp_path: Path, name: str) -> None:
+    source = tmp_path / "p.jsonl"
+    large = {"notes": "x" * 15_000_000} if name == "metadata" else "x" * 15_000_000
+    source.write_text(f'{{"id": "a", "text": "one"}}\n{json.dumps({"id": "b", "text": "two", name: large})}\n')
+    first, second = read_rows(source)
+    assert not isinstance(first, InvalidInputError)
+    assert isinstance(second, InvalidInputError)
+    assert second.message.startswith(f"{source}:2: the line is too long: ")
+    assert f"Most of it is the column '{name}' (15000" in second.message
+
+
+def test_the_further_column_that_makes_the_metadata_too_large_is_named(model: Path, tmp_path: Path) -> None:
+    source = tmp_path / "p.parquet"
+    pq.write_table(pa.table({"id": ["a"], "text": ["one"], "url": ["u"], "html": ["x" * 600_000]}), source)
+    advice = r"1: column 'metadata' has \d+ bytes.*column 'html' \(600002 bytes\).*--without-column html"
+    with pytest.raises(InvalidInputError, match=advice):
+        build_knowledge_base(source, tmp_path / "kb", model)
+    own = json.dumps({"html": "x" * 600_000})  # an entry that no column of the source has
+    pq.write_table(pa.table({"id": ["a"], "text": ["one"], "metadata": [own]}), source)
+    with pytest.raises(InvalidInputError, match=r"column 'metadata' has \d+ bytes") as caught:
+        build_knowledge_base(source, tmp_path / "kb", model)
+    assert "without" not in caught.value.message

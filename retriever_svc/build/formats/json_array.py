@@ -13,7 +13,7 @@ from typing import IO, BinaryIO, cast
 from ragserve.errors import InvalidInputError
 from retriever_svc.build.columns import ColumnNames
 from retriever_svc.build.formats.jsonl import DECODER
-from retriever_svc.build.lines import ESCAPED_BYTES, OTHER_BYTES, bad_row, open_binary, too_long
+from retriever_svc.build.lines import ESCAPED_BYTES, OTHER_BYTES, bad_row, open_binary, too_large
 from retriever_svc.build.reading import RawRow, Row
 
 CHUNK = 2**16  # characters read together at first
@@ -79,7 +79,7 @@ class _Objects:
             except (ValueError, RecursionError) as error:
                 if isinstance(error, json.JSONDecodeError) and not self._ended:
                     if len(self._text) - self._start > self._most:
-                        raise too_long(self._source, self.number, "the object", self._max_text_bytes) from error
+                        raise too_large(self._source, self.number, "the object", self._max_text_bytes) from error
                     self._more(file, len(self._text) - self._start)
                     continue
                 raise self._unreadable(error) from error
