@@ -33,6 +33,7 @@ from checkpoint_import.source import Part
 from checkpoint_import.vector_model import Head, PoolingMode, VectorModel
 from checkpoint_import.weights import Weights, read_weights
 from ragserve.errors import FailedPreconditionError, InvalidInputError
+from ragserve.files import is_about_access
 from ragserve.untrained import looks_untrained, untrained_warning
 
 PASSAGE_TEMPLATE = "{title}. {text}"
@@ -92,6 +93,8 @@ def export_encoder(part: Part, out: Path, options: EncoderOptions) -> ExportedEn
     try:
         dim = export_checked(model, out / "model.onnx", vocab_size=config.vocab_size, max_length=max_length)
     except FailedPreconditionError as error:
+        if error.__cause__ is not None and is_about_access(error.__cause__):
+            raise  # the disk is at fault, not the checkpoint
         raise FailedPreconditionError(
             f"{part.directory} (model_type {config.model_type!r}) cannot be served as an encoder: {error.message}",
             field=str(part.directory),

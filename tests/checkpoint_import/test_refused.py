@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import resource
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -197,3 +199,17 @@ def test_progress_ends_with_done(source: Path, tmp_path: Path) -> None:
     import_checkpoint(source, tmp_path / "model", progress=lambda *step: seen.append(step))
     assert [step for step, _, _ in seen] == ["query encoder", "generator", "checksums", "done"]
     assert [done for _, done, _ in seen] == [0, 1, 2, 3]
+
+
+def test_a_disk_that_is_full_is_not_the_fault_of_the_checkpoint(source: Path, tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(
+            RagserveError, match=r"^cannot write .*model\.onnx: the file is too large for the file system"
+        ):
+            import_checkpoint(source, tmp_path / "model")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
