@@ -65,7 +65,8 @@ class Call(Generic[R]):
             self.lost.append(error)
         if self.in_doubt and self.lost:
             error.outcome_unknown = True
-            error.message = f"{error.message}. {self.in_doubt}"
+            end = "" if error.message.endswith((".", "?", "!")) else "."
+            error.message = f"{error.message}{end} {self.in_doubt}"
 
 
 def upsert(

@@ -18,6 +18,7 @@ import pytest
 
 import ragserve
 from ragserve.errors import DeadlineExceededError, FailedPreconditionError, UnavailableError
+from ragserve.knowledge_calls import delete
 from tests.client.conftest import Running
 
 
@@ -56,6 +57,16 @@ async def test_nobody_listens(listening: socket.socket) -> None:
             client.info()
         with pytest.raises(UnavailableError, match="is the retriever running"):
             next(client.retrieve_stream(["q"]))
+
+
+def test_a_sentence_that_follows_a_question_has_no_second_mark() -> None:
+    """An attempt of a write broke off, and nobody listened at the next one."""
+    call = delete(["a"])
+    call.lost.append(UnavailableError("the connection broke"))
+    for said, expected in (("is it running?", "is it running? Nobody"), ("it broke", "it broke. Nobody")):
+        error = UnavailableError(said)
+        call.failed(error)
+        assert error.message.startswith(f"{expected} knows whether the deletion was committed.")
 
 
 def test_a_host_that_is_not_known() -> None:
