@@ -117,8 +117,12 @@ def _ending_of_output(error: BaseException) -> Ending | None:
 def _prepare_streams() -> None:
     """Makes stdout name itself in errors, and stderr never fail. Characters that cannot be encoded become escapes.
 
-    Where one is closed, its number is taken, so that no file gets it and is written to by mistake.
+    Where one is closed, its number is taken, so that no file gets it and is written to by mistake. A closed stdin is
+    an empty one.
     """
+    if sys.stdin is None:
+        _open_as(0, os.O_RDONLY)
+        sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), encoding="utf-8")
     for name, number in ((STDOUT, 1), ("stderr", 2)):
         stream: TextIO | None = getattr(sys, name)
         if stream is None:

@@ -308,3 +308,13 @@ def test_debug_shows_the_traceback(places: dict[str, str]) -> None:
         assert found.returncode == 1
         assert "Traceback" in found.stderr
         assert found.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_a_closed_stdin_is_empty(places: dict[str, str], tmp_path: Path) -> None:
+    found = run(
+        ["kb", "build", "-", str(tmp_path / "o"), "--format", "jsonl", "--model", places["MODEL"]], CLOSED_STDIN
+    )
+    check(found, "holds no passages", "no passages")
+
+
+CLOSED_STDIN = ("bash", "-c", 'exec "$@" <&-', "bash")

@@ -48,7 +48,10 @@ def test_a_build_that_is_stopped_at_any_moment_goes_on(cli: Cli, assets: Assets,
     build = ("kb", "build", source, tmp_path / "kb", "--model", assets.model, "--shard-passages", 64)
     chance, first = random.Random(5), start_seconds()
     resumed = stopped = 0
-    for seconds in (first, first + 0.2, *(chance.uniform(first, 4.0) for _ in range(5))):
+    moments = (first, first + 0.2, *(chance.uniform(first, 4.0) for _ in range(5)))
+    for seconds in (*moments, 8.0, 16.0):  # a busy machine needs longer until the build has begun
+        if seconds not in moments and resumed:
+            break
         status, said = interrupted_after(seconds, *build)
         if status == 0:
             break
@@ -58,7 +61,7 @@ def test_a_build_that_is_stopped_at_any_moment_goes_on(cli: Cli, assets: Assets,
         stopped += 1
         resumed += lines[0] == STOPPED[1]
     assert stopped >= 2
-    assert resumed or stopped < 7
+    assert resumed or stopped < len(moments)
     found = cli(*build)
     if found.returncode:
         assert f"{tmp_path / 'kb'} exists" in found.stderr

@@ -242,3 +242,20 @@ def test_front_matter_without_an_entry_is_no_fault(tmp_path: Path) -> None:
     notes: list[str] = []
     (passage,) = read_passages(tmp_path / "a.md", notify=notes.append)
     assert (passage.title, passage.text, notes) == ("Outage", "Outage", [])
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("".join("  " * level + f"- level{level} word\n" for level in range(16)), "level15 word"),
+        (">" * 25 + " quoted\n\nafter\n", "after"),
+        ("> " * 2000 + "deep\n", "deep"),
+        ("red<br>blue\n", "red\nblue"),
+        ("---\n\n# After rule\n\n---\n\ntext\n", "# After rule"),
+    ],
+)
+def test_markdown_loses_no_text(text: str, kept: str, tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text(text)
+    (row,) = read_rows(tmp_path / "a.md")
+    assert isinstance(row, SourcePassage)
+    assert kept in row.text

@@ -20,6 +20,8 @@ ENDS = {"paragraph_close": "\n\n", "heading_close": "\n\n", "tr_close": "\n", "t
 LIST_ENDS = ("bullet_list_close", "ordered_list_close")
 # The parser starts over at every bracket that opens, so that many of them in one line would take hours.
 MOST_REASON = 200  # characters
+MOST_NESTED = 1_000_000  # no limit: the parser leaves out, without a word, what is nested more deeply
+BREAK = re.compile(r"<br\b", re.IGNORECASE)
 FENCE_LINES = 1  # before the first line of the front matter
 BRACKETS, MOST_BRACKETS = re.compile(r"[\[\]]"), 20_000
 
@@ -37,7 +39,9 @@ def read_markdown(text: str) -> Document:
         return Document("", text.strip())
     try:
         tokens = _parser().parse(text)
-    except (RecursionError, IndexError) as error:
+    except RecursionError:
+        return Document("", text.strip(), note="it is nested too deeply for Markdown and is read as plain text")
+    except IndexError as error:
         raise ValueError(f"cannot be parsed as Markdown: {error!r}") from error
     if not tokens or tokens[0].type != "front_matter":
         return Document(_title({}, tokens), _text(tokens))
@@ -56,7 +60,11 @@ def _parser() -> MarkdownIt:
     from markdown_it import MarkdownIt  # noqa: PLC0415  (optional)
     from mdit_py_plugins.front_matter import front_matter_plugin  # noqa: PLC0415
 
-    return MarkdownIt("commonmark").enable(["table", "strikethrough"]).use(front_matter_plugin)
+    return (
+        MarkdownIt("commonmark", {"maxNesting": MOST_NESTED})
+        .enable(["table", "strikethrough"])
+        .use(front_matter_plugin)
+    )
 
 
 def _front_matter(text: str) -> dict[str, Any]:
@@ -80,6 +88,8 @@ def _front_matter(text: str) -> dict[str, Any]:
     except (ValueError, TypeError, OverflowError, RecursionError, AttributeError) as error:
         reason = " ".join(str(error).split())[:MOST_REASON]
         raise ValueError(f"it has a value that cannot be read ({reason})") from error
+    if values is None and text.strip():
+        raise ValueError("it has only comments")
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -131,7 +141,15 @@ def _text(tokens: list[Token]) -> str:
 
 def _inline(token: Token) -> str:
     """The text of a paragraph or heading, without images, link targets and HTML tags."""
-    breaks = ("softbreak", "hardbreak")
     return "".join(
-        "\n" if child.type in breaks else child.content for child in token.children or () if child.type not in INVISIBLE
+        "\n" if _is_break(child) else child.content
+        for child in token.children or ()
+        if child.type not in INVISIBLE or _is_break(child)
+    )
+
+
+def _is_break(token: Token) -> bool:
+    """Whether a line ends here; `<br>` does that too."""
+    return token.type in ("softbreak", "hardbreak") or (
+        token.type == "html_inline" and bool(BREAK.match(token.content))
     )
