@@ -209,5 +209,5 @@ def _ids(given: Iterable[str]) -> list[str]:
     """The ids; a text is one of them."""
     if isinstance(given, str):
         return [arguments.text("ids", "ids", given)]
-    found = arguments.items("ids", "ids", given, "ids")
+    found = arguments.items("ids", "ids", given.keys() if isinstance(given, Mapping) else given, "ids")
     return [arguments.text("ids", f"ids[{number}]", one) for number, one in enumerate(found)]
