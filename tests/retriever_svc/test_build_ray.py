@@ -59,7 +59,7 @@ def test_two_workers_make_the_same_rows_and_go_on_where_a_killed_build_was(
 
     build = BuildOptions(split="none", engine="ray", workers=2, shard_passages=50, notify=messages.append)
     info = build_knowledge_base(source, tmp_path / "kb", model, progress=progress, options=options, build=build)
-    assert messages == ["going on with an earlier build: 2 of 8 shards are finished (100 of 400 passages)"]
+    assert "going on with an earlier build: 2 of 8 shards are finished (100 of 400 passages)" in messages
     assert done == [100, 150, 200, 250, 300, 350, 400]
     assert (info.version, info.passages) == (1, N_PASSAGES)
     local, ray = (KnowledgeBase.open(tmp_path / name).dataset.to_table(scan_in_order=True) for name in ("local", "kb"))

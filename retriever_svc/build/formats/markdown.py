@@ -88,8 +88,8 @@ def _front_matter(text: str) -> dict[str, Any]:
     except (ValueError, TypeError, OverflowError, RecursionError, AttributeError) as error:
         reason = " ".join(str(error).split())[:MOST_REASON]
         raise ValueError(f"it has a value that cannot be read ({reason})") from error
-    if values is None and text.strip():
-        raise ValueError("it has only comments")
+    if values is None and text.strip() and not text.partition("\n")[0].strip():
+        raise ValueError("a blank line follows its first line, and it has no entry")
     if values is None:
         return {}
     if not isinstance(values, dict):
