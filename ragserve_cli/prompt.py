@@ -26,6 +26,7 @@ POLL_SECONDS = 0.2
 CHUNK_BYTES = 65536
 PROMPT = "question> "
 QUIT_WORDS = ("quit", "exit", ":q")  # what people type who do not know /quit yet
+HELP_WORDS = ("help", "?")
 HISTORY_FILE = "history"
 
 
@@ -101,6 +102,8 @@ class Prompt:
             return True
         if line.lower() in QUIT_WORDS:
             return False
+        if line.lower() in HELP_WORDS:
+            return self._help("")
         if line.startswith("/"):
             name, _, argument = line.partition(" ")
             if name not in self._commands:
