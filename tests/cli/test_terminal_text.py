@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -59,9 +60,16 @@ def test_logs_and_pages_are_harmless() -> None:
 
 @pytest.mark.long
 def test_a_hostile_knowledge_base(cli: Cli, assets: Assets, tmp_path: Path) -> None:
-    source = tmp_path / "p.jsonl"
-    source.write_text(json.dumps({"id": f"1{HOSTILE}", "title": HOSTILE, "text": HOSTILE}) + "\n")
-    assert cli("kb", "build", source, tmp_path / "kb", "--model", assets.model).returncode == 0
+    def build(identifier: str) -> subprocess.CompletedProcess[str]:
+        source = tmp_path / "p.jsonl"
+        source.write_text(json.dumps({"id": identifier, "title": HOSTILE, "text": HOSTILE}) + "\n")
+        return cli("kb", "build", source, tmp_path / "kb", "--model", assets.model)
+
+    refused = build(f"1{HOSTILE}")
+    assert refused.returncode == 2
+    assert "p.jsonl:1: column 'id' holds the control character U+001B at position 2: remove it" in refused.stderr
+    assert not UNSAFE & set(refused.stderr)
+    assert build("1\u202e").returncode == 0
     search = ["kb", "search", "red", "-k", 1, "--knowledge", tmp_path / "kb", "--model", assets.model]
     shown, exact = cli(*search), cli(*search, "--json")
     assert not UNSAFE & set(shown.stdout)
