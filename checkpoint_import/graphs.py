@@ -24,4 +24,6 @@ def check_precisions(precisions: Iterable[str]) -> None:
     """
     for precision in precisions:
         if precision not in PRECISIONS:
-            raise InvalidInputError("encoder_precision", f"{precision!r} is none of {', '.join(PRECISIONS)}")
+            raise InvalidInputError(
+                "encoder_precision", f"encoder_precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}"
+            )

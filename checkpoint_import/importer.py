@@ -14,6 +14,7 @@ from checkpoint_import.graphs import Precision, check_precisions
 from checkpoint_import.recognize import heads_of
 from checkpoint_import.settings import rag_settings
 from checkpoint_import.source import Part, Source, open_source
+from ragserve.arguments import check_range
 from ragserve.checkpoint import KINDS, MANIFEST_NAME, Manifest, hash_files
 from ragserve.errors import FailedPreconditionError, InvalidInputError, RagserveError
 from ragserve.files import exists, file_errors, number_of
@@ -178,10 +179,9 @@ def _check(out: Path, options: ImportOptions) -> None:
     if not exists(out.parent, Path.is_dir):
         raise InvalidInputError("out", f"{out.parent} is not a directory")
     if options.kind is not None and options.kind not in KINDS:
-        raise InvalidInputError("kind", f"{options.kind!r} is none of {', '.join(KINDS)}")
+        raise InvalidInputError("kind", f"kind is {options.kind!r}; it must be one of {', '.join(KINDS)}")
     check_precisions(options.encoder_precisions)
-    if not options.score_scale > 0:
-        raise InvalidInputError("score_scale", f"must be above 0, not {options.score_scale}")
+    check_range("score_scale", options.score_scale, above=0, why="it multiplies the scores in p(z|x)")
 
 
 def _kind(source: Source, asked: str | None) -> tuple[str, tuple[str, ...]]:

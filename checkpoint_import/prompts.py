@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint_import.recognize import read_json
+from ragserve.arguments import shown
 from ragserve.errors import FailedPreconditionError
 
 FILE = "config_sentence_transformers.json"
@@ -67,7 +68,9 @@ def read_settings(directory: Path) -> EncoderSettings:
 def _prompts(path: Path, body: Mapping[str, Any]) -> dict[str, str]:
     prompts, default = body.get("prompts") or {}, body.get("default_prompt_name")
     if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
-        raise FailedPreconditionError(f"{path}: prompts must be an object of texts, not {prompts!r}", field=str(path))
+        raise FailedPreconditionError(
+            f"{path}: prompts is {shown(prompts)}; it must be an object of texts", field=str(path)
+        )
     if default is not None and default not in prompts:
         raise FailedPreconditionError(
             f"{path}: default_prompt_name {default!r} is none of prompts ({', '.join(prompts) or 'there are none'})",

@@ -119,7 +119,7 @@ def info_to_proto(info: GeneratorInfo) -> generator_pb2.GeneratorServiceGetInfoR
 
 def _open(request: generator_pb2.OpenRequest) -> OpenCommand:
     if request.mode not in MODES:
-        raise InvalidInputError("open.mode", "must be MODE_TOKEN or MODE_SEQUENCE")
+        raise InvalidInputError("open.mode", f"open.mode is {request.mode}; it must be MODE_TOKEN or MODE_SEQUENCE")
     if request.truncation not in TRUNCATIONS:
         raise InvalidInputError("open.truncation", f"{request.truncation} is not a known truncation")
     return OpenCommand(

@@ -14,10 +14,9 @@ from generator_svc.commands import (
     StepControl,
     WidenCommand,
 )
+from ragserve.arguments import check_range
 from ragserve.errors import InvalidInputError
-from ragserve.passage_rules import PassageLimits, size_problem
-
-MIN_CONTEXT_TOKENS = 8
+from ragserve.passage_rules import CONTEXT_LIMIT, MIN_CONTEXT_TOKENS, PassageLimits, size_problem
 
 
 @dataclass(frozen=True)
@@ -43,13 +42,9 @@ def check_open(command: OpenCommand, limits: Limits) -> None:
     _at_most(
         "open.question", len(command.question), limits.max_question_characters, "characters", "max_question_characters"
     )
-    if command.max_context_tokens > limits.max_context_tokens:
-        raise InvalidInputError(
-            "open.max_context_tokens",
-            f"{command.max_context_tokens} is over the limit of {limits.max_context_tokens}",
-        )
-    if 0 < command.max_context_tokens < MIN_CONTEXT_TOKENS:
-        raise InvalidInputError("open.max_context_tokens", f"a context needs at least {MIN_CONTEXT_TOKENS} tokens")
+    if command.max_context_tokens:
+        most, asked = limits.max_context_tokens, command.max_context_tokens
+        check_range("open.max_context_tokens", asked, MIN_CONTEXT_TOKENS, most, why=CONTEXT_LIMIT)
     _check_documents(command, limits)
     _check_prefixes(command, limits)
     _check_control("open.control", command.control, limits)
@@ -60,7 +55,7 @@ def check_open(command: OpenCommand, limits: Limits) -> None:
         return
     shared, n_docs = command.mode == "token", len(command.documents)
     controls = [prefix.control for prefix in command.prefixes] or [command.control] * (1 if shared else n_docs)
-    _check_candidates("open.candidates", command.candidates)
+    check_range("open.candidates", command.candidates, 1)
     _check_answer("open.candidates", command.candidates, controls, n_docs if shared else 1, limits)
 
 
@@ -81,7 +76,7 @@ def check_advance(command: AdvanceCommand, lengths: Sequence[int], n_docs: int, 
                 f"{name}[{i}].token", f"the sequence already has {limits.max_target_tokens} tokens, the most it may"
             )
         _check_control(f"{name}[{i}].control", hypothesis.control, limits)
-    _check_candidates("advance.candidates", command.candidates)
+    check_range("advance.candidates", command.candidates, 1)
     controls = [hypothesis.control for hypothesis in command.hypotheses]
     _check_answer("advance.candidates", command.candidates, controls, n_docs, limits)
 
@@ -96,7 +91,7 @@ def check_widen(command: WidenCommand, controls: Sequence[StepControl], n_docs: 
         if index in seen:
             raise InvalidInputError(f"widen.hypotheses[{i}]", f"index {index} is named twice")
         seen.add(index)
-    _check_candidates("widen.candidates", command.candidates)
+    check_range("widen.candidates", command.candidates, 1)
     wanted = [controls[index] for index in command.hypotheses]
     _check_answer("widen.hypotheses", command.candidates, wanted, n_docs, limits)
 
@@ -188,11 +183,6 @@ def _check_token(name: str, token: int, limits: Limits) -> None:
 def _check_index(name: str, index: int, count: int, what: str) -> None:
     if not 0 <= index < count:
         raise InvalidInputError(name, f"index {index} is out of range: there are {count} {what}")
-
-
-def _check_candidates(name: str, candidates: int) -> None:
-    if candidates < 1:
-        raise InvalidInputError(name, "at least one candidate is needed")
 
 
 def _check_answer(name: str, candidates: int, controls: Sequence[StepControl], n_docs: int, limits: Limits) -> None:

@@ -93,7 +93,10 @@ def _options(options: pb.GenerationOptions) -> GenerationOptions:
     numbers = {field.name: value for field, value in options.ListFields() if field.name in OPTIONAL_OPTIONS}
     bad_words = tuple(tuple(words.token_ids) for words in options.bad_words)
     if bad_words and not options.bad_words_set:
-        raise InvalidInputError("options.bad_words_set", "must be true for bad_words to replace the checkpoint's list")
+        raise InvalidInputError(
+            "options.bad_words_set",
+            "options.bad_words_set is false; it must be true, so that bad_words replaces the checkpoint's list",
+        )
     return GenerationOptions(
         mode=_chosen("options.mode", MODES, options.mode),
         decoding=_chosen("options.decoding", DECODINGS, options.decoding),
@@ -117,7 +120,8 @@ def _context(message: pb.GenerationOptions | pb.RagServiceScoreRequest, prefix: 
 def _chosen(field: str, known: Mapping[Any, E], value: int) -> E | None:
     """The value of an enum; None for 0, which is not said."""
     if value and value not in known:
-        raise InvalidInputError(field, f"has the unknown value {value}")
+        names = ", ".join(f"{number} ({one.value})" for number, one in known.items())
+        raise InvalidInputError(field, f"{field} is {value}; it must be one of {names}, or 0 for the default")
     return known.get(value)
 
 

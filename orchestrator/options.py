@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 from dataclasses import dataclass, fields
 from typing import TypeVar
@@ -14,14 +13,15 @@ from orchestrator.requests import (
     GenerationOptions,
     GeneratorInfo,
     Mode,
-    SamplingOptions,
 )
 from orchestrator.search import filters
 from orchestrator.search.beam import Beam, BeamRules, EarlyStopping
 from orchestrator.search.decoder import Decoder, Greedy, Limits
 from orchestrator.search.sampling import Sampling, SamplingRules
 from orchestrator.settings import OrchestratorSettings
+from ragserve.arguments import check_range
 from ragserve.errors import InvalidInputError
+from ragserve.printable import counted
 from ragserve.search_settings import LARGEST_LENGTH_PENALTY
 
 SEED_BITS = 63
@@ -104,11 +104,11 @@ def resolve(ask: GenerateAsk, info: GeneratorInfo, settings: OrchestratorSetting
     defaults = fit_least_lengths(defaults, said, max_length)
     merged = _merge(said, defaults.options)
     min_length, min_new_tokens = _least_lengths(said, merged, mode)
-    sampling = _sampling(said.sampling, said.num_return_sequences or 1, mode)
+    sampling = _sampling(said, mode)
     num_beams = 1 if sampling else _or(merged.num_beams, 1)
     resolved = Resolved(
         mode=mode,
-        decoding=_decoding(said.decoding, mode),
+        decoding=_decoding(said.decoding, said.mode, mode),
         num_beams=num_beams,
         num_return_sequences=_or(said.num_return_sequences, 1),
         max_length=max_length,
@@ -169,16 +169,12 @@ def _max_length(
 ) -> int:
     """Tokens, decoder start token included. What the request says is checked."""
     limit = info.max_target_tokens or settings.default_max_length
+    longest = f"the generator's answers have at most {limit} tokens, the start token included"
     if said.max_new_tokens is not None:
-        if not 1 <= said.max_new_tokens < limit:
-            raise InvalidInputError("options.max_new_tokens", f"must be between 1 and {limit - 1}, the model's limit")
+        check_range("options.max_new_tokens", said.max_new_tokens, 1, limit - 1, why=longest)
         return said.max_new_tokens + 1
     if said.max_length is not None:
-        if not 2 <= said.max_length <= limit:
-            raise InvalidInputError(
-                "options.max_length",
-                f"must be between 2 (the decoder start token counts) and {limit}, the model's limit",
-            )
+        check_range("options.max_length", said.max_length, 2, limit, why=longest)
         return said.max_length
     if defaults.max_new_tokens is not None:
         return defaults.max_new_tokens + 1
@@ -200,24 +196,33 @@ def _least_lengths(said: GenerationOptions, merged: GenerationOptions, mode: Mod
     return 0, min_new_tokens
 
 
-def _decoding(said: Decoding | None, mode: Mode) -> Decoding:
+def _of_mode(said: Mode | None, mode: Mode) -> str:
+    """Who has chosen the mode."""
+    return f"this request asks for {mode.value} mode" if said else f"the checkpoint works in {mode.value} mode"
+
+
+def _decoding(said: Decoding | None, asked: Mode | None, mode: Mode) -> Decoding:
     if said is not None and mode is Mode.TOKEN:
-        raise InvalidInputError("options.decoding", "thorough and fast decoding are of sequence mode; leave it out")
+        raise InvalidInputError(
+            "options.decoding",
+            f"{said.value.capitalize()} decoding works only in sequence mode; {_of_mode(asked, mode)}. Leave it out.",
+        )
     return said or Decoding.THOROUGH
 
 
-def _sampling(said: SamplingOptions | None, samples: int, mode: Mode) -> SamplingRules | None:
+def _sampling(asked: GenerationOptions, mode: Mode) -> SamplingRules | None:
+    said = asked.sampling
     if said is None:
         return None
     if mode is Mode.SEQUENCE:
-        raise InvalidInputError("options.sampling", "sampling is of token mode: sequence mode ranks the beams it finds")
+        problem = f"Sampling works only in token mode; {_of_mode(asked.mode, mode)}."
+        raise InvalidInputError("options.sampling", problem)
     temperature, top_p = _or(said.temperature, 1.0), _or(said.top_p, 1.0)
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise InvalidInputError("options.sampling.temperature", "must be above 0; leave sampling out for greedy search")
-    if not 0 < top_p <= 1:
-        raise InvalidInputError("options.sampling.top_p", "must be above 0 and at most 1")
+    greedy = "without sampling, the most probable token is taken each time"
+    check_range("options.sampling.temperature", temperature, above=0, why=greedy)
+    check_range("options.sampling.top_p", top_p, above=0, most=1, why="it is a probability; 1 samples from all tokens")
     seed = secrets.randbits(SEED_BITS) if said.seed is None else said.seed
-    return SamplingRules(seed, samples, temperature, _or(said.top_k, 0), top_p)
+    return SamplingRules(seed, asked.num_return_sequences or 1, temperature, _or(said.top_k, 0), top_p)
 
 
 def _check_search(
@@ -225,57 +230,52 @@ def _check_search(
 ) -> None:
     beams, answers = resolved.num_beams, resolved.num_return_sequences
     if resolved.sampling and said.num_beams not in (None, 1):
-        raise InvalidInputError("options.num_beams", "sampling has no beams; leave num_beams out, or at 1")
-    if not 1 <= beams <= settings.max_beams:
-        raise InvalidInputError("options.num_beams", f"must be between 1 and {settings.max_beams}")
-    if answers < 1:
-        raise InvalidInputError("options.num_return_sequences", "must be at least 1")
-    most = settings.max_beams if resolved.sampling else beams
-    if answers > most:
-        raise InvalidInputError("options.num_return_sequences", f"must be at most {most}, as many as there are beams")
-    hypotheses = resolved.hypotheses(n_docs)
+        problem = f"options.num_beams is {said.num_beams}, and sampling has no beams; leave num_beams out, or at 1"
+        raise InvalidInputError("options.num_beams", problem)
+    limit = f"the limit of the service (max_beams) is {settings.max_beams}"
+    check_range("options.num_beams", beams, 1, settings.max_beams, why=limit)
+    if resolved.sampling:
+        check_range("options.num_return_sequences", answers, 1, settings.max_beams, why=limit)
+    else:
+        found = f"the search has {counted(beams, 'beam')} (num_beams)"
+        check_range("options.num_return_sequences", answers, 1, beams, why=found)
+    field = "options.num_return_sequences" if resolved.sampling else "options.num_beams"
+    width, hypotheses = resolved.hypotheses(1), resolved.hypotheses(n_docs)
     if info.max_hypotheses and hypotheses > info.max_hypotheses:
-        field = "options.num_return_sequences" if resolved.sampling else "options.num_beams"
-        raise InvalidInputError(
-            field, f"asks for {hypotheses} hypotheses; the generator has at most {info.max_hypotheses} in a session"
-        )
+        each = f" for each of {n_docs} documents" if resolved.mode is Mode.SEQUENCE else ""
+        limit = f"the generator has at most {info.max_hypotheses} hypotheses in a session (max_hypotheses)"
+        raise InvalidInputError(field, f"{field} is {width}{each}; {limit}")
 
 
 def _check_lengths(resolved: Resolved) -> None:
-    if resolved.min_length > resolved.max_length:
-        raise InvalidInputError(
-            "options.min_length",
-            f"the least length {resolved.min_length} is above the greatest, {resolved.max_length}",
-        )
-    if resolved.min_new_tokens >= resolved.max_length:
-        raise InvalidInputError(
-            "options.min_new_tokens", f"must be below the greatest length, {resolved.max_length} with the start token"
-        )
+    most = resolved.max_length
+    why = f"the longest answer of this request has {most} tokens, the start token included"
+    check_range("options.min_length", resolved.min_length, most=most, why=why)
+    check_range("options.min_new_tokens", resolved.min_new_tokens, most=most - 1, why=why)
 
 
 def _check_penalties(resolved: Resolved, said: GenerationOptions) -> None:
-    if not abs(resolved.length_penalty) <= LARGEST_LENGTH_PENALTY:
-        raise InvalidInputError(
-            "options.length_penalty", f"must be between -{LARGEST_LENGTH_PENALTY} and {LARGEST_LENGTH_PENALTY}"
-        )
-    if resolved.early_stopping is EarlyStopping.NEVER and resolved.length_penalty < 0:
-        never, why = "early_stopping NEVER", "every further token would improve a hypothesis"
+    penalty = resolved.length_penalty
+    check_range("options.length_penalty", penalty, -LARGEST_LENGTH_PENALTY, LARGEST_LENGTH_PENALTY)
+    if resolved.early_stopping is EarlyStopping.NEVER and penalty < 0:
+        why = "every further token would improve a hypothesis, so the search would not end early"
         if said.length_penalty is None:
-            problem = f"{never} does not go with the checkpoint's length_penalty, {resolved.length_penalty}: {why}"
+            problem = f"options.early_stopping is never, and the checkpoint's length_penalty is {penalty:.7g}: {why}"
             raise InvalidInputError("options.early_stopping", problem)
-        raise InvalidInputError("options.length_penalty", f"must not be negative with {never}: {why}")
-    if not (math.isfinite(resolved.repetition_penalty) and resolved.repetition_penalty > 0):
-        raise InvalidInputError("options.repetition_penalty", "must be above 0")
+        check_range("options.length_penalty", penalty, least=0, why=f"early_stopping is never, and {why}")
+    check_range("options.repetition_penalty", resolved.repetition_penalty, above=0, why="1 changes nothing")
 
 
 def _check_bad_words(
     bad_words: tuple[tuple[int, ...], ...], info: GeneratorInfo, settings: OrchestratorSettings
 ) -> None:
     if len(bad_words) > settings.max_bad_words:
-        raise InvalidInputError("options.bad_words", f"has more than {settings.max_bad_words} entries")
+        limit = f"the service allows {settings.max_bad_words} (max_bad_words)"
+        raise InvalidInputError("options.bad_words", f"options.bad_words has {len(bad_words)} entries; {limit}")
     for index, words in enumerate(bad_words):
         field = f"options.bad_words[{index}]"
         if not words:
-            raise InvalidInputError(field, "is empty")
+            raise InvalidInputError(field, f"{field} is empty; give at least one token id")
+        why = f"the vocabulary has the ids 0 to {info.vocab_size - 1}"
         if max(words) >= info.vocab_size:
-            raise InvalidInputError(field, f"has a token id that is not below the vocabulary size, {info.vocab_size}")
+            raise InvalidInputError(field, f"{field} has the token id {max(words)}; {why}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,10 +10,12 @@ import numpy as np
 from orchestrator.options import Resolved
 from orchestrator.requests import ContextOptions, GeneratorInfo, Mode, QuestionForm, Sources
 from orchestrator.settings import OrchestratorSettings
+from ragserve.arguments import check_range
 from ragserve.errors import InvalidInputError
 from ragserve.filters import SearchOptions
-from ragserve.passage_rules import PassageLimits, document_problem
+from ragserve.passage_rules import CONTEXT_LIMIT, MIN_CONTEXT_TOKENS, PassageLimits, document_problem
 
+NOT_RETRIEVED = "documents are given, so nothing is retrieved; leave one of them out"
 # Priors are float32: one farther below the largest than this is -inf once they are normalized.
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
@@ -38,26 +39,30 @@ class DocCount:
 def check_sources(sources: Sources, settings: OrchestratorSettings) -> None:
     """Question, n_docs and documents, as far as they can be judged without the other services."""
     check_text("question", sources.question, settings.max_question_characters)
-    if sources.n_docs == 0:
-        raise InvalidInputError("n_docs", "must be at least 1; leave it out for the checkpoint's number")
-    if (sources.n_docs or 0) > settings.max_n_docs:
-        raise InvalidInputError("n_docs", f"must be at most {settings.max_n_docs}")
-    if not sources.documents:
-        return
-    if len(sources.documents) > settings.max_n_docs:
-        raise InvalidInputError("documents", f"there are more than {settings.max_n_docs}")
-    if sources.n_docs not in (None, len(sources.documents)):
-        raise InvalidInputError("n_docs", "is not the number of documents given; leave it out")
-    if sources.knowledge_version:
-        raise InvalidInputError("knowledge_version", "has no meaning with documents given; leave it out")
+    limit = f"the limit of the service (max_n_docs) is {settings.max_n_docs}"
+    if sources.n_docs is not None:
+        why = limit if sources.n_docs else "leave n_docs out for the checkpoint's number"
+        check_range("n_docs", sources.n_docs, 1, settings.max_n_docs, why=why)
+    if sources.documents:
+        _check_documents(sources, settings, limit)
+
+
+def _check_documents(sources: Sources, settings: OrchestratorSettings, limit: str) -> None:
+    given, version = len(sources.documents), sources.knowledge_version
+    if given > settings.max_n_docs:
+        raise InvalidInputError("documents", f"documents has {given} entries; {limit}")
+    if sources.n_docs not in (None, given):
+        raise InvalidInputError("n_docs", f"n_docs is {sources.n_docs}, and documents has {given}; leave n_docs out")
+    if version:
+        raise InvalidInputError("knowledge_version", f"knowledge_version is {version}, but {NOT_RETRIEVED}")
     if sources.search != SearchOptions():
-        raise InvalidInputError("search", "has no meaning with documents given; leave it out")
+        raise InvalidInputError("search", f"search options are given, but {NOT_RETRIEVED}")
     for index, document in enumerate(sources.documents):
-        if not math.isfinite(document.log_prior):
-            raise InvalidInputError(f"documents[{index}].log_prior", "must be a finite number")
+        check_range(f"documents[{index}].log_prior", document.log_prior)
         problem = document_problem(document.title, document.text, PassageLimits(settings.max_passage_bytes))
         if problem is not None:
-            raise InvalidInputError(f"documents[{index}].{problem.column}", problem.reason)
+            field = f"documents[{index}].{problem.column}"
+            raise InvalidInputError(field, f"{field} {problem.reason}")
     _check_spread([document.log_prior for document in sources.documents])
 
 
@@ -66,18 +71,17 @@ def _check_spread(log_priors: Sequence[float]) -> None:
     largest = max(log_priors)
     for index, log_prior in enumerate(log_priors):
         if largest - log_prior > LARGEST_FLOAT32:
-            raise InvalidInputError(
-                f"documents[{index}].log_prior",
-                f"{log_prior:g} is too far below the largest, {largest:g}: float32 does not reach that far",
-            )
+            field = f"documents[{index}].log_prior"
+            why = f"too far below the largest, {largest:g}: float32 does not reach that far"
+            raise InvalidInputError(field, f"{field} is {log_prior:g}, {why}")
 
 
 def check_text(field: str, text: str, longest: int) -> None:
     """Text that must say something."""
     if not text.strip():
-        raise InvalidInputError(field, "is empty")
+        raise InvalidInputError(field, f"{field} is empty")
     if len(text) > longest:
-        raise InvalidInputError(field, f"has {len(text)} characters; the limit is {longest}")
+        raise InvalidInputError(field, f"{field} has {len(text)} characters; the service takes at most {longest}")
 
 
 def check_context(context: ContextOptions, sources: Sources, info: GeneratorInfo, prefix: str) -> None:
@@ -85,10 +89,11 @@ def check_context(context: ContextOptions, sources: Sources, info: GeneratorInfo
     if context.question_form is QuestionForm.DECODED and sources.documents:
         raise InvalidInputError(
             f"{prefix}question_form",
-            "the decoded form comes from the retriever, which is not asked with documents given",
+            f"{prefix}question_form is decoded, which comes from the retriever, but {NOT_RETRIEVED}",
         )
-    if info.max_context_tokens and context.max_tokens > info.max_context_tokens:
-        raise InvalidInputError(f"{prefix}max_context_tokens", f"must be at most {info.max_context_tokens}")
+    if context.max_tokens:
+        field, most = f"{prefix}max_context_tokens", info.max_context_tokens or None
+        check_range(field, context.max_tokens, MIN_CONTEXT_TOKENS, most, why=CONTEXT_LIMIT)
 
 
 def resolve_n_docs(sources: Sources, info: GeneratorInfo, settings: OrchestratorSettings) -> DocCount:
@@ -105,7 +110,8 @@ def resolve_n_docs(sources: Sources, info: GeneratorInfo, settings: Orchestrator
         most = info.max_documents or found.count
         return found.at_most(most, f"The generator takes at most {most} documents")
     if info.max_documents and found.count > info.max_documents:
-        raise InvalidInputError(field, f"the generator takes at most {info.max_documents} documents, not {found.count}")
+        given = f"{field} {'is' if field == 'n_docs' else 'has'} {found.count}"
+        raise InvalidInputError(field, f"{given}; the generator takes at most {info.max_documents} documents")
     return found
 
 

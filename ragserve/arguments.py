@@ -1,4 +1,4 @@
-"""Checks what callers pass to the clients: each error names the argument and shows the value."""
+"""Checks what callers pass: each error names the argument or field, and shows the value."""
 
 from __future__ import annotations
 
@@ -91,6 +91,42 @@ def number(field: str, name: str, value: object, most: float = math.inf) -> floa
     if abs(found) > most:
         raise refused(field, name, value, f"a number whose size is at most {most:.3g}")
     return found
+
+
+def check_range(
+    field: str,
+    value: float,
+    least: float | None = None,
+    most: float | None = None,
+    *,
+    above: float | None = None,
+    why: str = "",
+) -> None:
+    """Raises InvalidInputError unless a number is finite and within its bounds. `why`: their reason, or advice."""
+
+    def fits(number: float) -> bool:
+        low = (least is None or number >= least) and (above is None or number > above)
+        return low and (most is None or number <= most) and -math.inf < number < math.inf
+
+    if fits(value):
+        return
+    given = _digits(value)
+    if isinstance(value, float) and fits(float(given)):  # as 1.00000001, where 1 is allowed
+        given = repr(value)
+    raise InvalidInputError(field, f"{field} is {given}; it must be {_bounds(least, most, above)}{why and f': {why}'}")
+
+
+def _bounds(least: float | None, most: float | None, above: float | None) -> str:
+    if least is not None and most is not None:
+        return _digits(least) if least == most else f"between {_digits(least)} and {_digits(most)}"
+    bounds = {"at least": least, "above": above, "at most": most}
+    wanted = [f"{name} {_digits(bound)}" for name, bound in bounds.items() if bound is not None]
+    return " and ".join(wanted) or "a finite number"
+
+
+def _digits(number: float) -> str:
+    """A number as a person writes it, also where float32 holds it."""
+    return f"{number:.7g}" if isinstance(number, float) else shown(number)
 
 
 def plain(value: Any) -> Any:

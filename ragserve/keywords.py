@@ -33,7 +33,7 @@ def in_keywords(error: E, service: str) -> E:
     if (argument, message) == (error.field, error.message):
         return error
     if not names(message, argument):
-        message = f"{argument}{' ' if message.startswith('must ') else ': '}{message}"
+        message = f"{argument}: {message}"
     error.sent, error.message, error.args = error.message, message, (message,)
     return error
 

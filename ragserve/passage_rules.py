@@ -20,6 +20,8 @@ MAX_ID_BYTES = 2048
 MAX_TEXT_BYTES = 2**20  # of one text before it is split; a 100-word passage has some 600
 MAX_METADATA_LEVELS = 64  # Python's JSON reader gives up at some hundreds to thousands, depending on its version
 MAX_METADATA_KEYS = 1000
+MIN_CONTEXT_TOKENS = 8  # of question and passage together, as a generator reads them
+CONTEXT_LIMIT = "question and passage share it, and the generator reads no longer ones; 0 is the longest"
 IN_AN_ID = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 IN_A_TEXT = re.compile("[\x00\ud800-\udfff]")
 

@@ -65,15 +65,16 @@ def load_encoder_config(path: Path) -> EncoderConfig:
         raise FailedPreconditionError(f"{path} is not an encoder's configuration: {error}", field=str(path)) from error
     for entry in fields(config):
         _check_kind(path, entry.name, str(entry.type), getattr(config, entry.name))
-    if config.dim < 1 or config.max_length < 1:
-        raise FailedPreconditionError(f"{path}: dim and max_length must be at least 1", field=str(path))
+    for name in ("dim", "max_length"):
+        if (value := getattr(config, name)) < 1:
+            raise FailedPreconditionError(f"{path}: {name} is {value}; it must be at least 1", field=str(path))
     if config.truncation_side not in ("left", "right"):
         raise FailedPreconditionError(
-            f"{path}: truncation_side must be left or right, not {config.truncation_side!r}", field=str(path)
+            f"{path}: truncation_side is {config.truncation_side!r}; it must be left or right", field=str(path)
         )
     return config
 
 
 def _check_kind(path: Path, name: str, kind: str, value: object) -> None:
     if type(value).__name__ != kind:
-        raise FailedPreconditionError(f"{path}: {name} must be of type {kind}, not {value!r}", field=str(path))
+        raise FailedPreconditionError(f"{path}: {name} is {value!r}; it must be of type {kind}", field=str(path))

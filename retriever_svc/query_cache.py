@@ -14,7 +14,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from ragserve.errors import InvalidInputError
+from ragserve.arguments import check_range
 from ragserve.serving.metrics import Metrics
 
 Value = TypeVar("Value")
@@ -43,8 +43,7 @@ class QueryCache(Generic[Value]):
 
     def __init__(self, max_entries: int, metrics: Metrics) -> None:
         """Make an empty cache with its counters. Raises InvalidInputError when `max_entries` is below 0."""
-        if max_entries < 0:
-            raise InvalidInputError("query_cache_entries", f"must be at least 0, not {max_entries}")
+        check_range("query_cache_entries", max_entries, 0)
         self._max_entries = max_entries
         self._entries: OrderedDict[QueryKey, Value] = OrderedDict()
         self._lock = threading.Lock()

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ragserve.arguments import check_range
 from ragserve.errors import FailedPreconditionError, InvalidInputError
 from ragserve.passage_rules import MAX_PASSAGE_BYTES, MAX_TEXT_BYTES, PassageLimits, passage_problem, size_problem
+from ragserve.printable import counted
 from retriever_svc.filters import check_filter
 from retriever_svc.index import SearchOptions
 from retriever_svc.kinds import LookupOptions, SearchKind, require_words
@@ -41,11 +43,8 @@ def require_passages(snapshot: Snapshot) -> None:
 
 def check_k(k: int, n_passages: int, limits: RequestLimits) -> None:
     """Raises InvalidInputError unless k is between 1 and what there is and may be asked for."""
-    if k < 1:
-        raise InvalidInputError("k", f"k is {k}; it must be at least 1")
     most, limit = _most(n_passages, limits)
-    if k > most:
-        raise InvalidInputError("k", f"k is {k}; it must be at most {most}: {limit}")
+    check_range("k", k, 1, most, why=limit)
 
 
 def fitting_k(k: int, n_passages: int, limits: RequestLimits) -> tuple[int, tuple[str, ...]]:
@@ -59,7 +58,7 @@ def fitting_k(k: int, n_passages: int, limits: RequestLimits) -> tuple[int, tupl
 def _most(n_passages: int, limits: RequestLimits) -> tuple[int, str]:
     """The largest k, and what limits it."""
     if n_passages <= limits.max_k:
-        return n_passages, f"the knowledge base has {n_passages} {'passage' if n_passages == 1 else 'passages'}"
+        return n_passages, f"the knowledge base has {counted(n_passages, 'passage')}"
     return limits.max_k, f"the retriever finds at most {limits.max_k} passages (max_k)"
 
 
@@ -69,7 +68,9 @@ def check_queries(queries: Sequence[Query], dimension: int, limits: RequestLimit
         raise InvalidInputError("queries", "queries is empty: give at least one query")
     if len(queries) > limits.max_batch_queries:
         raise InvalidInputError(
-            "queries", f"queries has {len(queries)} entries; at most {limits.max_batch_queries} go into one request"
+            "queries",
+            f"queries has {len(queries)} entries; at most {limits.max_batch_queries} go into one request "
+            "(max_batch_queries)",
         )
     for number, query in enumerate(queries):
         if query.vector is None:
@@ -88,10 +89,7 @@ def check_options(options: LookupOptions, snapshot: Snapshot, queries: Sequence[
     """
     check_filter(options.filter)
     snapshot.base.index.check_options(SearchOptions(None, options.nprobe, options.ef_search))
-    if not 0 <= options.lexical_weight <= 1:
-        raise InvalidInputError(
-            "options.lexical_weight", f"options.lexical_weight is {options.lexical_weight}; it must be between 0 and 1"
-        )
+    check_range("options.lexical_weight", options.lexical_weight, 0, 1)
     if options.kind is SearchKind.DENSE:
         return
     require_words(snapshot)
@@ -117,7 +115,9 @@ def check_new_passages(
     """
     if first + len(passages) > limits.max_upsert_passages:
         raise InvalidInputError(
-            "passages", f"passages has more than {limits.max_upsert_passages} entries, the most that go into one commit"
+            "passages",
+            f"passages has {first + len(passages)} entries or more; at most {limits.max_upsert_passages} go into one "
+            "commit (max_upsert_passages). Send them in several calls",
         )
     for number, new in enumerate(passages, start=first):
         field = f"passages[{number}]"
@@ -181,7 +181,9 @@ def check_ids(ids: Sequence[str], limits: RequestLimits) -> None:
     if not ids:
         raise InvalidInputError("ids", "ids is empty: give at least one id")
     if len(ids) > limits.max_upsert_passages:
-        raise InvalidInputError("ids", f"ids has {len(ids)} entries; at most {limits.max_upsert_passages} are allowed")
+        raise InvalidInputError(
+            "ids", f"ids has {len(ids)} entries; it may have {limits.max_upsert_passages} (max_upsert_passages)"
+        )
     for number, identifier in enumerate(ids):
         if not identifier:
             raise InvalidInputError(f"ids[{number}]", f"ids[{number}] is empty")
@@ -197,7 +199,9 @@ def _check_text(field: str, text: str, max_characters: int) -> None:
     if not text.strip():
         raise InvalidInputError(field, f"{field} is empty: ask something")
     if len(text) > max_characters:
-        raise InvalidInputError(field, f"{field} has {len(text)} characters; at most {max_characters} are allowed")
+        raise InvalidInputError(
+            field, f"{field} has {len(text)} characters; it may have {max_characters} (max_query_characters)"
+        )
 
 
 def _check_vector(field: str, vector: np.ndarray, dimension: int) -> None:

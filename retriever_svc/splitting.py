@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 from icu4py.breakers import SentenceBreaker, WordBreaker
 from tokenizers import Tokenizer
 
+from ragserve.arguments import check_range
 from ragserve.errors import InvalidInputError
 from retriever_svc.encoder import holds, load_tokenizer
 from retriever_svc.encoder_config import EncoderConfig, load_encoder_config
@@ -65,13 +66,14 @@ class SplitOptions:
         """Raises InvalidInputError for what cannot be, alone or together."""
         if self.split not in SPLITS:
             raise InvalidInputError("split", f"split is {self.split!r}; it must be one of {', '.join(SPLITS)}")
-        if self.words is not None and not 1 <= self.words <= MOST_WORDS:
-            wanted = f"it must be at least 1 and at most {MOST_WORDS}"
-            raise InvalidInputError("split_words", f"split_words is {self.words}; {wanted}")
+        if self.words is not None:
+            check_range("split_words", self.words, 1, MOST_WORDS)
         if self.words is not None and self.tokens is not None:
-            raise InvalidInputError("split_tokens", "split by words or by tokens, not both")
+            problem = f"split_tokens is {self.tokens} and split_words is {self.words}: give one of them"
+            raise InvalidInputError("split_tokens", problem)
         if self.overlap and self.tokens is None:
-            raise InvalidInputError("overlap", "overlap goes with split_tokens")
+            problem = f"overlap is {self.overlap}, which only split_tokens uses: set split_tokens, or leave it out"
+            raise InvalidInputError("overlap", problem)
 
     @property
     def whole(self) -> bool:
@@ -262,12 +264,8 @@ def by_tokens(encoder: Path, tokens: int, overlap: int) -> Cut:
     """
     tokenizer = _tokenizer(encoder)
     most = load_encoder_config(encoder / "encoder.json").max_length - tokenizer.num_special_tokens_to_add(False)
-    if not 1 <= tokens <= most:
-        raise InvalidInputError(
-            "split_tokens", f"split_tokens is {tokens}; it must be between 1 and {most}, what the encoder reads"
-        )
-    if not 0 <= overlap < tokens:
-        raise InvalidInputError("overlap", f"overlap is {overlap}; it must be at least 0 and below {tokens}")
+    check_range("split_tokens", tokens, 1, most, why=f"the encoder reads at most {most} tokens of a text")
+    check_range("overlap", overlap, 0, tokens - 1, why=f"split_tokens is {tokens}, and each part must add a token")
 
     def cut(_title: str, text: str) -> list[str]:
         offsets = tokenizer.encode(text, add_special_tokens=False).offsets

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ragserve.arguments import check_range
 from ragserve.errors import InvalidInputError
 from ragserve.passage_rules import MAX_PASSAGE_BYTES, MAX_TEXT_BYTES
 from retriever_svc.build.reading import ReadOptions
@@ -59,10 +60,10 @@ class BuildOptions:
             raise InvalidInputError("engine", f"engine is {self.engine!r}; it must be one of {', '.join(ENGINES)}")
         self.splitting(split_words).check()
         self.reading.check()
-        _between("max_text_bytes", self.max_text_bytes, 1, 2**30)
-        _between("max_passage_bytes", self.max_passage_bytes, 1, 2**30)
-        _between("shard_passages", self.shard_passages, 0, MAX_SHARD_PASSAGES)
-        _between("workers", self.workers, 0, 2**16)
+        check_range("max_text_bytes", self.max_text_bytes, 1, 2**30)
+        check_range("max_passage_bytes", self.max_passage_bytes, 1, 2**30)
+        check_range("shard_passages", self.shard_passages, 0, MAX_SHARD_PASSAGES)
+        check_range("workers", self.workers, 0, 2**16)
         if self.embeddings and (split_words is not None or self.split_tokens is not None):
             raise InvalidInputError("embeddings", "given vectors are those of whole rows: do not split the texts")
 
@@ -82,8 +83,3 @@ class BuildOptions:
         """Passages of one shard of a source with that many."""
         least = MIN_GIVEN_SHARD if self.embeddings else MIN_AUTO_SHARD
         return self.shard_passages or min(MAX_SHARD_PASSAGES, max(least, -(-passages // AUTO_SHARDS)))
-
-
-def _between(name: str, value: int, least: int, most: int) -> None:
-    if not least <= value <= most:
-        raise InvalidInputError(name, f"{name} is {value}; it must be at least {least} and at most {most}")

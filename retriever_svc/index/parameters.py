@@ -12,6 +12,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from ragserve.arguments import check_range
 from ragserve.errors import InvalidInputError
 from retriever_svc.index.protocol import SearchOptions
 from retriever_svc.index.spec import IndexSpec
@@ -147,8 +148,7 @@ def _check(name: str, value: int, largest: int, *, applies: bool, spec: IndexSpe
         return
     if not applies:
         raise InvalidInputError(name, f"{name} cannot be set for an index of factory {spec.factory!r}: leave it out")
-    if not 0 < value <= largest:
-        raise InvalidInputError(name, f"{name} must be 1 to {largest} here, or 0 for the index's own, not {value}")
+    check_range(name, value, 1, largest, why=f"the limit of this retriever is {largest}; 0 is the index's own value")
 
 
 def _count(allowed: NDArray[np.bool_]) -> int:

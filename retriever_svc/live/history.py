@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ragserve.errors import InvalidInputError, NotFoundError
+from ragserve.arguments import check_range
+from ragserve.errors import NotFoundError
 from retriever_svc.checksums import file_checks
 from retriever_svc.knowledge import DATASET_NAME, KnowledgeBase, newest_version, reading
 from retriever_svc.live.changes import compare
@@ -115,8 +116,7 @@ def diff_versions(path: Path, from_version: int, to_version: int = 0, limit: int
         InvalidInputError: from_version is below 1.
         NotFoundError: there is no such version.
     """
-    if from_version < 1:
-        raise InvalidInputError("from_version", f"from_version is {from_version}; versions count from 1")
+    check_range("from_version", from_version, 1, why="versions count from 1")
     old, new = KnowledgeBase.open(path, from_version), KnowledgeBase.open(path, to_version)
     for knowledge in (old, new):
         file_checks(path).verify_again(knowledge.dataset)

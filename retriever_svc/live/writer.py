@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ragserve.arguments import check_range
 from ragserve.errors import AbortedError, DataLossError, InvalidInputError, NotFoundError
 from ragserve.files import file_error, is_about_access
 from retriever_svc.checksums import file_checks
@@ -170,12 +171,8 @@ class KnowledgeWriter:
             InvalidInputError: keep_versions is below 1, or keep_seconds below 0 or above 100 years.
             DataLossError: a file was altered.
         """
-        if keep_versions < 1:
-            raise InvalidInputError("keep_versions", f"keep_versions is {keep_versions}; it must be at least 1")
-        if not 0 <= keep_seconds <= MOST_KEEP_SECONDS:
-            raise InvalidInputError(
-                "keep_seconds", f"keep_seconds is {keep_seconds}; it must be from 0 to {MOST_KEEP_SECONDS} (100 years)"
-            )
+        check_range("keep_versions", keep_versions, 1, why="the newest version is never removed")
+        check_range("keep_seconds", keep_seconds, 0, MOST_KEEP_SECONDS, why="the most is 100 years")
         dataset = self._open()
         self._files.verify(dataset)  # or what was altered would be written anew, with its own checksum
         proceed()

@@ -212,7 +212,11 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "similarity": ("config_sentence_transformers.json", {"similarity_fn_name": "euclidean"}, "'euclidean'"),
     "sparse": ("config_sentence_transformers.json", {"model_type": "SparseEncoder"}, "'SparseEncoder'"),
     "default": ("config_sentence_transformers.json", {"default_prompt_name": "x"}, "default_prompt_name 'x' is none"),
-    "prompts": ("config_sentence_transformers.json", {"prompts": ["query: "]}, "prompts must be an object of texts"),
+    "prompts": (
+        "config_sentence_transformers.json",
+        {"prompts": ["query: "]},
+        "prompts is ['query: ']; it must be an object of texts",
+    ),
     "task": ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, "transformer_task 'fill-mask'"),
     "length": ("sentence_bert_config.json", {"query_length": 32}, "query_length 32"),
     "chat": ("sentence_bert_config.json", {"modality_config": {"message": {}}}, "modality_config 'message'"),

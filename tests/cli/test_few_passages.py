@@ -31,7 +31,7 @@ def test_the_default_adapts_with_a_warning(cli: Cli, assets: Assets, three: Path
     refused = cli("kb", "search", "old city", *place, "-k", 4)
     assert (refused.returncode, refused.stderr) == (
         2,
-        f"searching {three}\nerror: --k is 4; it must be at most 3: the knowledge base has 3 passages\n",
+        f"searching {three}\nerror: --k is 4; it must be between 1 and 3: the knowledge base has 3 passages\n",
     )
 
 

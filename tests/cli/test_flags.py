@@ -18,9 +18,10 @@ from tests.cli.conftest import RAGSERVE, Cli
 @pytest.mark.parametrize(
     ("command", "field", "message", "said"),
     [
-        ("ask", "n_docs", "must be at least 1", "--docs | must be at least 1"),
-        ("ask", "options.num_return_sequences", "must be at most num_beams", "--returns | must be at most --beams"),
-        ("ask", "options.sampling.top_p", "sampling.top_p is 2", "--top-p | --top-p is 2"),
+        ("ask", "n_docs", "n_docs is 0; leave n_docs out", "--docs | --docs is 0; leave --docs out"),
+        ("ask", "options.num_beams", "options.num_beams is 40", "--beams | --beams is 40"),
+        ("ask", "options.num_return_sequences", "it is above num_beams", "--returns | it is above --beams"),
+        ("ask", "options.sampling.top_p", "options.sampling.top_p is 2", "--top-p | --top-p is 2"),
         ("ask", "search.filter[0].range", "search.filter[0].range is empty", "--filter | --filter is empty"),
         ("kb search", "k", "k is 0; it must be at least 1", "--k | --k is 0; it must be at least 1"),
         ("kb search", "query", "query is empty", "QUERY | QUERY is empty"),

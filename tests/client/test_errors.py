@@ -15,8 +15,8 @@ from ragserve.serving.status import CODE_OF
 @pytest.mark.parametrize(
     ("field", "message", "text"),
     [
-        ("n_docs", "must be at least 1", "n_docs: must be at least 1"),
-        ("n_docs", "n_docs must be at least 1", "n_docs must be at least 1"),
+        ("n_docs", "it is 0", "n_docs: it is 0"),
+        ("n_docs", "n_docs is 0; it must be at least 1", "n_docs is 0; it must be at least 1"),
         ("k", "the book has no k of this size", "the book has no k of this size"),
         ("k", "the kind is unknown", "k: the kind is unknown"),
         ("options.num_beams", "num_beams is 0", "num_beams is 0"),
@@ -63,12 +63,12 @@ class OwnError(errors.NotFoundError):
 @pytest.mark.parametrize(
     ("field", "message", "said"),
     [
-        ("n_docs", "must be at least 1", "docs must be at least 1"),
-        ("options.num_beams", "must be between 1 and 16", "beams must be between 1 and 16"),
-        ("options.num_return_sequences", "must be at most num_beams", "num_return_sequences must be at most beams"),
+        ("n_docs", "n_docs is 0; leave n_docs out", "docs is 0; leave docs out"),
+        ("options.num_beams", "options.num_beams is 40", "beams is 40"),
+        ("options.num_return_sequences", "it is above num_beams", "num_return_sequences: it is above beams"),
         ("search.kind", "set search.kind to dense.", "set search_kind to dense."),
         ("search.filter[0].range", "search.filter[0].range has both.", "filter[0].range has both."),
-        ("options.sampling.top_p", "must be above 0", "sampling.top_p must be above 0"),
+        ("options.sampling.top_p", "options.sampling.top_p is 2", "sampling.top_p is 2"),
         ("documents[0].text", "is too long", "documents[0].text: is too long"),
         ("", "cannot read /a/n_docs/num_beams.json", "cannot read /a/n_docs/num_beams.json"),
         ("server.max_message_bytes", "is 3", "server.max_message_bytes: is 3"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from orchestrator.options import mode_warnings, resolve, resolve_mode
@@ -25,10 +26,13 @@ from orchestrator.search.sampling import Sampling
 from orchestrator.settings import OrchestratorSettings
 from orchestrator.validation import DocCount, check_context, check_sources, fit_hypotheses, resolve_n_docs
 from ragserve.errors import InvalidInputError
+from ragserve.filters import SearchOptions
 from tests.orchestrator.driving import generator_info
 
 SETTINGS = OrchestratorSettings()
 INFO = generator_info(100)
+ONE = Document("", "x", 0.0)
+ONE_AND_A_TENTH = float(np.float32(1.1))  # as it comes from a request
 # rag-token-nq and rag-sequence-nq carry these.
 PUBLISHED = generator_info(
     100,
@@ -122,43 +126,84 @@ def test_mode_warnings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "options"),
+    ("field", "options", "said"),
     [
-        ("options.num_beams", {"num_beams": 0}),
-        ("options.num_beams", {"num_beams": 1000}),
-        ("options.num_beams", {"num_beams": 2, "sampling": SamplingOptions()}),
-        ("options.num_return_sequences", {"num_return_sequences": 0}),
-        ("options.num_return_sequences", {"num_beams": 2, "num_return_sequences": 3}),
-        ("options.num_return_sequences", {"num_return_sequences": 1000, "sampling": SamplingOptions()}),
-        ("options.max_length", {"max_length": 1}),
-        ("options.max_length", {"max_length": 65}),
-        ("options.max_new_tokens", {"max_new_tokens": 0}),
-        ("options.max_new_tokens", {"max_new_tokens": 64}),
-        ("options.min_length", {"min_length": 12, "max_length": 11}),
-        ("options.min_new_tokens", {"min_new_tokens": 11, "max_length": 11}),
-        ("options.length_penalty", {"length_penalty": -1.0, "early_stopping": EarlyStopping.NEVER}),
-        ("options.length_penalty", {"length_penalty": float("nan")}),
-        ("options.length_penalty", {"length_penalty": 1000.0}),
-        ("options.length_penalty", {"length_penalty": -10.5}),
-        ("options.repetition_penalty", {"repetition_penalty": 0.0}),
-        ("options.repetition_penalty", {"repetition_penalty": float("inf")}),
-        ("options.sampling.temperature", {"sampling": SamplingOptions(temperature=0.0)}),
-        ("options.sampling.temperature", {"sampling": SamplingOptions(temperature=float("nan"))}),
-        ("options.sampling.top_p", {"sampling": SamplingOptions(top_p=0.0)}),
-        ("options.sampling.top_p", {"sampling": SamplingOptions(top_p=1.5)}),
-        ("options.sampling", {"mode": Mode.SEQUENCE, "sampling": SamplingOptions()}),
-        ("options.decoding", {"mode": Mode.TOKEN, "decoding": Decoding.FAST}),
-        ("options.bad_words[1]", {"bad_words": ((3,), ())}),
-        ("options.bad_words[0]", {"bad_words": ((3, 100),)}),
-        ("options.bad_words", {"bad_words": ((3,),) * 1001}),
+        (
+            "num_beams",
+            {"num_beams": 0},
+            "is 0; it must be between 1 and 32: the limit of the service (max_beams) is 32",
+        ),
+        ("num_beams", {"num_beams": 100}, "is 100; it must be between 1 and 32: "),
+        ("num_beams", {"num_beams": 2, "sampling": SamplingOptions()}, "is 2, and sampling has no beams"),
+        ("num_return_sequences", {"num_return_sequences": 0}, "is 0; it must be 1: the search has 1 beam (num_beams)"),
+        (
+            "num_return_sequences",
+            {"num_beams": 2, "num_return_sequences": 3},
+            "is 3; it must be between 1 and 2: the search has 2 beams (num_beams)",
+        ),
+        (
+            "num_return_sequences",
+            {"num_return_sequences": 33, "sampling": SamplingOptions()},
+            "is 33; it must be between 1 and 32: the limit of the service (max_beams) is 32",
+        ),
+        ("max_length", {"max_length": 1}, "is 1; it must be between 2 and 64: the generator's answers have at most 64"),
+        ("max_length", {"max_length": 65}, "is 65; it must be between 2 and 64"),
+        ("max_new_tokens", {"max_new_tokens": 0}, "is 0; it must be between 1 and 63"),
+        ("max_new_tokens", {"max_new_tokens": 64}, "is 64; it must be between 1 and 63"),
+        ("min_length", {"min_length": 12, "max_length": 11}, "is 12; it must be at most 11: the longest answer"),
+        ("min_new_tokens", {"min_new_tokens": 11, "max_length": 11}, "is 11; it must be at most 10: the longest"),
+        (
+            "length_penalty",
+            {"length_penalty": -1.5, "early_stopping": EarlyStopping.NEVER},
+            "is -1.5; it must be at least 0: early_stopping is never, and every further token",
+        ),
+        ("length_penalty", {"length_penalty": float("nan")}, "is nan; it must be between -10 and 10"),
+        ("length_penalty", {"length_penalty": 1000.0}, "is 1000; it must be between -10 and 10"),
+        ("length_penalty", {"length_penalty": -10.5}, "is -10.5; it must be between -10 and 10"),
+        ("repetition_penalty", {"repetition_penalty": 0.0}, "is 0; it must be above 0"),
+        ("repetition_penalty", {"repetition_penalty": float("inf")}, "is inf; it must be above 0"),
+        ("sampling.temperature", {"sampling": SamplingOptions(temperature=0.0)}, "is 0; it must be above 0: without"),
+        ("sampling.temperature", {"sampling": SamplingOptions(temperature=float("nan"))}, "is nan; it must be above 0"),
+        ("sampling.top_p", {"sampling": SamplingOptions(top_p=0.0)}, "is 0; it must be above 0 and at most 1"),
+        ("sampling.top_p", {"sampling": SamplingOptions(top_p=ONE_AND_A_TENTH)}, "is 1.1; it must be above 0"),
+        ("sampling.top_p", {"sampling": SamplingOptions(top_p=1.00000001)}, "is 1.00000001; it must be above 0"),
+        ("bad_words[1]", {"bad_words": ((3,), ())}, "is empty"),
+        ("bad_words[0]", {"bad_words": ((3, 100),)}, "has the token id 100; the vocabulary has the ids 0 to 99"),
+        ("bad_words", {"bad_words": ((3,),) * 1001}, "has 1001 entries; the service allows 1000 (max_bad_words)"),
     ],
     ids=str,
 )
-def test_refused(field, options) -> None:
+def test_what_is_refused_is_named_with_its_value(field, options, said) -> None:
     with pytest.raises(InvalidInputError) as caught:
         resolve(ask(**options), INFO, SETTINGS, 5)
-    assert caught.value.field == field
-    assert caught.value.message
+    assert caught.value.field == f"options.{field}"
+    assert caught.value.message.startswith(f"options.{field} {said}")
+
+
+@pytest.mark.parametrize(
+    ("field", "options", "said"),
+    [
+        (
+            "options.sampling",
+            {"mode": Mode.SEQUENCE, "sampling": SamplingOptions()},
+            "Sampling works only in token mode; this request asks for sequence mode.",
+        ),
+        (
+            "options.sampling",
+            {"sampling": SamplingOptions()},
+            "Sampling works only in token mode; the checkpoint works in sequence mode.",
+        ),
+        (
+            "options.decoding",
+            {"mode": Mode.TOKEN, "decoding": Decoding.FAST},
+            "Fast decoding works only in sequence mode; this request asks for token mode. Leave it out.",
+        ),
+    ],
+)
+def test_what_another_mode_has_is_refused(field, options, said) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        resolve(ask(**options), PUBLISHED, SETTINGS, 5)
+    assert (caught.value.field, caught.value.message) == (field, said)
 
 
 @pytest.mark.parametrize(
@@ -198,45 +243,59 @@ def test_an_early_stopping_that_does_not_go_with_the_checkpoint() -> None:
 def test_more_hypotheses_than_the_generator_has() -> None:
     info = replace(INFO, max_hypotheses=16)
     resolve(ask(num_beams=4, mode=Mode.SEQUENCE), info, SETTINGS, 4)
-    with pytest.raises(InvalidInputError, match="20 hypotheses"):
+    with pytest.raises(
+        InvalidInputError, match=r"is 4 for each of 5 documents; the generator has at most 16 hypotheses"
+    ):
         resolve(ask(num_beams=4, mode=Mode.SEQUENCE), info, SETTINGS, 5)
 
 
 @pytest.mark.parametrize(
-    ("field", "sources"),
+    ("field", "said", "sources"),
     [
-        ("question", Sources("")),
-        ("question", Sources(" \n")),
-        ("question", Sources("x" * 100_000)),
-        ("n_docs", Sources("who?", n_docs=0)),
-        ("n_docs", Sources("who?", n_docs=10_000)),
-        ("n_docs", Sources("who?", n_docs=2, documents=(Document("", "x", 0.0),))),
-        ("documents", Sources("who?", documents=(Document("", "x", 0.0),) * 101)),
-        ("documents[1].text", Sources("who?", documents=(Document("", "x", 0), Document("", "x" * 600_000, 0)))),
-        ("documents[0].title", Sources("who?", documents=(Document("a\0", "x", 0),))),
-        ("documents[1].log_prior", Sources("who?", documents=(Document("", "x", 0), Document("", "y", float("nan"))))),
-        ("knowledge_version", Sources("who?", knowledge_version=3, documents=(Document("", "x", 0.0),))),
+        ("question", "is empty", Sources("")),
+        ("question", "is empty", Sources(" \n")),
+        ("question", "has 100000 characters; the service takes at most 10000", Sources("x" * 100_000)),
+        ("n_docs", "is 0; it must be between 1 and 100: leave n_docs out", Sources("who?", n_docs=0)),
+        ("n_docs", "is 9999; it must be between 1 and 100: the limit of", Sources("who?", n_docs=9999)),
+        ("n_docs", "is 2, and documents has 1; leave n_docs out", Sources("who?", n_docs=2, documents=(ONE,))),
+        ("documents", "has 101 entries; the limit of the service", Sources("who?", documents=(ONE,) * 101)),
+        ("documents[1].text", "has 600000 bytes", Sources("who?", documents=(ONE, Document("", "x" * 600_000, 0)))),
+        ("documents[0].title", "holds the control", Sources("who?", documents=(Document("a\0", "x", 0),))),
+        (
+            "documents[1].log_prior",
+            "is nan; it must be a finite number",
+            Sources("who?", documents=(ONE, Document("", "y", float("nan")))),
+        ),
+        ("knowledge_version", "is 3, but documents", Sources("who?", knowledge_version=3, documents=(ONE,))),
+        (
+            "search",
+            "options are given, but documents",
+            Sources("who?", search=SearchOptions(nprobe=3), documents=(ONE,)),
+        ),
     ],
     ids=lambda one: one if isinstance(one, str) else "",
 )
-def test_refused_sources(field, sources) -> None:
+def test_refused_sources(field, said, sources) -> None:
     with pytest.raises(InvalidInputError) as caught:
         check_sources(sources, SETTINGS)
     assert caught.value.field == field
+    assert caught.value.message.startswith(f"{field} {said}")
 
 
 def test_refused_contexts() -> None:
     given = Sources("who?", documents=(Document("", "x", 0.0),))
-    with pytest.raises(InvalidInputError, match="decoded form") as caught:
+    with pytest.raises(InvalidInputError, match="question_form is decoded") as caught:
         check_context(ContextOptions(QuestionForm.DECODED), given, INFO, "options.")
     assert caught.value.field == "options.question_form"
-    with pytest.raises(InvalidInputError) as caught:
-        check_context(ContextOptions(max_tokens=257), given, INFO, "")
-    assert caught.value.field == "max_context_tokens"
+    for tokens in (7, 257):
+        said = f"max_context_tokens is {tokens}; it must be between 8 and 256: question and passage share it"
+        with pytest.raises(InvalidInputError, match=said) as caught:
+            check_context(ContextOptions(max_tokens=tokens), given, INFO, "")
+        assert caught.value.field == "max_context_tokens"
 
 
 def test_more_documents_than_the_generator_takes() -> None:
-    with pytest.raises(InvalidInputError) as caught:
+    with pytest.raises(InvalidInputError, match="n_docs is 65; the generator takes at most 64 documents") as caught:
         resolve_n_docs(Sources("who?", n_docs=65), INFO, SETTINGS)
     assert caught.value.field == "n_docs"
 

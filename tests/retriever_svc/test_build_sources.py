@@ -245,9 +245,9 @@ def test_token_chunks_keep_title_and_metadata(model: Path, options: RetrievalOpt
 @pytest.mark.parametrize(
     ("words", "build", "message"),
     [
-        (None, {"split_tokens": 0}, "split_tokens is 0; it must be between 1 and 46"),
+        (None, {"split_tokens": 0}, "split_tokens is 0; it must be between 1 and 46: the encoder"),
         (None, {"split_tokens": 47}, "split_tokens is 47; it must be between 1 and 46"),
-        (None, {"split_tokens": 8, "overlap": 8}, "overlap is 8; it must be at least 0 and below 8"),
+        (None, {"split_tokens": 8, "overlap": 8}, "overlap is 8; it must be between 0 and 7: split_tokens is 8"),
         (None, {"overlap": 1}, "overlap goes with split_tokens"),
         (5, {"split_tokens": 5}, "not both"),
         (5, {"embeddings": (Path("x.npy"),)}, "do not split"),

@@ -100,7 +100,7 @@ def test_a_missing_or_broken_file_is_named(model: Path, tmp_path: Path, name: st
     ("change", "message"),
     [
         ({"dim": 31}, "gives vectors of 32 values"),
-        ({"dim": "32"}, "dim must be of type int"),
+        ({"dim": "32"}, "dim is '32'; it must be of type int"),
         ({"dim": 0}, "at least 1"),
         ({"width": 3}, "width"),
     ],

@@ -167,7 +167,7 @@ async def test_k_above_the_number_of_passages_is_refused(
     await engine.start()
     assert len((await engine.retrieve([Query("a")], k=120)).results[0].hits) == 120
     with pytest.raises(
-        InvalidInputError, match="k is 121; it must be at most 120: the knowledge base has 120 passages"
+        InvalidInputError, match="k is 121; it must be between 1 and 120: the knowledge base has 120 passages"
     ):
         await engine.retrieve([Query("a")], k=121)
     found = await engine.retrieve([Query("a")], k=121, allow_fewer=True)

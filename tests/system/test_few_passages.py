@@ -84,7 +84,7 @@ def test_the_retriever_adapts_alike(knowledge: ragserve.KnowledgeClient) -> None
     assert (len(found.passages), found.warnings) == (2, (warning,))
     (streamed,) = knowledge.retrieve_stream([QUESTION])
     assert streamed.result().warnings == (warning,)
-    with pytest.raises(ragserve.InvalidInputError, match="k is 3; it must be at most 2"):
+    with pytest.raises(ragserve.InvalidInputError, match="k is 3; it must be between 1 and 2"):
         knowledge.retrieve(QUESTION, 3)
 
 
