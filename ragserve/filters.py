@@ -144,5 +144,5 @@ def _text(field: str, value: Any) -> str:
         if isinstance(value, Real) and math.isfinite(number := float(value)):
             return repr(number)
     except (ValueError, OverflowError) as error:  # more digits than Python writes, a fraction beyond float64
-        raise InvalidInputError(field, f"{field} has a number that is too long: {error}") from error
+        raise InvalidInputError(field, f"{field} has a number that is too long; give its digits as a text") from error
     raise arguments.refused(field, field, value, "a text, a finite number, a boolean or a date")

@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from ragserve.arguments import shown
 from ragserve.errors import DataLossError, InvalidInputError
 from retriever_svc.numerals import NUMBER, number_of
 
@@ -75,9 +76,7 @@ class Filter:
 def check_filter(wanted: Filter) -> None:
     """Raises InvalidInputError, naming `options.filter[i].key` and the like, for a filter that cannot be meant."""
     if len(wanted.conditions) > MAX_CONDITIONS:
-        raise InvalidInputError(
-            FIELD, f"{FIELD} has {len(wanted.conditions)} conditions; at most {MAX_CONDITIONS} are allowed"
-        )
+        raise InvalidInputError(FIELD, f"{FIELD} has {len(wanted.conditions)} conditions; it may have {MAX_CONDITIONS}")
     for number, condition in enumerate(wanted.conditions):
         _check_condition(f"{FIELD}[{number}]", condition)
 
@@ -85,27 +84,28 @@ def check_filter(wanted: Filter) -> None:
 def _check_condition(field: str, condition: Condition) -> None:
     if not condition.key:
         raise InvalidInputError(f"{field}.key", f"{field}.key is empty: name a key of the metadata")
+    of_key = f" (key {shown(condition.key)})"  # a caller of the Python client has given no number, but the key
     given = [name for name in KINDS if getattr(condition, name) is not None]
     bounds = [name for name in BOUNDS if getattr(condition, name) is not None]
     kinds = len(given) + bool(bounds)
     if kinds != 1:
         raise InvalidInputError(
-            field, f"{field} has {kinds} kinds of test; give one of equals, any_of, none_of or a range"
+            field, f"{field}{of_key} has {kinds} kinds of test; give one of equals, any_of, none_of or a range"
         )
     for name in given:
         values = getattr(condition, name)
         if name != "equals" and not 1 <= len(values) <= MAX_VALUES:
             raise InvalidInputError(
-                f"{field}.{name}", f"{field}.{name} has {len(values)} values; give 1 to {MAX_VALUES}"
+                f"{field}.{name}", f"{field}.{name}{of_key} has {len(values)} values; give 1 to {MAX_VALUES}"
             )
     _check_utf8(field, condition, [*given, *bounds])
     for one, other in (("at_least", "above"), ("at_most", "below")):
         if one in bounds and other in bounds:
             raise InvalidInputError(
-                f"{field}.range.{other}", f"{field}.range has both {one} and {other}; give one of them"
+                f"{field}.range.{other}", f"{field}.range{of_key} has both {one} and {other}; give one of them"
             )
     if len(bounds) == 2:
-        _check_order(f"{field}.range", *((name, str(getattr(condition, name))) for name in bounds))
+        _check_order(f"{field}.range", of_key, *((name, str(getattr(condition, name))) for name in bounds))
 
 
 def _check_utf8(field: str, condition: Condition, names: list[str]) -> None:
@@ -119,15 +119,15 @@ def _check_utf8(field: str, condition: Condition, names: list[str]) -> None:
             raise InvalidInputError(place, f"{place} is not UTF-8 text") from error
 
 
-def _check_order(field: str, low: tuple[str, str], high: tuple[str, str]) -> None:
+def _check_order(field: str, of_key: str, low: tuple[str, str], high: tuple[str, str]) -> None:
     """Raises unless a value may lie between both bounds, each a name and its text."""
     (low_name, low_text), (high_name, high_text) = low, high
     least, most = number_of(low_text), number_of(high_text)
     if (least is None) != (most is None):
         raise InvalidInputError(
             f"{field}.{high_name}",
-            f"{field}.{low_name} is {low_text!r} and {high_name} is {high_text!r}: one of them is a number, the other "
-            "is not",
+            f"{field}.{low_name}{of_key} is {shown(low_text)} and {high_name} is {shown(high_text)}: one of them is a "
+            "number, the other is not",
         )
     if least is None or most is None:
         empty, equal = low_text > high_text, low_text == high_text
@@ -136,7 +136,8 @@ def _check_order(field: str, low: tuple[str, str], high: tuple[str, str]) -> Non
     if empty or (equal and (low_name, high_name) != ("at_least", "at_most")):
         raise InvalidInputError(
             f"{field}.{low_name}",
-            f"{field}.{low_name} is {low_text!r} and {high_name} is {high_text!r}: no value is between them",
+            f"{field}.{low_name}{of_key} is {shown(low_text)} and {high_name} is {shown(high_text)}: no value is "
+            "between them",
         )
 
 

@@ -68,6 +68,13 @@ class OwnError(errors.NotFoundError):
         ("options.num_return_sequences", "it is above num_beams", "num_return_sequences: it is above beams"),
         ("search.kind", "set search.kind to dense.", "set search_kind to dense."),
         ("search.filter[0].range", "search.filter[0].range has both.", "filter[0].range has both."),
+        ("search.filter[0].any_of", "search.filter[0].any_of (key 'a') has 0 values", "filter['a'] has 0 values"),
+        ("search.filter[1].range", "search.filter[1].range (key 'a') has both", "filter['a'] has both"),
+        (
+            "search.filter[1].range.above",
+            "search.filter[1].range.above (key 'a') is '3' and below is '2'",
+            "filter['a'].above is '3' and below is '2'",
+        ),
         ("options.sampling.top_p", "options.sampling.top_p is 2", "sampling.top_p is 2"),
         ("documents[0].text", "is too long", "documents[0].text: is too long"),
         ("", "cannot read /a/n_docs/num_beams.json", "cannot read /a/n_docs/num_beams.json"),

@@ -251,6 +251,28 @@ def test_errors_are_typed(client: ragserve.KnowledgeClient) -> None:
         assert (type(caught.value), caught.value.field) == (kind, field)
 
 
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ({"lang": "en", "year": []}, "filter['year'] has 0 values; give 1 to 1000"),
+        ({"year": ragserve.none_of()}, "filter['year'] has 0 values; give 1 to 1000"),
+        (
+            {"year": ragserve.Range()},
+            "filter['year'] has 0 kinds of test; give one of equals, any_of, none_of or a range",
+        ),
+        ({"year": ragserve.Range(at_least=1, above=2)}, "filter['year'] has both at_least and above; give one of them"),
+        (
+            {"year": ragserve.between(2, 1)},
+            "filter['year'].at_least is '2' and at_most is '1': no value is between them",
+        ),
+    ],
+)
+def test_a_wrong_filter_is_named_by_its_key(client: ragserve.KnowledgeClient, wanted: Any, said: str) -> None:
+    with pytest.raises(ragserve.InvalidInputError) as caught:
+        client.retrieve("q", filter=wanted)
+    assert str(caught.value) == said
+
+
 def wrong_width() -> ragserve.NewPassage:
     return ragserve.NewPassage("x", "t", vector=np.ones(DIMENSION + 1))
 
