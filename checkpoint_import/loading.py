@@ -16,6 +16,7 @@ from checkpoint_import.source import Part
 from checkpoint_import.weights import Weights
 from ragserve.errors import FailedPreconditionError
 from ragserve.files import exists
+from ragserve.printable import counted
 
 MOST_EXTRA_IDS = 10_000  # T5 has 100
 # Models whose first position is the padding token's id plus 1.
@@ -106,7 +107,7 @@ def read_tokenizer(
         size = len(tokenizer.backend_tokenizer.get_vocab())
         raise FailedPreconditionError(
             f"{part.tokenizer} has {size} tokens, but the model only {config.vocab_size}: another model's tokenizer "
-            f"({len(foreign)} tokens of its vocabulary, such as {foreign[0]!r}, have no row in the model)",
+            f"({counted(len(foreign), 'token')} of its vocabulary without a row in the model, such as {foreign[0]!r})",
             field=str(part.tokenizer),
         )
     return tokenizer

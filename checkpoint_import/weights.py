@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from ragserve.errors import DataLossError, FailedPreconditionError, NotFoundError
 from ragserve.files import exists, file_errors, parse_json, require_file
+from ragserve.printable import counted
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 INDEX_MISSING = "shards without their index: download {} too"
@@ -104,8 +105,8 @@ def _shards(index: Path) -> list[Path]:
     missing = [path for path in paths if path.parent != index.parent or not path.is_file()]
     if missing:
         raise NotFoundError(
-            f"{missing[0]} is missing, and {index.name} lists it ({len(missing)} of {len(paths)} shards are missing): "
-            "download the whole checkpoint",
+            f"{missing[0]} is missing, and {index.name} lists it. Missing are {len(missing)} of "
+            f"{counted(len(paths), 'shard')}: download the whole checkpoint",
             field=str(missing[0]),
         )
     return paths

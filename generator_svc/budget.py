@@ -10,6 +10,7 @@ from generator_svc.sessions import Session
 from generator_svc.slots import SlotPool
 from generator_svc.turns import YOUNG_STEPS
 from ragserve.errors import InvalidInputError, RagserveError, ResourceExhaustedError
+from ragserve.printable import counted
 
 RETRY_AFTER_SECONDS = 1.0
 # How long room is kept for the largest session that found none: until its client has tried again.
@@ -159,10 +160,14 @@ class Budget:
         others = [one for one in self._sessions if one is not session]
         used_rows, most = sum(max(one.n_rows, one.kept_rows) for one in others), self.capacity.max_rows
         if used_rows + rows > most:
-            return _Lacking(True, f"others have {used_rows} rows, {rows} are asked, max_rows is {most}")
+            return _Lacking(
+                True, f"others have {counted(used_rows, 'row')}, this session asks for {rows}, max_rows is {most}"
+            )
         used, most = sum(map(self._size, others)), self.capacity.cache_bytes
         if used + size > most:
-            return _Lacking(False, f"others have {used} bytes of cache, {size} are asked, cache_bytes is {most}")
+            return _Lacking(
+                False, f"others have {used} bytes of cache, this session asks for {size}, cache_bytes is {most}"
+            )
         return None
 
     def _size(self, session: Session) -> int:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from orchestrator.requests import GenerationOptions, GeneratorInfo, Mode
 from orchestrator.settings import OrchestratorSettings
+from ragserve.printable import counted
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,9 @@ def fit_beams(
     most = max(1, info.max_hypotheses // groups)
     if info.max_hypotheses and beams > most:
         each = f", {most} for each of {groups} documents" if groups > 1 else ""
-        allowed = f"the generator has at most {info.max_hypotheses} hypotheses in a session{each}"
+        allowed = (
+            f"the generator has at most {counted(info.max_hypotheses, 'hypothesis', 'hypotheses')} in a session{each}"
+        )
         defaults = defaults.adapt(f"{beams} beams", allowed, num_beams=most)
     return defaults
 

@@ -242,8 +242,9 @@ def _check_search(
     field = "options.num_return_sequences" if resolved.sampling else "options.num_beams"
     width, hypotheses = resolved.hypotheses(1), resolved.hypotheses(n_docs)
     if info.max_hypotheses and hypotheses > info.max_hypotheses:
-        each = f" for each of {n_docs} documents" if resolved.mode is Mode.SEQUENCE else ""
-        limit = f"the generator has at most {info.max_hypotheses} hypotheses in a session (max_hypotheses)"
+        each = f" for each of {n_docs} documents" if hypotheses > width else ""
+        most = counted(info.max_hypotheses, "hypothesis", "hypotheses")
+        limit = f"the generator has at most {most} in a session (max_hypotheses)"
         raise InvalidInputError(field, f"{field} is {width}{each}; {limit}")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.requests import Evidence, Truncation
+from ragserve.printable import counted
 
 NAMED = 5  # passages with a warning of their own
 
@@ -33,7 +34,7 @@ class Reading:
         """A sentence where characters of the question are unknown."""
         if not self.unknown_characters:
             return ()
-        lacks = f"{self.unknown_characters} of the question's {self.question_characters} characters"
+        lacks = f"{self.unknown_characters} of the question's {counted(self.question_characters, 'character')}"
         return (
             f"The generator's vocabulary lacks {lacks}: the generator cannot read them. If it was not trained for the "
             "question's language, ask in another language.",
@@ -45,7 +46,7 @@ def truncation_warnings(evidence: Evidence, lengths: Sequence[ContextLength], tr
     cut = [(number, one) for number, one in enumerate(lengths) if one.truncated_tokens]
     named = [_warning(_name(evidence, number), one, truncation) for number, one in cut[:NAMED]]
     if len(cut) > NAMED:
-        named.append(f"The generator read {len(cut) - NAMED} more passages only in part.")
+        named.append(f"The generator read {counted(len(cut) - NAMED, 'more passage')} only in part.")
     return named
 
 
@@ -58,7 +59,7 @@ def unknown_warnings(evidence: Evidence, lengths: Sequence[ContextLength]) -> li
         for number, token in found[:NAMED]
     ]
     if len(found) > NAMED:
-        named.append(f"The generator read {len(found) - NAMED} more passages without such tokens.")
+        named.append(f"The generator read {counted(len(found) - NAMED, 'more passage')} without such tokens.")
     return named
 
 

@@ -14,6 +14,7 @@ from ragserve.arguments import check_range
 from ragserve.errors import InvalidInputError
 from ragserve.filters import SearchOptions
 from ragserve.passage_rules import CONTEXT_LIMIT, MIN_CONTEXT_TOKENS, PassageLimits, document_problem
+from ragserve.printable import counted
 
 NOT_RETRIEVED = "documents are given, so nothing is retrieved; leave one of them out"
 # Priors are float32: one farther below the largest than this is -inf once they are normalized.
@@ -105,13 +106,15 @@ def resolve_n_docs(sources: Sources, info: GeneratorInfo, settings: Orchestrator
     else:
         found = DocCount(info.default_n_docs or settings.default_n_docs, chosen=False)
         found = found.at_most(
-            settings.max_n_docs, f"A request has at most {settings.max_n_docs} documents (max_n_docs)"
+            settings.max_n_docs, f"A request has at most {counted(settings.max_n_docs, 'document')} (max_n_docs)"
         )
         most = info.max_documents or found.count
-        return found.at_most(most, f"The generator takes at most {most} documents")
+        return found.at_most(most, f"The generator takes at most {counted(most, 'document')}")
     if info.max_documents and found.count > info.max_documents:
         given = f"{field} {'is' if field == 'n_docs' else 'has'} {found.count}"
-        raise InvalidInputError(field, f"{given}; the generator takes at most {info.max_documents} documents")
+        raise InvalidInputError(
+            field, f"{given}; the generator takes at most {counted(info.max_documents, 'document')}"
+        )
     return found
 
 
@@ -120,7 +123,8 @@ def fit_hypotheses(docs: DocCount, options: Resolved, info: GeneratorInfo) -> Do
     if docs.chosen or not info.max_hypotheses or options.mode is Mode.TOKEN:
         return docs
     most = max(1, info.max_hypotheses // options.hypotheses(1))
+    hypotheses = counted(info.max_hypotheses, "hypothesis", "hypotheses")
     limit = (
-        f"The generator has at most {info.max_hypotheses} hypotheses in a session, {most} documents' in sequence mode"
+        f"The generator has at most {hypotheses} in a session, enough for {counted(most, 'document')} in sequence mode"
     )
     return docs.at_most(most, limit)

@@ -18,9 +18,9 @@ def printable(text: str) -> str:
     return _UNSAFE.sub(_escape, text)
 
 
-def counted(number: int, noun: str) -> str:
-    """A number with its noun: 1 passage, 2 passages."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number with its noun: 1 passage, 2 passages. `plural` is needed where it is not the noun and an s."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def masked(text: str) -> str:

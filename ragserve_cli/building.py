@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ragserve.passage_rules import MAX_PASSAGE_BYTES
+from ragserve.printable import counted
 from ragserve_cli import console, interrupts
 from ragserve_cli.plan import demo_directory
 
@@ -278,4 +279,6 @@ def _build(
             progress=lambda progress: bar.update(progress.done, progress.total),
             build=options,
         )
-    console.note(f"{out}: version {made.version}, {made.passages} passages of {made.dimension} dimensions")
+    console.note(
+        f"{out}: version {made.version}, {counted(made.passages, 'passage')} of {counted(made.dimension, 'dimension')}"
+    )

@@ -99,7 +99,7 @@ def add(  # noqa: PLR0913
         source = read_source(file, adding)
         if source.bad_rows:
             named = "; ".join(source.bad_rows[:NAMED])
-            console.warn(f"skipped {len(source.bad_rows)} rows of {path}, beginning with: {named}")
+            console.warn(f"skipped {counted(len(source.bad_rows), 'row')} of {path}, beginning with: {named}")
         with opened(knowledge, retriever, own_model) as place, console.progress_bar("adding", unit="passages") as bar:
             done = add_passages(place, source, batch_passages, _shown_by(bar, source.passages, batch_passages))
     _show_added(done, str(retriever or knowledge), as_json)
@@ -115,7 +115,7 @@ def _show_added(done: Added, where: str, as_json: bool) -> None:
         return
     what = f"{counted(done.inserted, 'passage')} added, {done.updated} replaced, in {counted(done.commits, 'commit')}"
     if done.removed_chunks:
-        what += f"; {done.removed_chunks} parts of earlier texts removed"
+        what += f"; {counted(done.removed_chunks, 'part')} of earlier texts removed"
     console.note(f"{where}: version {done.knowledge_version}, {what}")
 
 

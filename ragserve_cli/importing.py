@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ragserve.printable import counted
 from ragserve_cli import console
 
 
@@ -115,7 +116,8 @@ def import_command(  # noqa: PLR0913
         )
     for warning in made.warnings:
         console.warn(warning)
-    console.note(f"{out}: {made.manifest.kind}, {len(made.manifest.files)} files; serve it with 'ragserve up --model'")
+    files = counted(len(made.manifest.files), "file")
+    console.note(f"{out}: {made.manifest.kind}, {files}; serve it with 'ragserve up --model'")
 
 
 def quantize_command(

@@ -14,6 +14,7 @@ from pathlib import Path
 from ragserve.client import Client
 from ragserve.errors import FailedPreconditionError, InvalidInputError, NotFoundError
 from ragserve.files import file_error, file_errors
+from ragserve.printable import counted
 from ragserve_cli import console, interrupts
 from ragserve_cli.local import LogLine
 from ragserve_cli.plan import Assets, demo_directory, plan
@@ -111,7 +112,7 @@ def build_if_changed(sources: Sources) -> None:
         )
     with file_errors("write", sources.out / STATE_FILE):
         (sources.out / STATE_FILE).write_text(json.dumps({**state, "version": made.version}), encoding="utf-8")
-    console.note(f"{sources.out}: version {made.version}, {made.passages} passages")
+    console.note(f"{sources.out}: version {made.version}, {counted(made.passages, 'passage')}")
     if others:
         console.warn(others.sentence(sources.out))
 
@@ -143,12 +144,11 @@ class OtherWrites:
     def sentence(self, out: Path) -> str:
         """What became of them."""
         one = self.count == 1
-        what = "1 change" if one else f"{self.count:,} changes"
         between = f"versions {self.first} to {self.last}" if self.first != self.last else f"version {self.last}"
         kept = "is not in the new version; it stays" if one else "are not in the new version; they stay"
         return (
-            f"{what} made since the last build ({between}) {kept} readable as version {self.last} "
-            f"(ragserve kb rollback {out} {self.last})"
+            f"{counted(self.count, 'change')} made since the last build ({between}) {kept} readable as version "
+            f"{self.last} (ragserve kb rollback {out} {self.last})"
         )
 
 

@@ -186,7 +186,9 @@ class Editor:
                 "your own with 'ragserve up --knowledge KB'"
             )
         if self._waiting >= self._options.max_waiting:
-            raise ResourceExhaustedError(f"{self._waiting} writes wait already", retry_after_seconds=RETRY_SECONDS)
+            raise ResourceExhaustedError(
+                f"the queue of writes is full: {self._waiting} waiting", retry_after_seconds=RETRY_SECONDS
+            )
         until = None if seconds_left is None else time.monotonic() + seconds_left
         write = _Write(operation, work, until)
         self._count(1)

@@ -59,7 +59,7 @@ def _most(n_passages: int, limits: RequestLimits) -> tuple[int, str]:
     """The largest k, and what limits it."""
     if n_passages <= limits.max_k:
         return n_passages, f"the knowledge base has {counted(n_passages, 'passage')}"
-    return limits.max_k, f"the retriever finds at most {limits.max_k} passages (max_k)"
+    return limits.max_k, f"the retriever finds at most {counted(limits.max_k, 'passage')} (max_k)"
 
 
 def check_queries(queries: Sequence[Query], dimension: int, limits: RequestLimits) -> None:
@@ -206,6 +206,8 @@ def _check_text(field: str, text: str, max_characters: int) -> None:
 
 def _check_vector(field: str, vector: np.ndarray, dimension: int) -> None:
     if vector.shape != (dimension,):
-        raise InvalidInputError(field, f"{field} has {vector.size} values; the index has vectors of {dimension}")
+        raise InvalidInputError(
+            field, f"{field} has {counted(vector.size, 'value')}; the index has vectors of {dimension}"
+        )
     if not usable_rows(vector[None])[0]:
         raise InvalidInputError(field, f"{field} holds a value that is not finite, or beyond {LARGEST:g}")

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ragserve.nothing_found import NO_KEYS, FilterKeys, NothingFound
+from ragserve.printable import counted
 
 Float32: TypeAlias = NDArray[np.float32]
 Int64: TypeAlias = NDArray[np.int64]
@@ -72,9 +73,9 @@ class Truncated:
 
 def truncated_passages(count: int, names: Sequence[str]) -> str:
     """Says that the passage encoder does not read all of some passages, and what to do."""
-    are = "passage is" if count == 1 else "passages are"
+    are = counted(count, "passage is", "passages are")
     few = ", ".join(names[:NAMED_IN_A_SENTENCE])
-    return f"{count} {are} longer than the passage encoder reads, beginning with {few}: split texts, or shorten titles"
+    return f"{are} longer than the passage encoder reads, beginning with {few}: split texts, or shorten titles"
 
 
 @dataclass(frozen=True)

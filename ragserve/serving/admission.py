@@ -8,6 +8,7 @@ from enum import Enum
 from prometheus_client import Gauge
 
 from ragserve.errors import ResourceExhaustedError, UnavailableError
+from ragserve.printable import counted
 
 # Told to refused callers; calls take from milliseconds to seconds.
 RETRY_AFTER_SECONDS = 0.5
@@ -39,7 +40,7 @@ class Admission:
             raise UnavailableError(f"the {self._service} is {self.phase.value}")
         if self._in_flight >= self._max_in_flight:
             raise ResourceExhaustedError(
-                f"the {self._service} is full: {self._max_in_flight} calls at work (server.max_in_flight)",
+                f"the {self._service} is full: {counted(self._max_in_flight, 'call')} at work (server.max_in_flight)",
                 retry_after_seconds=RETRY_AFTER_SECONDS,
             )
         self._in_flight += 1

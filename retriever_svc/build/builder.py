@@ -14,6 +14,7 @@ import lance
 from ragserve.checkpoint import load_manifest
 from ragserve.files import file_error, file_errors
 from ragserve.passage_rules import PassageLimits
+from ragserve.printable import counted
 from retriever_svc.build.files import sync
 from retriever_svc.build.fingerprint import fingerprint
 from retriever_svc.build.journal import Journal, open_journal
@@ -139,8 +140,10 @@ def _write_shards(plan: ShardPlan, build: BuildOptions, report: Callable[[Progre
     done, total = sum(passages or 0 for passages in counts.values()), plan.staged.passages
     plan.journal.remove_unfinished(left)
     if len(left) < plan.shards:
-        finished = f"{plan.shards - len(left)} of {plan.shards} shards"
-        build.notify(f"going on with an earlier build: {finished} are finished ({done} of {total} passages)")
+        finished = f"{plan.shards - len(left)} of {counted(plan.shards, 'shard')}"
+        build.notify(
+            f"going on with an earlier build, which finished {finished} ({done:,} of {counted(total, 'passage')})"
+        )
     report(Progress(done, total))
     if build.engine == "ray" and left:
         for passages in write_shards_with_ray(plan, left, build.workers):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ragserve.errors import InvalidInputError
+from ragserve.printable import counted
 from retriever_svc.build.lines import bad_row
 from retriever_svc.build.reading import EMBEDDINGS, Notify
 from retriever_svc.build.sources import SourcePassage
@@ -36,7 +37,7 @@ class ColumnVectors:
                 self._tell(f"column '{EMBEDDINGS}' is left out: the first passage has no vector")
             return None
         if vector is None or vector.shape != (self._dimension,):
-            found = "is missing" if vector is None else f"has {len(vector)} values"
+            found = "is missing" if vector is None else f"has {counted(len(vector), 'value')}"
             return bad_row(
                 Path(passage.file),
                 passage.line,
@@ -61,16 +62,17 @@ class ColumnVectors:
         if passage.vector is None:
             return False
         width = len(passage.vector)
+        values = counted(width, "value")
         if self._unused:
             self._tell(f"column '{EMBEDDINGS}' is left out: {self._unused}")
         elif width != self._dimension:
             self._tell(
-                f"column '{EMBEDDINGS}' is left out: it has vectors of {width} values, and the model's encoder makes "
+                f"column '{EMBEDDINGS}' is left out: it has vectors of {values}, and the model's encoder makes "
                 f"{self._dimension}"
             )
         else:
             self._tell(
-                f"the vectors are those of the column '{EMBEDDINGS}', {width} values each; the texts are not embedded. "
+                f"the vectors are those of the column '{EMBEDDINGS}', {values} each; the texts are not embedded. "
                 f"If another model made them, leave the column out (--without-column {EMBEDDINGS})"
             )
             return True

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+from ragserve.printable import counted
 from retriever_svc.build.lines import open_binary
 from retriever_svc.knowledge import DATASET_NAME
 
@@ -67,7 +68,8 @@ class FoundFiles:
         """What is read and what is left out, a line each."""
         kinds = Counter(format_of(path.name) or "" for path in self.files)
         named = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-        yield f"reading {len(self.files)} {'file' if len(self.files) == 1 else 'files'}: {named}"
+        if named:
+            yield f"reading {counted(len(self.files), 'file')}: {named}"
         if self.about:
             more = f" and {len(self.about) - NAMED} more" if len(self.about) > NAMED else ""
             named = ", ".join(islice(self.about, NAMED))
@@ -78,8 +80,12 @@ class FoundFiles:
     def unread_line(self) -> str:
         """How many files of which endings are not read; empty for none."""
         most = sorted(self.unread.items(), key=lambda kind: (-kind[1], kind[0]))[:NAMED]
-        kinds = ", ".join(f"{count} {ending or 'without ending'}" for ending, count in most if count)
-        return f"not read: {self.unread.total()} files of other kinds ({kinds})" if kinds else ""
+        kinds = ", ".join(
+            counted(count, ending) if ending == BROKEN_LINK else f"{count} {ending or 'without ending'}"
+            for ending, count in most
+            if count
+        )
+        return f"not read: {counted(self.unread.total(), 'other file')} ({kinds})" if kinds else ""
 
 
 def files_in(folder: Path) -> FoundFiles:

@@ -21,6 +21,7 @@ from typing import Any, Final
 import numpy as np
 
 from ragserve.errors import FailedPreconditionError, InvalidInputError, RagserveError
+from ragserve.printable import counted
 from retriever_svc.build.shards import ShardPlan, write_shard
 from retriever_svc.device import CUDA_PROVIDER, onnx_providers
 
@@ -62,8 +63,9 @@ def write_shards_with_ray(plan: ShardPlan, shards: Sequence[int], workers: int) 
         room = int(ray.cluster_resources().get("GPU" if gpu else "CPU", 0))
         size = min(workers or room, len(shards))
         if not 0 < size <= room:
-            kind = "GPUs" if gpu else "CPUs"
-            raise FailedPreconditionError(f"{size} workers need as many {kind}; Ray has {room}", field="workers")
+            kind = "GPU" if gpu else "CPU"
+            problem = f"Ray has {counted(room, kind)} for {counted(size, 'worker')}, and each needs one: lower workers"
+            raise FailedPreconditionError(problem, field="workers")
         data = importlib.import_module("ray.data")
         numbers = data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
         written = numbers.map_batches(

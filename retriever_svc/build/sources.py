@@ -27,6 +27,7 @@ from ragserve.passage_rules import (
     parse_metadata,
     size_problem,
 )
+from ragserve.printable import counted
 from retriever_svc.build.columns import ColumnNames
 from retriever_svc.build.folders import files_in, format_of, looked_for
 from retriever_svc.build.lines import bad_row, too_long
@@ -142,7 +143,7 @@ def _reading(source: Path, rows: Iterator[RawRow]) -> Iterator[RawRow]:
 
 def no_passages(source: Path, rows: int, bad_rows: Sequence[str]) -> InvalidInputError:
     """The error for a source without passages: what is wrong with the rows that it has, or what was looked for."""
-    why = f"all {rows} rows are bad, beginning with {bad_rows[0]}" if bad_rows else "it is empty"
+    why = f"{counted(rows, 'bad row')}, beginning with {bad_rows[0]}" if bad_rows else "it is empty"
     if not bad_rows and source.is_dir() and not is_lance(source):
         unread = files_in(source).unread_line()
         why = f"looked in it and its subfolders for {looked_for()}" + (f"; {unread}" if unread else "")

@@ -47,7 +47,7 @@ class Staged:
     def notes(self) -> Iterator[str]:
         """What was skipped and what was read, a line each."""
         if self.skipped:
-            yield f"skipped {self.skipped} of {self.rows} rows, beginning with: {'; '.join(self.examples)}"
+            yield f"skipped {self.skipped} of {counted(self.rows, 'row')}, beginning with: {'; '.join(self.examples)}"
         yield f"read {counted(self.rows - self.skipped, 'row')} as {counted(self.passages, 'passage')}"
 
     def save(self) -> None:

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from ragserve.errors import InvalidInputError
 from ragserve.passage_rules import DEFAULT_LIMITS, PassageLimits
+from ragserve.printable import counted
 from retriever_svc.build.column_vectors import ColumnVectors
 from retriever_svc.build.duplicates import NameTable
 from retriever_svc.build.files import write_batches
@@ -151,7 +152,8 @@ class Stager:
             )
         if vectors.rows != self._rows:
             raise InvalidInputError(
-                "embeddings", f"{named}: {vectors.rows} vectors for the {self._rows} rows of {self._source}"
+                "embeddings",
+                f"{named}: {counted(vectors.rows, 'vector')} for the {counted(self._rows, 'row')} of {self._source}",
             )
         return vectors
 

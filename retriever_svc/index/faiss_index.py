@@ -12,6 +12,7 @@ import faiss
 import numpy as np
 
 from ragserve.errors import InvalidInputError
+from ragserve.printable import counted
 from ragserve.serving.cores import thread_count
 from ragserve.serving.logs import fields
 from retriever_svc.index import gpu
@@ -231,8 +232,8 @@ def _named(source: VectorSource, spec: IndexSpec, kind: type[InvalidInputError] 
     except RuntimeError as error:
         raise kind(
             "index_factory",
-            f"index_factory {spec.full_factory!r} cannot index {source.size} vectors of width {source.dimension}: "
-            f"{reason(error)}",
+            f"index_factory {spec.full_factory!r} cannot index {counted(source.size, 'vector')} of width "
+            f"{source.dimension}: {reason(error)}",
         ) from error
 
 

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from ragserve.arguments import check_range
 from ragserve.errors import AbortedError, DataLossError, InvalidInputError, NotFoundError
 from ragserve.files import file_error, is_about_access
+from ragserve.printable import counted
 from retriever_svc.checksums import file_checks
 from retriever_svc.knowledge import DATASET_NAME, PRIMARY_KEY, KnowledgeBase, newest_version
 from retriever_svc.live.restoring import remove_left, restore_as_next
@@ -261,7 +262,9 @@ def _to_table(passages: Sequence[Passage], vectors: Float32, schema: pa.Schema) 
     vector_type = schema.field(VECTOR_COLUMN).type
     if vectors.shape != (len(passages), vector_type.list_size):
         wanted = vector_type.list_size
-        raise InvalidInputError("passages", f"vectors have {vectors.shape[-1]} values; those stored have {wanted}")
+        raise InvalidInputError(
+            "passages", f"vectors have {counted(vectors.shape[-1], 'value')}; those stored have {wanted}"
+        )
     with np.errstate(over="ignore"):
         stored = vectors.astype(vector_type.value_type.to_pandas_dtype())
     if len(bad := np.flatnonzero(~usable_rows(stored))):

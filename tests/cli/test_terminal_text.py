@@ -14,7 +14,7 @@ from rich.text import Text
 
 from ragserve.boundary import ending_of
 from ragserve.errors import InvalidInputError
-from ragserve.printable import printable, to_json
+from ragserve.printable import counted, printable, to_json
 from ragserve.results import Answer, Hypothesis, Passage
 from ragserve.serving.logs import KeyValueFormatter
 from ragserve_cli import console
@@ -23,6 +23,12 @@ from tests.cli.conftest import Assets, Cli
 
 HOSTILE = "a\x1b[31mred\x9b2J\x07\u202etxet\u2066 \u2028 end\tx\ny"
 UNSAFE = set("\x1b\x9b\x07\u202e\u2066\u2028")
+
+
+def test_counts_agree_with_their_nouns() -> None:
+    assert (counted(1, "row"), counted(0, "row"), counted(2500, "row")) == ("1 row", "0 rows", "2,500 rows")
+    forms = "passage is", "passages are"
+    assert (counted(1, *forms), counted(2, *forms)) == ("1 passage is", "2 passages are")
 
 
 def test_escapes_and_keeps_the_rest() -> None:

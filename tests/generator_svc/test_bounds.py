@@ -117,7 +117,7 @@ async def test_whoever_is_let_in_finds_room_to_the_end(bart_dir: Path) -> None:
         command = opening(3, max_hypotheses=4, max_new_tokens=8)
         for session in sessions[:5]:
             await session.open(command)
-        with pytest.raises(ResourceExhaustedError, match="others have 60 rows, 12 are asked"):
+        with pytest.raises(ResourceExhaustedError, match="others have 60 rows, this session asks for 12"):
             await sessions[5].open(command)
         for step in range(8):
             beams = tuple(NextHypothesis(i if step else 0, 7 + i) for i in range(4))

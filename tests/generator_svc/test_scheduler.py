@@ -146,7 +146,7 @@ def test_rows_and_slots_that_a_session_announces_are_its_own() -> None:
     scheduler = Scheduler(Capacity(max_rows=10, cache_bytes=200))
     one, other, small = announced(8, 8, hypotheses=3, tokens=5), announced(8, hypotheses=5), session(8)
     open_ready(scheduler, one)
-    with pytest.raises(ResourceExhaustedError, match="others have 6 rows, 5 are asked, max_rows is 10"):
+    with pytest.raises(ResourceExhaustedError, match="others have 6 rows, this session asks for 5, max_rows is 10"):
         scheduler.admit(other, 0.0)
     open_ready(scheduler, small, 10.0)
     open_ready(scheduler, session(200 - (16 + 2 * 3 * 5) - 9 - 3), 10.0)  # two bytes are left

@@ -59,7 +59,7 @@ def test_two_workers_make_the_same_rows_and_go_on_where_a_killed_build_was(
 
     build = BuildOptions(split="none", engine="ray", workers=2, shard_passages=50, notify=messages.append)
     info = build_knowledge_base(source, tmp_path / "kb", model, progress=progress, options=options, build=build)
-    assert "going on with an earlier build: 2 of 8 shards are finished (100 of 400 passages)" in messages
+    assert "going on with an earlier build, which finished 2 of 8 shards (100 of 400 passages)" in messages
     assert done == [100, 150, 200, 250, 300, 350, 400]
     assert (info.version, info.passages) == (1, N_PASSAGES)
     local, ray = (KnowledgeBase.open(tmp_path / name).dataset.to_table(scan_in_order=True) for name in ("local", "kb"))
@@ -130,7 +130,7 @@ def test_more_workers_than_there_is_room_for_are_refused(source: Path, model: Pa
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     build = BuildOptions(split="none", engine="ray", workers=2, shard_passages=100)
     try:
-        with pytest.raises(FailedPreconditionError, match=r"2 workers need as many CPUs; Ray has 1"):
+        with pytest.raises(FailedPreconditionError, match=r"Ray has 1 CPU for 2 workers, and each needs one"):
             build_knowledge_base(source, tmp_path / "kb", model, build=build)
         assert ray.is_initialized()  # it is not ours to stop
     finally:

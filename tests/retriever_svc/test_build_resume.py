@@ -116,7 +116,7 @@ def test_a_killed_build_goes_on_after_its_last_finished_shard(
     told = Told()
     info = build_knowledge_base(source, out, model, progress=told.progress, options=options, build=told.build)
     assert without_counts(told.messages) == [
-        "going on with an earlier build: 5 of 8 shards are finished (250 of 400 passages)"
+        "going on with an earlier build, which finished 5 of 8 shards (250 of 400 passages)"
     ]
     assert told.done[0] == 250
     assert told.done == sorted(told.done)
@@ -138,7 +138,7 @@ def test_a_build_that_names_no_shards_repeats_little_after_a_kill(
     told = Told(shard_passages=0)
     build_knowledge_base(source, out, model, progress=told.progress, options=options, build=told.build)
     assert without_counts(told.messages) == [
-        "going on with an earlier build: 2 of 3 shards are finished (2048 of 2500 passages)"
+        "going on with an earlier build, which finished 2 of 3 shards (2,048 of 2,500 passages)"
     ]
 
 
@@ -202,7 +202,7 @@ def test_a_damaged_shard_is_made_again(
     told = Told()
     build_knowledge_base(source, out, model, progress=told.progress, options=options, build=told.build)
     assert without_counts(told.messages) == [
-        "going on with an earlier build: 1 of 8 shards are finished (50 of 400 passages)"
+        "going on with an earlier build, which finished 1 of 8 shards (50 of 400 passages)"
     ]
     assert rows(out).equals(uninterrupted)
 

@@ -179,7 +179,7 @@ def test_pdfs_without_readable_text_are_skipped_with_the_reason(tmp_path: Path) 
     (row,) = read_rows(tmp_path, notify=notes.append)
     assert isinstance(row, SourcePassage)
     assert without_counts(notes) == [
-        f"skipped {tmp_path}/scan.pdf: none of its 2 pages has text; if they are images, run OCR first",
+        f"skipped {tmp_path}/scan.pdf: there is no text on its 2 pages; if they are images, run OCR first",
         f"skipped {tmp_path}/secret.pdf: it is encrypted: save a copy without a password",
     ]
     (tmp_path / "bad.pdf").write_bytes(b"%PDF-1.7\nnothing")

@@ -133,7 +133,7 @@ def test_a_folder_of_shards_and_documents_is_read(model: Path, options: Retrieva
         ("notes/README.md", "six"),
     ]
     assert "left out because they describe the data files beside them: README.md" in notes
-    assert "not read: 4 files of other kinds (2 broken link, 1 without ending, 1 .png)" in notes
+    assert "not read: 4 other files (2 broken links, 1 without ending, 1 .png)" in notes
     (folder / "data" / "part-3.csv").write_text("id,text\nx,again\n")
     with pytest.raises(InvalidInputError, match=r"part-3\.csv:2: column 'id' is 'x', as in .*part-1\.csv:2"):
         build_knowledge_base(folder, tmp_path / "kb", model, options=options)
@@ -176,3 +176,10 @@ def test_a_folder_without_passages_says_what_is_looked_for(model: Path, tmp_path
         assert words in caught.value.message
     with pytest.raises(InvalidInputError, match=r"b\.json:1: not a JSON array of objects: .*--format jsonl"):
         list(read_rows(tmp_path / "docs" / "b.json"))
+
+
+def test_a_folder_without_files_to_read_names_no_number_of_them(tmp_path: Path) -> None:
+    (tmp_path / "picture.png").touch()
+    notes: list[str] = []
+    assert list(read_rows(tmp_path, notify=notes.append)) == []
+    assert notes == ["not read: 1 other file (1 .png)"]

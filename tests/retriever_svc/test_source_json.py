@@ -46,7 +46,7 @@ def test_only_arrays_of_objects_of_a_folder_are_read(tmp_path: Path) -> None:
     (tmp_path / "numbers.json").write_text("[1, 2]")
     notes: list[str] = []
     assert [one.id for one in read_passages(tmp_path, notify=notes.append)] == ["a", "b"]
-    assert "not read: 2 files of other kinds (2 .json that is not an array of objects)" in without_counts(notes)
+    assert "not read: 2 other files (2 .json that is not an array of objects)" in without_counts(notes)
 
 
 @pytest.mark.parametrize(

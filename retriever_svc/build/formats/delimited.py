@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from ragserve.errors import InvalidInputError
+from ragserve.printable import counted
 from retriever_svc.build.columns import ColumnNames
 from retriever_svc.build.lines import ESCAPED_BYTES, OTHER_BYTES, Line, bad_row, read_lines, too_long
 from retriever_svc.build.reading import Quotes, RawRow, Row
@@ -124,7 +125,7 @@ class DelimitedRecords:
                     )
                 )
             if values and self._columns not in (None, len(values)):
-                return self._broken(self._bad(f"{len(values)} columns; the header has {self._columns}"))
+                return self._broken(self._bad(f"{counted(len(values), 'column')}; the header has {self._columns}"))
             if values:
                 return self._taken[0][0], [value.replace(STRAY_CR, "\r") for value in values]
 

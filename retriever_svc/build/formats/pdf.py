@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ragserve.printable import counted
 from retriever_svc.build.formats.document import Document, document_package
 
 
@@ -41,7 +42,7 @@ def read_pdf(raw: bytes) -> Iterator[tuple[int, Document]]:
             found += 1
             yield number, Document(title, text, {"page": number})
     if not found:
-        raise NoTextError(f"none of its {pages} pages has text; if they are images, run OCR first")
+        raise NoTextError(f"there is no text on its {counted(pages, 'page')}; if they are images, run OCR first")
 
 
 def _opens(reader: Any) -> bool:
