@@ -114,6 +114,7 @@ def info_to_proto(info: GeneratorInfo) -> generator_pb2.GeneratorServiceGetInfoR
         sequence_rules=rules_to_proto(tokens.sequence_rules),
         warnings=info.warnings,
         query_encoder=info.query_encoder,
+        max_rows=info.max_rows,
     )
 
 

@@ -44,6 +44,7 @@ class GeneratorInfo:
     defaults: Mapping[str, Any]
     device: str
     precision: Precision
+    max_rows: int  # of all sessions together
     warnings: tuple[str, ...] = ()
     query_encoder: str = ""
 
@@ -137,6 +138,7 @@ class GeneratorEngine:
             defaults=loaded.defaults,
             device=loaded.device.type,
             precision=self._options.precision,
+            max_rows=self._options.max_rows,
             warnings=loaded.warnings,
             query_encoder=loaded.query_encoder,
         )

@@ -33,7 +33,10 @@ def fit_beams(
     settings: OrchestratorSettings,
     n_docs: int,
 ) -> Defaults:
-    """As many beams as the orchestrator and the generator allow; in sequence mode each document has its own."""
+    """As many beams as the orchestrator and the generator allow; in sequence mode each document has its own.
+
+    `n_docs` is 1 where nobody chose the number of documents, which then adapts to the beams.
+    """
     beams = defaults.options.num_beams
     if beams is None or said.num_beams is not None or said.sampling is not None:
         return defaults
@@ -42,13 +45,14 @@ def fit_beams(
         defaults = defaults.adapt(f"{beams} beams", allowed, num_beams=settings.max_beams)
         beams = settings.max_beams
     groups = n_docs if mode is Mode.SEQUENCE else 1
-    most = max(1, info.max_hypotheses // groups)
-    if info.max_hypotheses and beams > most:
-        each = f", {most} for each of {groups} documents" if groups > 1 else ""
-        allowed = (
-            f"the generator has at most {counted(info.max_hypotheses, 'hypothesis', 'hypotheses')} in a session{each}"
-        )
-        defaults = defaults.adapt(f"{beams} beams", allowed, num_beams=most)
+    hypotheses = f"{counted(info.max_hypotheses, 'hypothesis', 'hypotheses')} in a session"
+    rows = f"{counted(info.max_rows, 'row')} (max_rows)"
+    for limit, documents, what in ((info.max_hypotheses, groups, hypotheses), (info.max_rows, n_docs, rows)):
+        most = max(1, limit // documents)
+        if limit and beams > most:
+            each = f", {most} for each of {documents} documents" if documents > 1 else ""
+            defaults = defaults.adapt(f"{beams} beams", f"the generator has at most {what}{each}", num_beams=most)
+            beams = most
     return defaults
 
 

@@ -246,6 +246,10 @@ def _check_search(
         most = counted(info.max_hypotheses, "hypothesis", "hypotheses")
         limit = f"the generator has at most {most} in a session (max_hypotheses)"
         raise InvalidInputError(field, f"{field} is {width}{each}; {limit}")
+    if info.max_rows and width * n_docs > info.max_rows:
+        taken = f"which with {counted(n_docs, 'document')} takes {width * n_docs} rows"
+        limit = f"the generator has {info.max_rows} (max_rows). Lower {field} or n_docs"
+        raise InvalidInputError(field, f"{field} is {width}, {taken}; {limit}")
 
 
 def _check_lengths(resolved: Resolved) -> None:

@@ -230,6 +230,7 @@ class GeneratorInfo:
     default_n_docs: int | None
     warnings: tuple[str, ...] = ()
     query_encoder: str = ""  # of the generator's model directory; empty: not known
+    max_rows: int = 0  # of all sessions together: a session has hypotheses times documents of them
 
     def rules(self, mode: Mode) -> TokenRules:
         """Which tokens begin, end and shape an answer."""

@@ -119,12 +119,17 @@ def resolve_n_docs(sources: Sources, info: GeneratorInfo, settings: Orchestrator
 
 
 def fit_hypotheses(docs: DocCount, options: Resolved, info: GeneratorInfo) -> DocCount:
-    """A default number of documents that the generator has enough hypotheses for, in sequence mode."""
-    if docs.chosen or not info.max_hypotheses or options.mode is Mode.TOKEN:
+    """A default number of documents that the generator has enough hypotheses and rows for."""
+    if docs.chosen:
         return docs
-    most = max(1, info.max_hypotheses // options.hypotheses(1))
-    hypotheses = counted(info.max_hypotheses, "hypothesis", "hypotheses")
-    limit = (
-        f"The generator has at most {hypotheses} in a session, enough for {counted(most, 'document')} in sequence mode"
-    )
-    return docs.at_most(most, limit)
+    width = options.hypotheses(1)
+    if info.max_hypotheses and options.mode is Mode.SEQUENCE:
+        most = max(1, info.max_hypotheses // width)
+        hypotheses = counted(info.max_hypotheses, "hypothesis", "hypotheses")
+        enough = f"enough for {counted(most, 'document')} in sequence mode"
+        docs = docs.at_most(most, f"The generator has at most {hypotheses} in a session, {enough}")
+    if info.max_rows:
+        most = max(1, info.max_rows // width)
+        enough = f"enough for {counted(most, 'document')} with {counted(width, 'hypothesis', 'hypotheses')} each"
+        docs = docs.at_most(most, f"The generator has at most {counted(info.max_rows, 'row')} (max_rows), {enough}")
+    return docs

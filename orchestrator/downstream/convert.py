@@ -98,6 +98,7 @@ def info_from_proto(info: pb.GeneratorServiceGetInfoResponse) -> GeneratorInfo:
         default_n_docs=defaults.n_docs if defaults.HasField("n_docs") else None,
         warnings=tuple(info.warnings),
         query_encoder=info.query_encoder,
+        max_rows=info.max_rows,
     )
 
 

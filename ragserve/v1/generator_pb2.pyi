@@ -994,6 +994,7 @@ class GeneratorServiceGetInfoResponse(_message.Message):
     SEQUENCE_RULES_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     QUERY_ENCODER_FIELD_NUMBER: _builtins.int
+    MAX_ROWS_FIELD_NUMBER: _builtins.int
     model_type: _builtins.str
     """Model family: bart or t5."""
     trained_mode: _common_pb2.Mode.ValueType
@@ -1020,6 +1021,8 @@ class GeneratorServiceGetInfoResponse(_message.Message):
     """Precision of the weights: float32, ..."""
     query_encoder: _builtins.str
     """Identifies the query encoder of the generator's model directory; empty when its manifest does not list one."""
+    max_rows: _builtins.int
+    """Most rows of all sessions together: a session has hypotheses times documents of them. 0 from an older generator."""
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens that end a sequence in token mode."""
@@ -1061,10 +1064,11 @@ class GeneratorServiceGetInfoResponse(_message.Message):
         sequence_rules: Global___TokenRules | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         query_encoder: _builtins.str = ...,
+        max_rows: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "bos_token_id", b"bos_token_id", "defaults", b"defaults", "sequence_rules", b"sequence_rules", "token_rules", b"token_rules"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "bos_token_id", b"bos_token_id", "decoder_start_token_id", b"decoder_start_token_id", "defaults", b"defaults", "device", b"device", "eos_token_ids", b"eos_token_ids", "max_context_tokens", b"max_context_tokens", "max_documents", b"max_documents", "max_hypotheses", b"max_hypotheses", "max_target_tokens", b"max_target_tokens", "model_type", b"model_type", "pad_token_id", b"pad_token_id", "precision", b"precision", "query_encoder", b"query_encoder", "sequence_rules", b"sequence_rules", "token_rules", b"token_rules", "trained_mode", b"trained_mode", "vocab_size", b"vocab_size", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "bos_token_id", b"bos_token_id", "decoder_start_token_id", b"decoder_start_token_id", "defaults", b"defaults", "device", b"device", "eos_token_ids", b"eos_token_ids", "max_context_tokens", b"max_context_tokens", "max_documents", b"max_documents", "max_hypotheses", b"max_hypotheses", "max_rows", b"max_rows", "max_target_tokens", b"max_target_tokens", "model_type", b"model_type", "pad_token_id", b"pad_token_id", "precision", b"precision", "query_encoder", b"query_encoder", "sequence_rules", b"sequence_rules", "token_rules", b"token_rules", "trained_mode", b"trained_mode", "vocab_size", b"vocab_size", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__bos_token_id: _TypeAlias = _typing.Literal["bos_token_id"]  # noqa: Y015
     _WhichOneofArgType__bos_token_id: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id"]  # noqa: Y015

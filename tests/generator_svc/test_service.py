@@ -19,6 +19,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from bench.processes import free_ports
+from generator_svc.options import EngineOptions
 from ragserve.errors import InvalidInputError, RagserveError, UnavailableError
 from ragserve.serving.status import error_from_rpc
 from ragserve.v1 import common_pb2, generator_pb2, generator_pb2_grpc
@@ -151,6 +152,7 @@ def test_info(service: Service) -> None:
     assert (info.model_type, info.trained_mode, info.vocab_size) == ("bart", common_pb2.MODE_TOKEN, 400)
     assert (info.decoder_start_token_id, list(info.eos_token_ids), info.bos_token_id) == (2, [2], 0)
     assert (info.device, info.precision, info.max_context_tokens) == ("cpu", "float32", 512)
+    assert (info.max_hypotheses, info.max_rows) == (EngineOptions().max_hypotheses, EngineOptions().max_rows)
     assert info.defaults.n_docs == 3
     assert not info.defaults.HasField("num_beams")
 

@@ -233,6 +233,46 @@ def test_what_the_checkpoint_asks_for_adapts_to_the_limits(defaults, options, fo
         assert part in resolved.warnings[0]
 
 
+@pytest.mark.parametrize(
+    ("options", "n_docs", "beams", "documents"),
+    [
+        ({}, None, 4, 3),  # the beams of the checkpoint stay, and the service's number of documents adapts
+        ({}, 5, 2, 5),
+        ({}, 12, 1, 12),
+        ({"mode": Mode.SEQUENCE}, 5, 2, 5),
+        ({"num_beams": 6}, None, 6, 2),
+        ({"num_beams": 2}, 6, 2, 6),
+        ({"sampling": SamplingOptions(), "num_return_sequences": 5}, None, 1, 2),
+    ],
+    ids=str,
+)
+def test_defaults_fit_the_rows_of_the_generator(options, n_docs, beams, documents) -> None:
+    info = replace(INFO, defaults=GenerationOptions(num_beams=4), max_rows=12)
+    docs = DocCount(5, chosen=False) if n_docs is None else DocCount(n_docs, chosen=True)
+    found = resolve(ask(**options), info, SETTINGS, docs.count if docs.chosen else 1)
+    docs = fit_hypotheses(docs, found, info)
+    assert (found.num_beams, docs.count) == (beams, documents)
+    warnings = [*found.warnings, *docs.warnings]
+    assert len(warnings) == ((beams, documents) != (2, 6))
+    assert all("at most 12 rows (max_rows)" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize(
+    ("options", "n_docs", "said"),
+    [
+        ({"num_beams": 3}, 5, "options.num_beams is 3, which with 5 documents takes 15 rows; the generator has 12"),
+        ({"num_beams": 13}, 1, "options.num_beams is 13, which with 1 document takes 13 rows; the generator has 12"),
+        ({}, 13, "options.num_beams is 1, which with 13 documents takes 13 rows; the generator has 12 (max_rows)."),
+    ],
+    ids=str,
+)
+def test_more_rows_than_the_generator_has(options, n_docs, said) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        resolve(ask(**options), replace(INFO, max_rows=12), SETTINGS, n_docs)
+    assert caught.value.message.startswith(said)
+    assert caught.value.message.endswith("Lower options.num_beams or n_docs")
+
+
 def test_an_early_stopping_that_does_not_go_with_the_checkpoint() -> None:
     info = replace(INFO, defaults=GenerationOptions(length_penalty=-1.0))
     with pytest.raises(InvalidInputError, match="checkpoint's length_penalty") as caught:
