@@ -66,8 +66,8 @@ class _Lacking(NamedTuple):
 class Budget:
     """Rows and bytes of the sessions that it is shown.
 
-    A session says at its beginning how many hypotheses it will have and how long they get. Room for these is its own
-    from then on, so that it does not find the generator full in the middle of an answer.
+    Reserves the declared rows and cache when a session opens; refuses the open if they do not fit. So a session does
+    not find the generator full in the middle of an answer.
     """
 
     def __init__(self, capacity: Capacity, sessions: Mapping[Session, None], slots: SlotPool) -> None:
@@ -171,7 +171,7 @@ class Budget:
         return None
 
     def _size(self, session: Session) -> int:
-        """Bytes of a session: what it holds, or what is kept for it where that is more."""
+        """Of a session: max(used, reserved), in bytes."""
         documents = session.context_tokens * self.capacity.document_token_bytes
         return documents + max(session.n_slots, session.kept_slots) * self.capacity.slot_bytes
 

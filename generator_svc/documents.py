@@ -61,7 +61,7 @@ class DocumentPool:
         return entry, found
 
     def release(self, entries: Sequence[DocumentEntry]) -> list[DocumentEntry]:
-        """Each is held once less. Returns those, of these or of those kept before, whose state is to be dropped."""
+        """Each is held once less. Returns the evicted entries."""
         dropped = []
         for entry in entries:
             entry.holders -= 1
@@ -81,7 +81,7 @@ class DocumentPool:
         return dropped
 
     def distrust(self, entries: Sequence[DocumentEntry]) -> None:
-        """Neither share these with sessions to come nor keep them; those that hold them still do."""
+        """Removes the documents from the cache. Sessions that hold them keep them."""
         for entry in entries:
             if self._is_shared(entry):
                 del self._shared[entry.token_ids]

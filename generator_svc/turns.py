@@ -16,12 +16,12 @@ YOUNG_STEPS = 16
 class StepTurns:
     """Shares the rows of step passes between sessions: who has had the fewest goes first (fair queueing).
 
-    Where not all fit one pass, every other one is for the young alone, when there are any: a pass of few rows is short,
-    so an answer of a few tokens does not take the time of two full passes for each of them. The long have the other
-    half of the passes, whatever comes.
+    Under load, every second pass serves only sessions in their first 16 steps. Such a pass has few rows and is short,
+    so that an answer of a few tokens does not take two full passes for each of them. The other passes serve all
+    sessions.
 
-    A session that begins, or comes back from a pause, starts where the one behind is: it is soon in a pass, and cannot
-    make up for rows that it never asked for.
+    A session that joins, or comes back from a pause, gets the smallest virtual time in the queue: it is soon in a pass,
+    and cannot make up for rows that it never asked for.
     """
 
     def __init__(self, max_rows: int, young_steps: int) -> None:

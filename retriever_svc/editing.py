@@ -269,7 +269,7 @@ class Editor:
         return self._encoder
 
     def _measured(self, commit: Callable[[], T], clock: StageClock) -> T:
-        """What a commit returns, its time in the clock; not made where this replica could not load it."""
+        """Commits and records the time. Raises FailedPreconditionError if the folder holds another history."""
         with clock.measure("commit"):
             self._follower.check_history()
             return commit()

@@ -285,7 +285,7 @@ class RetrieverEngine:
         return BATCHES_AT_A_TIME if searcher.encoder.device == "cpu" and threads > 1 else 1
 
     def _passage_encoder(self) -> TextEncoder:
-        """On one thread of its own, so that it does not take those of the queries."""
+        """Runs on one thread, so that queries keep the other cores."""
         return load_passage_encoder(self._model, replace(self._options.retrieval, threads=1))[0]
 
     def _committed(self, operation: str) -> None:

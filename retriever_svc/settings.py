@@ -45,7 +45,9 @@ class RetrieverSettings(BaseSettings):
         0, ge=0, description="threads of the encoder and of index building; 0: OMP_NUM_THREADS, else every core allowed"
     )
     encoder_twice: bool = Field(
-        True, description="hold the encoder again with half the threads, for batches at the same time; its memory again"
+        True,
+        description="load a second encoder session with half the threads, so that two batches run at once; doubles the "
+        "encoder's memory",
     )
     batch_tokens: int = Field(0, ge=0, description="most tokens in one pass of the encoder; 0: what suits the device")
     encoder_precision: EncoderPrecision = Field(

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 async def require_ended_by_client(context: Any) -> None:
-    """Return only if the client itself ended the requests that were just read to their end.
+    """Distinguishes a half-closed stream from a broken one: returns only if the client ended its requests itself.
 
     grpc.aio shows a call that was cancelled, and one whose client died, as the end of its requests too, and cancels the
     handler some time later: what came until then would pass for all. So something is sent: that fails on a broken
