@@ -15,7 +15,8 @@ async def main() -> int:
     """Put the service together and run it until it is told to stop."""
     settings = load_settings(RetrieverSettings)
     metrics = Metrics()
-    engine = RetrieverEngine(settings.model, settings.knowledge, options=settings.engine_options(), metrics=metrics)
+    model, knowledge = settings.model.absolute(), settings.knowledge.absolute()
+    engine = RetrieverEngine(model, knowledge, options=settings.engine_options(), metrics=metrics)
     return await serve(
         settings.server,
         name="retriever",
@@ -25,6 +26,7 @@ async def main() -> int:
         ),
         service=engine,
         metrics=metrics,
+        private_paths=engine.private_paths,
     )
 
 

@@ -18,6 +18,7 @@ from ragserve.serving.cores import thread_count
 from ragserve.serving.logs import fields
 from ragserve.serving.memory import keep_memory_low
 from ragserve.serving.metrics import Metrics, StageClock, StageTiming
+from ragserve.serving.private_paths import PrivatePath
 from retriever_svc.editing import EditOptions, Editor
 from retriever_svc.encoder import BATCHES_AT_A_TIME, TextEncoder
 from retriever_svc.kinds import DEFAULT_OPTIONS, Lookup, LookupOptions
@@ -110,6 +111,10 @@ class RetrieverEngine:
     def __init__(self, model: Path, knowledge: Path, *, options: EngineOptions, metrics: Metrics) -> None:
         self._model = model
         self.knowledge = knowledge
+        self.private_paths = (
+            PrivatePath(model, "model", "the model directory"),
+            PrivatePath(knowledge, "knowledge", "the knowledge base"),
+        )
         self._options = options
         self.limits = options.limits
         self._clocks = metrics

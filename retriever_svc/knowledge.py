@@ -38,6 +38,7 @@ ENCODER_KEY = b"ragserve.encoder"
 DIMENSION_KEY = b"ragserve.dim"
 ENCODER_FILES = ("model.onnx", "tokenizer.json", "encoder.json")
 COUNTED_ROWS = 100_000  # whose metadata is read for a description
+NAMED_VERSIONS = 20  # in an error
 AND_INPUTS = "+"  # between the hash of the graph and that of the others
 AND_PROMPT = " prompt="  # before the prompt that passages were embedded with, where there is one
 # Lance lets of two commits that insert the same key only the first one through, where it knows which column is the key.
@@ -320,7 +321,8 @@ def _numbered(directory: Path, version: int | None = None) -> lance.LanceDataset
 
 def no_version(path: Path, version: int) -> NotFoundError:
     """What is said of a version that is not there."""
-    known = ", ".join(map(str, committed(path / DATASET_NAME)))
+    found = committed(path / DATASET_NAME)
+    known = ", ".join(map(str, found)) if len(found) <= NAMED_VERSIONS else f"{found[0]} to {found[-1]}"
     return NotFoundError(f"{path} has no version {version}; it has {known}", field="knowledge_version")
 
 

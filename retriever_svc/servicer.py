@@ -55,7 +55,8 @@ class RetrieverServicer(retriever_pb2_grpc.RetrieverServiceServicer):
                 response = await self.Retrieve(item.request, context)
                 require_sendable(response.ByteSize() + BESIDE_RESPONSE, self._engine.limits.max_message_bytes)
             except Exception as error:
-                return convert.stream_error_to_proto(item.id, told(error, f"{SERVICE_NAME}/RetrieveStream"))
+                failure = told(error, f"{SERVICE_NAME}/RetrieveStream", self._engine.private_paths)
+                return convert.stream_error_to_proto(item.id, failure)
             return retriever_pb2.RetrieveStreamResponse(id=item.id, response=response)
 
         async for response in pipelined(request_iterator, answer, self._engine.limits.max_stream_requests):

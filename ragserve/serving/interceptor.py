@@ -7,7 +7,7 @@ import inspect
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from ragserve.serving.deadlines import remaining_seconds
 from ragserve.serving.logs import fields
 from ragserve.serving.messages import Serializer, checked, checked_all, sized, tolerant
 from ragserve.serving.metrics import Metrics
+from ragserve.serving.private_paths import PrivatePath, without_paths
 from ragserve.serving.status import code_of, status_of
 
 EXEMPT_PREFIXES = ("/grpc.health.", "/grpc.reflection.")
@@ -45,8 +46,11 @@ log = logging.getLogger(__name__)
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps the handlers of our services; health checks and reflection pass untouched."""
 
-    def __init__(self, admission: Admission, metrics: Metrics, max_message_bytes: int) -> None:
+    def __init__(
+        self, admission: Admission, metrics: Metrics, max_message_bytes: int, private_paths: Sequence[PrivatePath] = ()
+    ) -> None:
         self._admission = admission
+        self._private_paths = private_paths
         self._max_message_bytes = max_message_bytes
         self._metrics = metrics
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
@@ -123,7 +127,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             code = _as_code(context.code())
             raise
         except Exception as error:
-            failure = told(error, name)
+            failure = told(error, name, self._private_paths)
             code = code_of(failure)
         finally:
             service, _, method = name.lstrip("/").partition("/")
@@ -151,10 +155,16 @@ def _as_code(code: int | grpc.StatusCode) -> grpc.StatusCode:
     return next((known for known in grpc.StatusCode if code in (known, known.value[0])), grpc.StatusCode.UNKNOWN)
 
 
-def told(error: Exception, method: str) -> RagserveError:
-    """The error as the client may see it: of our bugs an id only, under which the log has the traceback."""
+def told(error: Exception, method: str, private_paths: Sequence[PrivatePath] = ()) -> RagserveError:
+    """The error as the client may see it: without paths of this machine, which the log has.
+
+    Of our bugs an id only, under which the log has the traceback.
+    """
     if isinstance(error, RagserveError) and not isinstance(error, InternalError):
-        return error
+        public = without_paths(error, private_paths)
+        if public is not error:
+            log.warning("a call failed over a file", extra=fields(method=method, reason=error.message))
+        return public
     error_id = uuid.uuid4().hex[:12]
     log.error("internal error", exc_info=error, extra=fields(error_id=error_id, method=method))
     return InternalError(f"internal error; the server's log has it under the id {error_id}")

@@ -24,6 +24,7 @@ from ragserve.serving.logs import fields
 from ragserve.serving.memory import leave_out_what_is_loaded
 from ragserve.serving.metrics import Metrics
 from ragserve.serving.ports import MetricsPort, address, bind_grpc, open_metrics
+from ragserve.serving.private_paths import PrivatePath
 from ragserve.serving.settings import ServerSettings
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -63,12 +64,14 @@ class Server:
         service_names: Sequence[str],
         register: Callable[[grpc.aio.Server], None],
         metrics: Metrics,
+        private_paths: Sequence[PrivatePath] = (),
     ) -> None:
         self._settings = settings
         self._name = name
         self._service_names = tuple(service_names)
         self._register = register
         self._metrics = metrics
+        self._private_paths = private_paths
         self._health = Health(service_names)
         self._admission = Admission(name, settings.max_in_flight, metrics.in_flight)
         self._server: grpc.aio.Server | None = None
@@ -78,7 +81,8 @@ class Server:
 
     async def listen(self) -> None:
         """Binds both ports and answers health checks; calls get UNAVAILABLE. Raises InvalidInputError."""
-        interceptor = CallInterceptor(self._admission, self._metrics, self._settings.max_message_bytes)
+        most_bytes = self._settings.max_message_bytes
+        interceptor = CallInterceptor(self._admission, self._metrics, most_bytes, self._private_paths)
         server = grpc.aio.server(interceptors=(interceptor,), options=server_options(self._settings))
         self._server = server
         self.port = bind_grpc(server, self._settings.host, self._settings.port)
@@ -165,15 +169,23 @@ async def serve(
     register: Callable[[grpc.aio.Server], None],
     service: Service,
     metrics: Metrics,
+    private_paths: Sequence[PrivatePath] = (),
 ) -> int:
     """Runs a service until SIGTERM or SIGINT and returns its exit status.
 
-    0 after a drain, 1 when the service failed to start. A second signal ends the process at once. Raises
-    InvalidInputError when a port is taken.
+    0 after a drain, 1 when the service failed to start. A second signal ends the process at once. Errors do not name
+    the `private_paths` to clients. Raises InvalidInputError when a port is taken.
     """
     logs.configure(name, settings.log_level)
     stop = _stop_on_signals()
-    server = Server(settings, name=name, service_names=service_names, register=register, metrics=metrics)
+    server = Server(
+        settings,
+        name=name,
+        service_names=service_names,
+        register=register,
+        metrics=metrics,
+        private_paths=private_paths,
+    )
     await server.listen()
     where = address(settings.host, server.port), address(settings.metrics_host, server.metrics_port)
     log.info("listening", extra=fields(grpc=where[0], metrics=where[1]))
