@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from retriever_svc.build.lines import bad_row
+from ragserve.errors import InvalidInputError
+from ragserve.passage_rules import IN_AN_ID
+from retriever_svc.build.lines import NoColumnError, bad_row
 from retriever_svc.build.reading import EMBEDDINGS, Notify, ReadOptions, Row
 
 USUAL_NAMES = {
@@ -24,6 +26,7 @@ RESERVED = (*USUAL_NAMES, "metadata")
 PANDAS_INDEX = re.compile(r"__index_level_\d+__|")  # in Parquet; in CSV it has no name
 VECTOR_VALUES = 32  # a list of at least as many floats is a vector, not metadata
 KEPT_PLANS = 1000
+FIRST_SURROGATE = 0xD800  # bytes of a file's name that are not UTF-8 become surrogates
 NAMED = 20  # columns in an error
 
 
@@ -65,7 +68,7 @@ class ColumnNames:
         if not plan.has_id:
             if self._file[1]:
                 raise bad_row(file, line, "column 'id' is missing")
-            found["id"] = f"{self.name(file)}:{line}"
+            found["id"] = self.made_id(file, line)
         for column in plan.further:
             value = values[column]
             if column == EMBEDDINGS and (vector := _as_vector(value)) is not None:
@@ -86,6 +89,15 @@ class ColumnNames:
             plan = self._plans[key] = self._make_plan(file, line, key)
             self._seen.update(names)
         return plan
+
+    def made_id(self, file: Path, line: int | None = None) -> str:
+        """An id of the file's name below the source, and the line. Raises InvalidInputError where no id may be so."""
+        name = self.name(file)
+        if wrong := IN_AN_ID.search(name):
+            code = ord(wrong[0])
+            why = "is not UTF-8" if code >= FIRST_SURROGATE else f"holds the control character U+{code:04X}"
+            raise bad_row(file, line or 1, f"the file's name {why}, and ids are made of it: rename the file")
+        return name if line is None else f"{name}:{line}"
 
     def name(self, file: Path) -> str:
         """A file's name below the source."""
@@ -138,9 +150,8 @@ class ColumnNames:
     def _find(self, file: Path, line: int, name: str, wanted: list[str], said: str | None) -> str | None:
         if said is not None:
             if said not in wanted and name != "title":
-                raise bad_row(
-                    file, line, f"column {said!r} (--{name}-column) is missing; the columns are {_listed(wanted)}"
-                )
+                problem = f"column {said!r} (--{name}-column) is missing; the columns are {_listed(wanted)}"
+                raise bad_row(file, line, problem, InvalidInputError if said in self._seen else NoColumnError)
             return said if said in wanted else None
         if name in wanted:
             return name

@@ -20,14 +20,27 @@ TO_UTF8 = "convert the file to UTF-8 (such as with iconv -f WINDOWS-1252 -t UTF-
 Line: TypeAlias = tuple[int, str | InvalidInputError]
 
 
-def bad_row(source: Path, line: int, message: str) -> InvalidInputError:
+def shown_path(path: Path) -> str:
+    """The path as UTF-8 text: bytes of a name that are none become escapes."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
+
+
+class NoColumnError(InvalidInputError):
+    """A column that an option names is in no row so far: the option is wrong, and not the row."""
+
+
+def bad_row(
+    source: Path, line: int, message: str, kind: type[InvalidInputError] = InvalidInputError
+) -> InvalidInputError:
     """The error for a bad row, with file and line in front."""
-    place = f"{source}:{line}".encode("utf-8", "backslashreplace").decode()
-    return InvalidInputError(place, f"{place}: {message}")
+    place = f"{shown_path(source)}:{line}"
+    return kind(place, f"{place}: {message}")
 
 
 def skippable(error: InvalidInputError) -> InvalidInputError:
-    """The same error about one row or file, with the option that leaves such rows out."""
+    """The same error about one row or file, with the option that leaves such rows out, where that helps."""
+    if isinstance(error, NoColumnError):
+        return error
     return InvalidInputError(error.field, f"{error.message} (skip_bad_rows leaves such rows out)")
 
 

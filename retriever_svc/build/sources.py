@@ -30,7 +30,7 @@ from ragserve.passage_rules import (
 from ragserve.printable import counted
 from retriever_svc.build.columns import ColumnNames
 from retriever_svc.build.folders import files_in, format_of, looked_for
-from retriever_svc.build.lines import bad_row, too_long
+from retriever_svc.build.lines import bad_row, shown_path, too_long
 from retriever_svc.build.readers import READERS
 from retriever_svc.build.reading import EMBEDDINGS, Notify, RawRow, ReadOptions
 from retriever_svc.knowledge import DATASET_NAME
@@ -190,7 +190,7 @@ def _to_passage(source: Path, line: int, row: int, values: Mapping[str, Any], ma
     if problem:
         raise bad_row(source, line, f"column '{problem.column}' {problem.reason}")
     metadata, further = _metadata(source, line, values), tuple(key for key in values if key not in COLUMNS)
-    return SourcePassage(**texts, metadata_json=metadata, line=line, row=row, file=str(source), further=further)
+    return SourcePassage(**texts, metadata_json=metadata, line=line, row=row, file=shown_path(source), further=further)
 
 
 def _check_text(source: Path, line: int, column: str, value: object, max_text_bytes: int) -> None:

@@ -113,6 +113,26 @@ def test_columns_are_named_or_left_out_by_options(name: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", WRITERS)
+def test_a_column_that_no_row_has_is_no_reason_to_skip_rows(name: str, model: Path, tmp_path: Path) -> None:
+    WRITERS[name](tmp_path / name, [{"id": "1", "title": "T", "text": "one"}])
+    build = BuildOptions(reading=ReadOptions(id_column="nope"))
+    with pytest.raises(
+        InvalidInputError, match=r"'nope' \(--id-column\) is missing; the columns are 'id', .*"
+    ) as caught:
+        build_knowledge_base(tmp_path / name, tmp_path / "kb", model, build=build)
+    assert "skip_bad_rows" not in caught.value.message
+
+
+def test_a_column_that_other_rows_have_may_be_skipped_with_its_row(model: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [{"pid": "1", "text": "one"}, {"text": "two"}])
+    build = BuildOptions(reading=ReadOptions(id_column="pid"))
+    with pytest.raises(
+        InvalidInputError, match=r":2: column 'pid' .* is missing; .*skip_bad_rows leaves such rows out"
+    ):
+        build_knowledge_base(tmp_path / "a.jsonl", tmp_path / "kb", model, build=build)
+
+
+@pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize(
     ("row", "options", "message"),
     [

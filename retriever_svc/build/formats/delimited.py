@@ -38,7 +38,7 @@ def read_delimited(source: Path, delimiter: str, names: ColumnNames, max_text_by
     try:
         plan = names.plan(source, line, header)
     except InvalidInputError as error:
-        raise InvalidInputError(error.field, f"{error.message}; the first line must name the columns") from None
+        raise type(error)(error.field, f"{error.message}; the first line must name the columns") from None
     id_column = dict(plan.columns).get("id")
     records.expect(len(header), header.index(id_column) if id_column in header else None)
     while record := records.next_record():

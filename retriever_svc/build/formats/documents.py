@@ -20,7 +20,7 @@ PDF_BYTES = 2**28
 def read_text_file(source: Path, names: ColumnNames, max_text_bytes: int) -> Iterator[RawRow]:
     """A plain text: one passage, named after its file."""
     raw = _read(source, max_text_bytes, max_text_bytes)
-    yield source, 1, _row(source, names, names.name(source), Document("", _decoded(source, raw)))
+    yield source, 1, _row(source, names, names.made_id(source), Document("", _decoded(source, raw)))
 
 
 def read_markdown_file(source: Path, names: ColumnNames, max_text_bytes: int) -> Iterator[RawRow]:
@@ -32,7 +32,7 @@ def read_markdown_file(source: Path, names: ColumnNames, max_text_bytes: int) ->
         raise bad_row(source, 1, str(error)) from error
     if document.note:
         names.note(f"{source}: {document.note}")
-    yield source, 1, _row(source, names, names.name(source), document)
+    yield source, 1, _row(source, names, names.made_id(source), document)
 
 
 def read_html_file(source: Path, names: ColumnNames, max_text_bytes: int) -> Iterator[RawRow]:
@@ -42,7 +42,7 @@ def read_html_file(source: Path, names: ColumnNames, max_text_bytes: int) -> Ite
         document = read_html(raw)
     except ValueError as error:
         raise bad_row(source, 1, str(error)) from error
-    yield source, 1, _row(source, names, names.name(source), document)
+    yield source, 1, _row(source, names, names.made_id(source), document)
 
 
 def read_pdf_file(source: Path, names: ColumnNames, max_text_bytes: int) -> Iterator[RawRow]:
@@ -52,7 +52,7 @@ def read_pdf_file(source: Path, names: ColumnNames, max_text_bytes: int) -> Iter
     page = 0
     try:
         for page, document in read_pdf(source.read_bytes()):
-            yield source, page, _row(source, names, f"{names.name(source)}:{page}", document)
+            yield source, page, _row(source, names, names.made_id(source, page), document)
     except NoTextError as error:
         names.notify(f"skipped {source}: {error}")
     except ValueError as error:
