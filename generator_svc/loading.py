@@ -30,6 +30,7 @@ from ragserve.checkpoint import (
 )
 from ragserve.errors import FailedPreconditionError
 from ragserve.files import exists, file_errors, parse_json, require_file
+from ragserve.reasons import reason_of
 from ragserve.search_settings import read_search_settings
 from ragserve.token_rules import SpecialTokens
 from ragserve.untrained import looks_untrained, untrained_warning
@@ -103,7 +104,7 @@ def _build_model(part: Path, config: Any, device: torch.device, precision: Preci
         return FAMILIES[config.model_type](config, weights, device, NUMERICS[precision])
     except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
         raise FailedPreconditionError(
-            f"{path} describes no model that can be built: {error}", field=str(path)
+            f"{path} describes no model that can be built: {reason_of(error)}", field=str(path)
         ) from error
 
 
@@ -120,7 +121,7 @@ def _load_config(part: Path) -> Any:
     try:
         config = AutoConfig.from_pretrained(str(part), local_files_only=True)
     except Exception as error:
-        raise FailedPreconditionError(f"{path} cannot be read: {error}", field=str(path)) from error
+        raise FailedPreconditionError(f"{path} cannot be read: {reason_of(error)}", field=str(path)) from error
     if config.model_type not in FAMILIES:
         raise FailedPreconditionError(
             f"{path}: model_type {config.model_type!r} is none of {', '.join(FAMILIES)}", field=str(path)

@@ -13,6 +13,7 @@ from generator_svc.commands import RenderedSequence
 from ragserve.checkpoint import IMPORT_AGAIN
 from ragserve.errors import FailedPreconditionError
 from ragserve.files import exists, require_file
+from ragserve.reasons import reason_of
 
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "vocab.json", "sentencepiece.bpe.model")
 REPLACEMENT = "\ufffd"  # what an incomplete UTF-8 sequence decodes to
@@ -141,6 +142,6 @@ def load_codec(directory: Path, vocab_size: int | None = None) -> Codec:
         tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
     except Exception as error:
         raise FailedPreconditionError(
-            f"the tokenizer in {directory} cannot be read: {error}", field=str(directory)
+            f"the tokenizer in {directory} cannot be read: {reason_of(error)}", field=str(directory)
         ) from error
     return Codec(tokenizer, vocab_size)

@@ -20,14 +20,15 @@ from ragserve.errors import (
     RagserveError,
     ResourceExhaustedError,
 )
+from ragserve.reasons import reason_of
 
 
 def parse_json(text: str) -> Any:
     """The JSON document in a text that may come from anybody. Raises ValueError, also for one nested too deeply."""
     try:
         return json.loads(text)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(reason_of(error)) from error
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def file_error(error: BaseException, doing: str, path: Path | str) -> RagserveEr
     """The error for a file that the operating system refuses: "cannot `doing` `path`: why; what to do"."""
     reason = REASONS.get(number_of(error) or 0)
     if reason is None:
-        text = (getattr(error, "strerror", None) or str(error) or type(error).__name__).strip()
+        text = getattr(error, "strerror", None) or reason_of(error, "the system gives no reason")
         reason = Reason(text[:1].lower() + text[1:], "")
     at_fault = getattr(error, "filename", None)
     named = f"{path}: " if at_fault in (None, "", path, str(path)) else f"{path}: {os.fsdecode(at_fault)}: "

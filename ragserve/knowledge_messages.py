@@ -16,6 +16,7 @@ from ragserve.filters import DEFAULT_K
 from ragserve.keywords import RETRIEVER, in_keywords
 from ragserve.knowledge import Lookup, LookupResult, NewPassage, Query, QueryPassages, StreamedLookup
 from ragserve.nothing_found import FilterKeys, explanation
+from ragserve.reasons import reason_of
 from ragserve.requests import set_field, set_required, set_search
 from ragserve.responses import metadata, timings_seconds
 from ragserve.results import Passage
@@ -93,7 +94,7 @@ def _json(name: str, values: Mapping[str, Any] | None) -> str:
     try:
         return json.dumps(dict(values), ensure_ascii=False, allow_nan=False, default=_json_value)
     except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidInputError(name, f"{name} cannot be kept as JSON: {error}") from error
+        raise InvalidInputError(name, f"{name} cannot be kept as JSON: {reason_of(error)}") from error
 
 
 def _json_value(value: object) -> Any:

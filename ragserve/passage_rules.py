@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
+from ragserve.reasons import reason_of
+
 # The largest k of a service (100) times this stays below the largest message (64 MiB).
 MAX_PASSAGE_BYTES = 2**19
 MAX_ID_BYTES = 2048
@@ -121,7 +123,7 @@ def parse_metadata(text: str) -> dict[str, Any]:
     except RecursionError as error:
         raise ValueError(TOO_DEEP) from error
     except ValueError as error:
-        raise ValueError(f"is not JSON: {error}") from error
+        raise ValueError(f"is not JSON: {reason_of(error)}") from error
     return check_metadata(found)
 
 

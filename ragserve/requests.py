@@ -24,6 +24,7 @@ from ragserve.options import (
     ScoreKeywords,
     SourceKeywords,
 )
+from ragserve.reasons import reason_of
 from ragserve.serving.convert import KINDS, search_to_proto
 from ragserve.v1 import common_pb2, generator_pb2, orchestrator_pb2
 
@@ -117,7 +118,9 @@ def set_search(target: common_pb2.SearchOptions, wanted: Filter | None, path: st
     try:
         target.MergeFrom(search_to_proto(SearchOptions(conditions(wanted))))
     except (TypeError, ValueError) as error:
-        raise InvalidInputError(f"{path}filter", f"filter {arguments.shown(wanted)} cannot be sent: {error}") from error
+        raise InvalidInputError(
+            f"{path}filter", f"filter {arguments.shown(wanted)} cannot be sent: {reason_of(error)}"
+        ) from error
 
 
 def _check_known(method: str, keywords: Mapping[str, Any], known: type) -> None:

@@ -14,7 +14,7 @@ def vector_bytes(field: str, value: Any) -> bytes:
     try:
         given = np.asarray(value)
     except Exception as error:  # whatever the caller's object does when numpy asks for its numbers
-        raise InvalidInputError(field, f"{field} is no vector of numbers: {error}") from error
+        raise InvalidInputError(field, f"{field} is no vector of numbers: give an array or a flat list") from error
     if given.dtype.kind not in "fiu":
         raise InvalidInputError(field, f"{field} has elements of type {given.dtype}; it must have numbers")
     if given.ndim != 1 or not len(given):

@@ -9,6 +9,7 @@ from pathlib import Path
 from ragserve.checkpoint import IMPORT_AGAIN
 from ragserve.errors import FailedPreconditionError
 from ragserve.files import file_errors, parse_json, require_file
+from ragserve.reasons import reason_of
 
 PLACEHOLDER = re.compile(r"\{(title|text)\}")
 
@@ -62,7 +63,8 @@ def load_encoder_config(path: Path) -> EncoderConfig:
             body = parse_json(path.read_text(encoding="utf-8"))
         config = EncoderConfig(**body)
     except (ValueError, TypeError) as error:
-        raise FailedPreconditionError(f"{path} is not an encoder's configuration: {error}", field=str(path)) from error
+        why = reason_of(error, f"its keys must be {', '.join(entry.name for entry in fields(EncoderConfig))}")
+        raise FailedPreconditionError(f"{path} is not an encoder's configuration: {why}", field=str(path)) from error
     for entry in fields(config):
         _check_kind(path, entry.name, str(entry.type), getattr(config, entry.name))
     for name in ("dim", "max_length"):

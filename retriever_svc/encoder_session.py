@@ -12,6 +12,7 @@ import onnxruntime
 from ragserve.checkpoint import IMPORT_AGAIN
 from ragserve.errors import FailedPreconditionError
 from ragserve.files import exists, require_file
+from ragserve.reasons import reason_of
 from ragserve.serving.cores import thread_count
 from retriever_svc.device import CPU_PROVIDER, CUDA_PROVIDER, Device, no_cuda, onnx_providers
 from retriever_svc.types import Float32, Int64
@@ -131,7 +132,7 @@ def read(path: Path, load: Callable[[], T]) -> T:
     try:
         return load()
     except Exception as error:  # both libraries raise bare exceptions of their own kind
-        raise FailedPreconditionError(f"{path} cannot be loaded: {error}", field=str(path)) from error
+        raise FailedPreconditionError(f"{path} cannot be loaded: {reason_of(error)}", field=str(path)) from error
 
 
 def _check_graph(path: Path, session: onnxruntime.InferenceSession) -> None:

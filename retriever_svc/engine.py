@@ -13,6 +13,7 @@ from pathlib import Path
 from ragserve.checkpoint import load_manifest, query_encoder_id
 from ragserve.errors import DataLossError, NotFoundError, RagserveError, UnavailableError
 from ragserve.files import file_error, is_about_access
+from ragserve.reasons import reason_of
 from ragserve.serving.batching import Batcher, BatchLimits, Size
 from ragserve.serving.cores import thread_count
 from ragserve.serving.logs import fields
@@ -353,7 +354,7 @@ class RetrieverEngine:
                 raise
             if is_about_access(error):
                 raise file_error(error, "read", self.knowledge) from error
-            raise DataLossError(f"{self.knowledge} cannot be read: {error}", field="knowledge") from error
+            raise DataLossError(f"{self.knowledge} cannot be read: {reason_of(error)}", field="knowledge") from error
 
     def _search_alone(self, searcher: Searcher, job: _Job) -> tuple[QueryHits, ...] | Exception:
         try:

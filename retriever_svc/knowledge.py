@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from ragserve.checkpoint import IMPORT_AGAIN, Manifest, sha256_of
 from ragserve.errors import DataLossError, FailedPreconditionError, NotFoundError, UnavailableError
 from ragserve.files import file_error, is_about_access, parse_json, require_file
+from ragserve.reasons import reason_of
 from retriever_svc.filters import MetadataColumns
 from retriever_svc.manifests import (
     FOLDER,
@@ -146,8 +147,7 @@ def reading(path: Path, *versions: int) -> Iterator[None]:
                 raise no_version(path, version) from error
         if is_about_access(error):
             raise file_error(error, "read", path) from error
-        reason = str(error).partition(", /")[0]
-        raise DataLossError(f"{path} is damaged, build it again: {reason}", field=str(path)) from error
+        raise DataLossError(f"{path} is damaged, build it again: {reason_of(error)}", field=str(path)) from error
 
 
 def is_from_lance(error: BaseException) -> bool:
@@ -268,7 +268,7 @@ def _open_dataset(path: Path, version: int) -> lance.LanceDataset:
             raise file_error(error, "read", directory) from error
         if committed(directory):
             raise _damaged(directory, "the newest version", error) from error
-        raise FailedPreconditionError(f"{directory} cannot be opened: {error}", field=str(path)) from error
+        raise FailedPreconditionError(f"{directory} cannot be opened: {reason_of(error)}", field=str(path)) from error
     if version in (0, dataset.version):
         return dataset
     if version < 0:
@@ -294,7 +294,9 @@ def _is_there(directory: Path) -> bool:
     except OSError as error:
         if is_about_access(error):
             raise file_error(error, "read", directory) from error
-        raise UnavailableError(f"{directory} cannot be reached: {error}") from error  # as of a network file system
+        raise UnavailableError(
+            f"{directory} cannot be reached: {reason_of(error)}"
+        ) from error  # as of a network file system
     return True
 
 
@@ -326,10 +328,9 @@ def no_version(path: Path, version: int) -> NotFoundError:
     return NotFoundError(f"{path} has no version {version}; it has {known}", field="knowledge_version")
 
 
-def _damaged(directory: Path, what: str, reason: object) -> DataLossError:
-    reason = str(reason).partition(", /")[0]
+def _damaged(directory: Path, what: str, error: Exception) -> DataLossError:
     advice = f"put its file in {directory / FOLDER} back from a copy, or build the knowledge base again"
-    message = f"{directory}: {what} is damaged and cannot be opened ({reason}): {advice}"
+    message = f"{directory}: {what} is damaged and cannot be opened ({reason_of(error)}): {advice}"
     return DataLossError(message, field=str(directory.parent))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 from ragserve.errors import InvalidInputError
+from ragserve.reasons import reason_of
 
 # A line or record holds a text, which JSON may write with six characters a byte, and 1 MiB of other columns.
 ESCAPED_BYTES, OTHER_BYTES = 6, 2**20
@@ -77,7 +78,7 @@ def read_lines(source: Path, max_text_bytes: int, largest: Callable[[bytes], str
                 said = largest(whole) if whole else ""
                 yield number, too_large(source, number, "the line", max_text_bytes, said)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise bad_row(source, number + 1, f"the gzip data are damaged or end early: {error}") from error
+        raise bad_row(source, number + 1, f"the file cannot be unpacked: {reason_of(error)}") from error
 
 
 def _whole(file: BinaryIO | gzip.GzipFile, raw: bytes, most: int) -> bytes:

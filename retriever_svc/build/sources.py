@@ -28,6 +28,7 @@ from ragserve.passage_rules import (
     size_problem,
 )
 from ragserve.printable import counted
+from ragserve.reasons import reason_of
 from retriever_svc.build.columns import ColumnNames
 from retriever_svc.build.folders import files_in, format_of, looked_for
 from retriever_svc.build.lines import bad_row, shown_path, too_long
@@ -219,7 +220,9 @@ def _metadata(source: Path, line: int, values: Mapping[str, Any]) -> str:
     try:
         return json.dumps(merged, ensure_ascii=False, allow_nan=False, default=_json_value)
     except (TypeError, ValueError) as error:
-        raise bad_row(source, line, f"column 'metadata' or a further column cannot be kept as JSON: {error}") from error
+        raise bad_row(
+            source, line, f"column 'metadata' or a further column cannot be kept as JSON: {reason_of(error)}"
+        ) from error
 
 
 def _json_value(value: object) -> str:

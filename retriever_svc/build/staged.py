@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ragserve.errors import FailedPreconditionError
 from ragserve.printable import counted
+from ragserve.reasons import reason_of
 from retriever_svc.build.files import write_atomically
 from retriever_svc.build.vectors import VectorFile
 from retriever_svc.types import Int64
@@ -70,7 +71,8 @@ def load_staged(directory: Path, embeddings: Sequence[Path] = ()) -> Staged | No
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise FailedPreconditionError(
-            f"{directory / RECORD} cannot be read: remove {directory} and build again: {error}", field=str(directory)
+            f"{directory / RECORD} cannot be read: remove {directory} and build again: {reason_of(error)}",
+            field=str(directory),
         ) from error
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ragserve.errors import InvalidInputError
+from ragserve.reasons import reason_of
 from retriever_svc.types import Float32, Int64, usable_rows
 
 CHECK_ROWS = 4096  # read together: 12 MB at 768 float32 values
@@ -94,7 +95,7 @@ def open_npy(path: Path) -> VectorFile:
             shape, fortran, dtype = read(file)
             offset = file.tell()
     except (ValueError, EOFError) as error:
-        raise InvalidInputError("embeddings", f"{path} is not a .npy file: {error}") from error
+        raise InvalidInputError("embeddings", f"{path} is not a .npy file: {reason_of(error)}") from error
     if len(shape) != 2 or dtype.kind != "f" or fortran:
         found = f"{path} has shape {shape} of {dtype}" + (" in Fortran order" if fortran else "")
         raise InvalidInputError("embeddings", f"{found}; it must be [n, dim] of floating-point numbers in C order")
@@ -131,7 +132,7 @@ def _load(path: Path) -> list[tuple[Any, Any]]:
         with path.open("rb") as file:
             content = pickle.load(file)  # noqa: S301  (the caller allowed it)
     except Exception as error:  # a pickle may raise anything
-        raise InvalidInputError("embeddings", f"{path} cannot be unpickled: {error}") from error
+        raise InvalidInputError("embeddings", f"{path} cannot be unpickled: {reason_of(error)}") from error
     if not isinstance(content, list) or not all(isinstance(entry, tuple) and len(entry) == 2 for entry in content):
         raise InvalidInputError("embeddings", f"{path} is not a list of (id, vector)")
     return content
@@ -150,7 +151,9 @@ def _as_vector(place: str, vector: object, dimension: int) -> Float32:
     try:
         found = np.asarray(vector, dtype="<f4")
     except (TypeError, ValueError) as error:
-        raise InvalidInputError("embeddings", f"{place} is not a vector: {error}") from error
+        raise InvalidInputError(
+            "embeddings", f"{place} is not a vector: {reason_of(error, 'it holds no numbers')}"
+        ) from error
     if found.shape != (dimension,):
         raise InvalidInputError("embeddings", f"{place} has shape {list(found.shape)}; it must be [{dimension}]")
     return found

@@ -13,12 +13,13 @@ import numpy as np
 
 from ragserve.errors import InvalidInputError
 from ragserve.printable import counted
+from ragserve.reasons import reason_of
 from ragserve.serving.cores import thread_count
 from ragserve.serving.logs import fields
 from retriever_svc.index import gpu
 from retriever_svc.index.code_scan import FAST_HERE, LEAST_VECTORS, CodeScan
 from retriever_svc.index.overfetch import nothing, search_allowed
-from retriever_svc.index.parameters import Kind, check_options, reason, set_parameters
+from retriever_svc.index.parameters import Kind, check_options, set_parameters
 from retriever_svc.index.protocol import DEFAULT_OPTIONS, SearchOptions, VectorSource
 from retriever_svc.index.spec import IndexSpec
 from retriever_svc.index.vectors import finite_blocks, sample
@@ -156,7 +157,7 @@ class FaissIndex:
             except RuntimeError as error:
                 if not self._spec.gpu_fallback:
                     raise
-                log.exception("the GPU failed, index goes on on the CPU", extra=fields(reason=reason(error)))
+                log.exception("the GPU failed, index goes on on the CPU", extra=fields(reason=reason_of(error)))
                 self._on_gpu = None
         return self._search_cpu(queries, n_candidates, options)
 
@@ -233,7 +234,7 @@ def _named(source: VectorSource, spec: IndexSpec, kind: type[InvalidInputError] 
         raise kind(
             "index_factory",
             f"index_factory {spec.full_factory!r} cannot index {counted(source.size, 'vector')} of width "
-            f"{source.dimension}: {reason(error)}",
+            f"{source.dimension}: {reason_of(error)}",
         ) from error
 
 

@@ -9,9 +9,10 @@ import faiss
 import numpy as np
 
 from ragserve.errors import FailedPreconditionError
+from ragserve.reasons import reason_of
 from ragserve.serving.logs import fields
 from retriever_svc.device import faiss_gpus, no_cuda
-from retriever_svc.index.parameters import Kind, reason
+from retriever_svc.index.parameters import Kind
 from retriever_svc.index.spec import IndexSpec
 from retriever_svc.types import Float32, Int64
 
@@ -94,7 +95,7 @@ def place(index: Any, spec: IndexSpec) -> GpuIndex | None:
     try:
         placed = GpuIndex(index, spec)
     except RuntimeError as error:
-        message = f"index_factory {spec.factory!r} cannot be searched on a GPU: {reason(error)}"
+        message = f"index_factory {spec.factory!r} cannot be searched on a GPU: {reason_of(error)}"
         _log_or_raise(spec, FailedPreconditionError(message, field="index_factory"))
         return None
     mode = spec.gpus if placed.n_gpus > 1 else "one"  # on a single GPU, nothing is sharded or replicated

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
@@ -14,12 +13,11 @@ from numpy.typing import NDArray
 
 from ragserve.arguments import check_range
 from ragserve.errors import InvalidInputError
+from ragserve.reasons import reason_of
 from retriever_svc.index.protocol import SearchOptions
 from retriever_svc.index.spec import IndexSpec
 
 native: Any = faiss  # its stub knows these classes' constructors without their arguments
-
-SOURCE_LOCATION = re.compile(r"^Error in .*?\.(?:cpp|h|cu|cuh):\d+: (?:Error: )?", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,7 @@ def set_parameters(index: Any, spec: IndexSpec) -> None:
         raise InvalidInputError(
             "index_search_parameters",
             f"index_search_parameters {spec.search_parameters!r} do not fit index_factory {spec.factory!r}: "
-            f"{reason(error)}",
+            f"{reason_of(error)}",
         ) from error
 
 
@@ -136,11 +134,6 @@ def check_options(options: SearchOptions, spec: IndexSpec, *, has_cells: bool, h
     """
     _check("nprobe", options.nprobe, spec.max_nprobe, applies=has_cells, spec=spec)
     _check("ef_search", options.ef_search, spec.max_ef_search, applies=has_graph, spec=spec)
-
-
-def reason(error: RuntimeError) -> str:
-    """FAISS's own sentence, without the C++ location in front of it."""
-    return SOURCE_LOCATION.sub("", str(error)).strip()
 
 
 def _check(name: str, value: int, largest: int, *, applies: bool, spec: IndexSpec) -> None:

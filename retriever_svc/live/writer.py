@@ -17,6 +17,7 @@ from ragserve.arguments import check_range
 from ragserve.errors import AbortedError, DataLossError, InvalidInputError, NotFoundError
 from ragserve.files import file_error, is_about_access
 from ragserve.printable import counted
+from ragserve.reasons import reason_of
 from retriever_svc.checksums import file_checks
 from retriever_svc.knowledge import DATASET_NAME, PRIMARY_KEY, KnowledgeBase, newest_version
 from retriever_svc.live.restoring import remove_left, restore_as_next
@@ -211,16 +212,16 @@ class KnowledgeWriter:
             with panics_as_errors():
                 yield
         except UNREADABLE as error:
-            text = str(error).partition(", /")[0]  # what follows is a place in the source of Lance
-            text = text.replace(str(self._path).lstrip("/"), self._path.name)  # a name may hold any of these words
-            lost = isinstance(error, FileExistsError) or "concurrent" in text or "conflict" in text.lower()
+            text = str(error).replace(str(self._path).lstrip("/"), "").lower()  # a name may hold any of these words
+            lost = isinstance(error, FileExistsError) or "concurrent" in text or "conflict" in text
             if lost or (is_missing(error) and removed(self._path / DATASET_NAME, opened)):
                 raise AbortedError(
                     f"another writer committed to {self._path} first: try again", retry_after_seconds=RETRY_SECONDS
                 ) from error
             if is_about_access(error):
                 raise file_error(error, "write", self._path) from error
-            raise DataLossError(f"{self._path} could not be written or read: {text}", field="knowledge") from error
+            problem = f"{self._path} could not be written or read: {reason_of(error)}"
+            raise DataLossError(problem, field="knowledge") from error
 
 
 def find_ids(dataset: lance.LanceDataset, ids: Sequence[str]) -> list[str]:

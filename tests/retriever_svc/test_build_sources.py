@@ -204,7 +204,7 @@ def test_gzip_that_ends_early_is_refused(tmp_path: Path) -> None:
     source = tmp_path / "a.jsonl.gz"
     rows = "".join(json.dumps({"id": number, "text": f"text {number * 7919}"}) + "\n" for number in range(1000))
     source.write_bytes(gzip.compress(rows.encode())[:-100])
-    with pytest.raises(InvalidInputError, match=r"a\.jsonl\.gz:\d+: the gzip data are damaged or end early"):
+    with pytest.raises(InvalidInputError, match=r"a\.jsonl\.gz:\d+: the file cannot be unpacked: it"):
         list(read_passages(source))
 
 

@@ -185,7 +185,8 @@ def test_pdfs_without_readable_text_are_skipped_with_the_reason(tmp_path: Path) 
     (tmp_path / "bad.pdf").write_bytes(b"%PDF-1.7\nnothing")
     first, *_ = read_rows(tmp_path)
     assert isinstance(first, InvalidInputError)
-    assert "bad.pdf:1: cannot be read as a PDF" in first.message
+    assert "bad.pdf:1: cannot be read as a PDF: " in first.message
+    assert "Error" not in first.message
 
 
 BLOCKED = """
@@ -220,7 +221,14 @@ def test_the_extra_is_named_where_it_is_not_installed(tmp_path: Path) -> None:
 FRONT_MATTER = [
     ("title: Incident report: outage", "it is not YAML (line 2: mapping values are not allowed here). Put quotes"),
     ("lang: en\ntitle: [a", "it is not YAML (line 3: "),
-    ("a: &x 1\nb: *x", "it is not YAML (line 3: it has an alias)"),
+    ("a: &x 1\nb: *x", "it is not YAML (line 3: it has an alias). Put quotes around a value that begins with *"),
+    ("title: *Canberra*", "it is not YAML (line 2: expected alphabetic or numeric character"),
+    (
+        "a: !x 1",
+        "it is not YAML (line 2: could not determine a constructor for the tag '!x'). Put quotes around a value that "
+        "begins with !",
+    ),
+    ("day: 2021-13-01", "it has a value that cannot be read (month must be in 1..12"),
     ("only a text", "it is not a YAML object."),
 ]
 

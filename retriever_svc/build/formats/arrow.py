@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ragserve.errors import InvalidInputError
+from ragserve.reasons import reason_of
 from retriever_svc.build.columns import ColumnNames
 from retriever_svc.build.formats.values import plain
 from retriever_svc.build.lines import bad_row
@@ -54,7 +55,7 @@ def _called_none(source: Path, kind: str) -> Iterator[None]:
     try:
         yield
     except FILE_ERRORS as error:
-        raise bad_row(source, 1, f"not {kind} file: {error}") from error
+        raise bad_row(source, 1, f"not {kind} file: {reason_of(error)}") from error
 
 
 def read_lance(source: Path, names: ColumnNames, _max_text_bytes: int) -> Iterator[RawRow]:
@@ -75,7 +76,7 @@ def open_lance(source: Path) -> lance.LanceDataset:
     try:
         return lance.dataset(str(directory))
     except (ValueError, OSError) as error:
-        raise bad_row(source, 1, f"not a Lance dataset: {error}") from error
+        raise bad_row(source, 1, f"not a Lance dataset: {reason_of(error)}") from error
 
 
 def _columns(source: Path, schema: pa.Schema, names: ColumnNames) -> list[str]:
@@ -103,7 +104,7 @@ def _rows(source: Path, batches: Iterable[pa.RecordBatch], columns: list[str], n
                     number += 1
                     yield source, number, _named(source, number, row, names)
     except FILE_ERRORS as error:
-        raise bad_row(source, number + 1, f"cannot be read: {error}") from error
+        raise bad_row(source, number + 1, f"cannot be read: {reason_of(error)}") from error
 
 
 def _named(source: Path, number: int, row: Row, names: ColumnNames) -> Row | InvalidInputError:
@@ -120,8 +121,8 @@ def _named(source: Path, number: int, row: Row, names: ColumnNames) -> Row | Inv
 class _Unreadable:
     """Stands for a value that cannot be had."""
 
-    def __init__(self, reason: Exception) -> None:
-        self.reason = str(reason) if isinstance(reason, ValueError) else f"cannot be read: {reason!r}"
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
 
 
 def _decoded(batch: pa.RecordBatch) -> Iterator[Row]:
@@ -146,9 +147,15 @@ def _is_list(kind: pa.DataType) -> bool:
 
 def _value(scalar: pa.Scalar) -> Any:
     try:
-        return plain(scalar.as_py(maps_as_pydicts="strict"))
+        value = scalar.as_py(maps_as_pydicts="strict")
     except DECODING_ERRORS as error:
-        return _Unreadable(error)
+        return _Unreadable(f"cannot be read: {reason_of(error)}")
+    try:
+        return plain(value)
+    except ValueError as error:
+        return _Unreadable(str(error))
+    except DECODING_ERRORS as error:
+        return _Unreadable(f"cannot be read: {reason_of(error)}")
 
 
 def _in_microseconds(column: pa.Array) -> pa.Array:

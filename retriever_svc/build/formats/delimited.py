@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from ragserve.errors import InvalidInputError
 from ragserve.printable import counted
+from ragserve.reasons import reason_of
 from retriever_svc.build.columns import ColumnNames
 from retriever_svc.build.lines import ESCAPED_BYTES, OTHER_BYTES, Line, bad_row, read_lines, too_long
 from retriever_svc.build.reading import Quotes, RawRow, Row
@@ -109,7 +110,7 @@ class DelimitedRecords:
             try:
                 values = next(self._reader, None)
             except csv.Error as error:
-                return self._broken(self._bad(f"badly quoted: {error}; {HOW_TO_QUOTE}"))
+                return self._broken(self._bad(f"badly quoted: {reason_of(error)}; {HOW_TO_QUOTE}"))
             except InvalidInputError as error:
                 if self._damage is not None:
                     raise

@@ -7,6 +7,7 @@ import re
 import warnings
 from typing import TYPE_CHECKING
 
+from ragserve.reasons import reason_of
 from retriever_svc.build.formats.document import Document, decode, document_package
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def _parse(text: str) -> BeautifulSoup:
         try:
             soup: BeautifulSoup = bs4.BeautifulSoup(text, "html.parser")
         except (bs4.ParserRejectedMarkup, RecursionError) as error:
-            raise ValueError(f"cannot be parsed as HTML: {error}") from error
+            raise ValueError(f"cannot be read as HTML: {reason_of(error)}") from error
     return soup
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, BinaryIO, cast
 
 from ragserve.errors import InvalidInputError
+from ragserve.reasons import reason_of
 from retriever_svc.build.columns import ColumnNames
 from retriever_svc.build.formats.jsonl import DECODER
 from retriever_svc.build.lines import ESCAPED_BYTES, OTHER_BYTES, bad_row, open_binary, too_large
@@ -36,7 +37,7 @@ def read_json(source: Path, names: ColumnNames, max_text_bytes: int) -> Iterator
     except UnicodeDecodeError as error:
         raise bad_row(source, objects.number, f"not UTF-8: {error.reason}") from error
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise bad_row(source, objects.number, f"the gzip data are damaged or end early: {error}") from error
+        raise bad_row(source, objects.number, f"the file cannot be unpacked: {reason_of(error)}") from error
 
 
 class _Objects:
@@ -115,4 +116,4 @@ class _Objects:
         if isinstance(error, json.JSONDecodeError):
             self._go_to(error.pos)
             return self._bad(f"not JSON: {error.msg}")
-        return self._bad(f"not JSON: {error}, in the object that begins")
+        return self._bad(f"not JSON: {reason_of(error)}, in the object that begins")

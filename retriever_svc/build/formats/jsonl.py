@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ragserve.errors import InvalidInputError
+from ragserve.reasons import reason_of
 from retriever_svc.build.columns import ColumnNames
 from retriever_svc.build.lines import bad_row, read_lines
 from retriever_svc.build.reading import RawRow, Row
@@ -32,7 +33,7 @@ def _parse(source: Path, number: int, line: str) -> Row:
         hint = ""
         if "\r" in line.strip():
             hint = ". The line holds a carriage return (CR): lines must end with LF or CRLF"
-        raise bad_row(source, number, f"not JSON: {error}{hint}") from error
+        raise bad_row(source, number, f"not JSON: {reason_of(error)}{hint}") from error
     if not isinstance(row, dict):
         hint = ": write one object a line, without a list around them" if isinstance(row, list) else ""
         raise bad_row(source, number, f"not a JSON object{hint}")

@@ -7,6 +7,7 @@ from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from ragserve.reasons import reason_of
 from retriever_svc.build.formats.document import Document, document_package
 from retriever_svc.build.formats.html import html_to_text
 from retriever_svc.build.formats.values import plain
@@ -19,9 +20,10 @@ INVISIBLE = frozenset(("image", "front_matter", "html_inline"))
 ENDS = {"paragraph_close": "\n\n", "heading_close": "\n\n", "tr_close": "\n", "table_close": "\n", "hr": "\n"}
 LIST_ENDS = ("bullet_list_close", "ordered_list_close")
 # The parser starts over at every bracket that opens, so that many of them in one line would take hours.
-MOST_REASON = 200  # characters
 MOST_NESTED = 1_000_000  # no limit: the parser leaves out, without a word, what is nested more deeply
 BREAK = re.compile(r"<br\b", re.IGNORECASE)
+# What YAML says of values that mean something else to it, and what these begin with or hold.
+QUOTED = (("mapping values", "with a colon"), ("alias", "that begins with *"), ("tag", "that begins with !"))
 FENCE_LINES = 1  # before the first line of the front matter
 BRACKETS, MOST_BRACKETS = re.compile(r"[\[\]]"), 20_000
 
@@ -42,7 +44,9 @@ def read_markdown(text: str) -> Document:
     except RecursionError:
         return Document("", text.strip(), note="it is nested too deeply for Markdown and is read as plain text")
     except IndexError as error:
-        raise ValueError(f"cannot be parsed as Markdown: {error!r}") from error
+        raise ValueError(
+            f"cannot be read as Markdown: {reason_of(error, 'the parser fails')}; save it as .txt"
+        ) from error
     if not tokens or tokens[0].type != "front_matter":
         return Document(_title({}, tokens), _text(tokens))
     try:
@@ -84,10 +88,11 @@ def _front_matter(text: str) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1 + FENCE_LINES}: " if mark else ""
         reason = getattr(error, "problem", None) or "it cannot be read"
-        raise ValueError(f"it is not YAML ({place}{reason}). Put quotes around a value with a colon") from error
+        said = f"{getattr(error, 'context', '')} {reason}"
+        advice = next((f". Put quotes around a value {what}" for part, what in QUOTED if part in said), "")
+        raise ValueError(f"it is not YAML ({place}{reason}){advice}") from error
     except (ValueError, TypeError, OverflowError, RecursionError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:MOST_REASON]
-        raise ValueError(f"it has a value that cannot be read ({reason})") from error
+        raise ValueError(f"it has a value that cannot be read ({reason_of(error, 'it has no known form')})") from error
     if values is None and text.strip() and not text.partition("\n")[0].strip():
         raise ValueError("a blank line follows its first line, and it has no entry")
     if values is None:

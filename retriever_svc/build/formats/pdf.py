@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ragserve.printable import counted
+from ragserve.reasons import reason_of
 from retriever_svc.build.formats.document import Document, document_package
 
 
@@ -32,7 +33,7 @@ def read_pdf(raw: bytes) -> Iterator[tuple[int, Document]]:
             opened = not reader.is_encrypted or _opens(reader)
             title, pages = (_title(reader), len(reader.pages)) if opened else ("", 0)
         except Exception as error:  # pypdf lets errors of every kind out of damaged files
-            raise ValueError(f"cannot be read as a PDF: {error!r}") from error
+            raise ValueError(f"cannot be read as a PDF: {_why(error)}") from error
     if not opened:
         raise NoTextError("it is encrypted: save a copy without a password")
     found = 0
@@ -66,7 +67,13 @@ def _page_text(reader: Any, number: int) -> str:
         try:
             return _clean(reader.pages[number - 1].extract_text())
         except Exception as error:
-            raise ValueError(f"page {number} cannot be read: {error!r}") from error
+            raise ValueError(f"page {number} cannot be read: {_why(error)}") from error
+
+
+def _why(error: Exception) -> str:
+    """What pypdf says itself; it also lets errors of its own code out, which say nothing of the file."""
+    own = type(error).__module__.startswith("pypdf") or isinstance(error, NotImplementedError)
+    return reason_of(error) if own else "it is damaged"
 
 
 def _clean(text: str) -> str:
