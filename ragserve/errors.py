@@ -7,7 +7,13 @@ import re
 # Where a field stands in a request; callers of the Python clients know it without that.
 GROUPS = ("options.", "search.")
 # Fields whose keyword in those clients has another name.
-KEYWORDS = {"n_docs": "docs", "num_beams": "beams", "options.num_beams": "beams", "search.kind": "search_kind"}
+KEYWORDS = {
+    "n_docs": "docs",
+    "num_beams": "beams",
+    "options.num_beams": "beams",
+    "search.kind": "search_kind",
+    "options.kind": "search_kind",
+}
 
 
 class RagserveError(Exception):

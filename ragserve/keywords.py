@@ -12,7 +12,7 @@ from ragserve.errors import KEYWORDS, RagserveError, names
 RETRIEVER = "ragserve.v1.RetrieverService"
 RENAMED: Mapping[str, Mapping[str, str]] = {
     "ragserve.v1.RagService": KEYWORDS,
-    RETRIEVER: {},
+    RETRIEVER: {"options.kind": "search_kind"},
 }
 # A field in a message, as a path or with an underscore; not a part of a file's name.
 _FIELD = re.compile(

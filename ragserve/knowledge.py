@@ -151,8 +151,8 @@ class Lookup:
 
     k: passages for each query, default 5, or as many as there are; fewer where the filter lets fewer through.
     knowledge_version: 0 is the newest. filter: as {"lang": "en", "year": ragserve.between(1990, 2000)}. nprobe,
-    ef_search: as the index's kind has them (IVF, HNSW); 0 is its own setting. kind: dense, bm25, weighted or rrf;
-    lexical_weight: part of BM25 in a weighted search, 0 to 1; None: the retriever's settings.
+    ef_search: as the index's kind has them (IVF, HNSW); 0 is its own setting. search_kind: dense, bm25, weighted
+    or rrf; lexical_weight: part of BM25 in a weighted search, 0 to 1; None: the retriever's settings.
     """
 
     queries: Query | Iterable[Query]
@@ -161,7 +161,7 @@ class Lookup:
     filter: Filter | None = None
     nprobe: int = 0
     ef_search: int = 0
-    kind: str | None = None
+    search_kind: str | None = None
     lexical_weight: float | None = None
 
 

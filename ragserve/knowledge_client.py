@@ -157,12 +157,12 @@ class KnowledgeClient:
         filter: Filter | None = None,
         nprobe: int = 0,
         ef_search: int = 0,
-        kind: str | None = None,
+        search_kind: str | None = None,
         lexical_weight: float | None = None,
         timeout_seconds: float | None = None,
     ) -> LookupResult:
         """The k passages nearest to each query: a text, a vector [dim], or several of them. See `Lookup`."""
-        lookup = Lookup(queries, k, knowledge_version, filter, nprobe, ef_search, kind, lexical_weight)
+        lookup = Lookup(queries, k, knowledge_version, filter, nprobe, ef_search, search_kind, lexical_weight)
         return self._read(calls.retrieve(lookup), timeout_seconds)
 
     def retrieve_stream(

@@ -121,7 +121,7 @@ def lookup_to_proto(lookup: Lookup) -> pb.RetrieverServiceRetrieveRequest:
     set_field(request, "k", DEFAULT_K if lookup.k is None else lookup.k)
     request.allow_fewer = lookup.k is None
     set_field(request, "knowledge_version", lookup.knowledge_version)
-    options = {name: getattr(lookup, name) for name in ("nprobe", "ef_search", "kind", "lexical_weight")}
+    options = {name: getattr(lookup, name) for name in ("nprobe", "ef_search", "search_kind", "lexical_weight")}
     search = common_pb2.SearchOptions()
     set_search(search, lookup.filter, "options.", **options)
     if search.ListFields():

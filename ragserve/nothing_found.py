@@ -57,7 +57,7 @@ def explanation(
     reason: NothingFound,
     version: int,
     filter_name: str = "filter",
-    kind_name: str = "kind",
+    kind_name: str = "search_kind",
     keys: FilterKeys = NO_KEYS,
 ) -> str:
     """The reason, and what to do. The names are those that the caller knows filter and kind of search by."""

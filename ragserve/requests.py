@@ -108,11 +108,10 @@ def retrieve_request(question: str, keywords: RetrieveKeywords) -> orchestrator_
 def set_search(target: common_pb2.SearchOptions, wanted: Filter | None, path: str, **options: Any) -> None:
     """Sets what a search may find and how. Raises InvalidInputError, with `path` in front, where it cannot be sent.
 
-    `options` are `nprobe`, `ef_search`, `kind` and `lexical_weight`, as `SearchOptions` has them; None is not sent.
+    `options` are `nprobe`, `ef_search`, `search_kind` and `lexical_weight`, as the clients have them; None is not sent.
     """
-    if (kind := options.pop("kind", None)) is not None:
-        name = "search_kind" if path == "search." else "kind"
-        target.kind = arguments.chosen(f"{path}kind", name, kind, SEARCH_KINDS)
+    if (kind := options.pop("search_kind", None)) is not None:
+        target.kind = arguments.chosen(f"{path}kind", "search_kind", kind, SEARCH_KINDS)
     for name, value in options.items():
         set_field(target, name, value, path)
     try:
@@ -132,9 +131,9 @@ def _check_known(method: str, keywords: Mapping[str, Any], known: type) -> None:
 def _set_retrieval(request: Any, keywords: RetrieveKeywords) -> None:
     set_field(request, "n_docs", keywords.get("docs"), name="docs")
     set_field(request, "knowledge_version", keywords.get("knowledge_version"))
-    options = {name: keywords.get(name) for name in ("nprobe", "ef_search", "lexical_weight")}
+    options = {name: keywords.get(name) for name in ("nprobe", "ef_search", "search_kind", "lexical_weight")}
     search = common_pb2.SearchOptions()
-    set_search(search, keywords.get("filter"), "search.", kind=keywords.get("search_kind"), **options)
+    set_search(search, keywords.get("filter"), "search.", **options)
     if search.ListFields():
         request.search.CopyFrom(search)
 

@@ -90,5 +90,8 @@ def test_errors_of_the_service_name_keywords(field: str, message: str, said: str
 
 
 def test_errors_of_the_retriever_name_keywords() -> None:
-    for field, said in (("options.kind", "kind is bad"), ("passages[3].passage.text", "passages[3].text is bad")):
+    for field, said in (
+        ("options.kind", "search_kind is bad"),
+        ("passages[3].passage.text", "passages[3].text is bad"),
+    ):
         assert str(in_keywords(errors.InvalidInputError(field, f"{field} is bad"), RETRIEVER)) == said

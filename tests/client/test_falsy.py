@@ -115,7 +115,7 @@ def ids(found: ragserve.LookupResult) -> list[str]:
 
 
 def test_a_weight_of_zero_alone_is_taken(lexical: ragserve.KnowledgeClient) -> None:
-    dense = ids(lexical.retrieve("old city", 10, kind="dense"))
+    dense = ids(lexical.retrieve("old city", 10, search_kind="dense"))
     assert ids(lexical.retrieve("old city", 10, lexical_weight=0.0)) == dense
     assert ids(lexical.retrieve("old city", 10)) != dense
     (streamed,) = lexical.retrieve_stream([ragserve.Lookup("old city", 10, lexical_weight=0.0)])
@@ -129,7 +129,7 @@ def test_a_weight_of_zero_alone_is_taken(lexical: ragserve.KnowledgeClient) -> N
         ("queries", lambda client: client.retrieve([])),
         ("queries[0].text", lambda client: client.retrieve("")),
         ("queries[0].text", lambda client: client.retrieve([""])),
-        ("options.kind", lambda client: client.retrieve("q", kind="")),
+        ("options.kind", lambda client: client.retrieve("q", search_kind="")),
         ("ids", lambda client: client.delete([])),
         ("ids", lambda client: client.get([])),
         ("passages", lambda client: client.upsert([])),

@@ -77,7 +77,7 @@ def test_lookups_as_they_are_sent() -> None:
     vector = np.array([1, 2], np.float32)
     for queries in (vector, [vector], vector[np.newaxis]):
         assert [query.vector for query in lookup_to_proto(Lookup(queries)).queries] == [vector.tobytes()]
-    request = lookup_to_proto(Lookup(["q", vector], 3, 7, {"lang": "en"}, nprobe=2, ef_search=4, kind="bm25"))
+    request = lookup_to_proto(Lookup(["q", vector], 3, 7, {"lang": "en"}, nprobe=2, ef_search=4, search_kind="bm25"))
     assert [query.WhichOneof("query") for query in request.queries] == ["text", "vector"]
     assert (request.k, request.knowledge_version) == (3, 7)
     assert (request.options.filter[0].key, request.options.nprobe, request.options.ef_search) == ("lang", 2, 4)

@@ -35,7 +35,7 @@ SECONDS = 60.0
 
 
 # What an error may call a parameter.
-OTHER_NAMES = {"docs": ("n_docs",), "search_kind": ("search.kind",), "lookups": ("queries",)}
+OTHER_NAMES = {"docs": ("n_docs",), "search_kind": ("search.kind", "options.kind"), "lookups": ("queries",)}
 
 
 @pytest.fixture(scope="module")

@@ -145,7 +145,7 @@ def test_nothing_found_has_its_true_cause(
         assert caught.value.field == field
         assert caught.value.message.startswith(said)
     found = knowledge.retrieve(
-        options["question"], 1, filter=given.get("filter"), kind=given.get("search_kind"), knowledge_version=1
+        options["question"], 1, filter=given.get("filter"), search_kind=given.get("search_kind"), knowledge_version=1
     )
     assert found.passages == ()
     assert found.results[0].nothing_found.startswith(said.partition("search_")[0])

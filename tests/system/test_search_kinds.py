@@ -36,7 +36,7 @@ def clients(launcher: Launcher, stack: Stack) -> Iterator[Clients]:
 
 @pytest.mark.parametrize("kind", ["dense", "bm25", "weighted", "rrf"])
 def test_every_kind_reaches_the_retriever(kind: str, clients: Clients) -> None:
-    own = [(one.id, one.prior) for one in clients.knowledge.retrieve(QUESTION, 4, kind=kind).passages]
+    own = [(one.id, one.prior) for one in clients.knowledge.retrieve(QUESTION, 4, search_kind=kind).passages]
     assert [(one.id, one.prior) for one in clients.rag.retrieve(QUESTION, docs=4, search_kind=kind).passages] == own
     answer = clients.rag.generate(QUESTION, docs=4, search_kind=kind, max_length=8)
     assert [one.id for one in answer.passages] == [identifier for identifier, _ in own]
