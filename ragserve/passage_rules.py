@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
+from ragserve.arguments import shown
 from ragserve.reasons import reason_of
 
 # The largest k of a service (100) times this stays below the largest message (64 MiB).
@@ -130,7 +131,7 @@ def parse_metadata(text: str) -> dict[str, Any]:
 def check_metadata(value: object) -> dict[str, Any]:
     """The value, if it is an object that a passage may have. Raises ValueError as `parse_metadata` does."""
     if not isinstance(value, dict):
-        raise ValueError("must be a JSON object")  # noqa: TRY004  (of the content, not of a caller's type)
+        raise ValueError(f"is {shown(value)}; it must be a JSON object")  # noqa: TRY004  (a value, not a type)
     keys = 0
     for path, item in _items(value, "", MAX_METADATA_LEVELS):
         if isinstance(item, dict):

@@ -12,6 +12,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, EnvSettingsSource, InitSettingsSource, SettingsError
 
+from ragserve.arguments import shown
 from ragserve.errors import InvalidInputError
 from ragserve.files import read_toml
 
@@ -120,7 +121,7 @@ def _read_table(path: Path, table: str) -> dict[str, Any]:
             known = ", ".join(sorted({*SECTIONS, table}))
             raise InvalidInputError(key, f"unknown table [{key}] in {path}; known: {known}")
         if not isinstance(value, dict):
-            raise InvalidInputError(key, f"{key} in {path} must be a table: [{key}]")
+            raise InvalidInputError(key, f"{key} in {path} is {shown(value)}; it must be a table: [{key}]")
     return dict(content.get(table, {}))
 
 

@@ -94,7 +94,7 @@ def test_the_largest_k_of_the_largest_passages_fits_into_a_message() -> None:
         (("a\u2028", "", "x"), "id", "holds the control character U+2028 at position 1: remove it"),
         (("a", "t\0", "x"), "title", "holds the control character U+0000 at position 1: remove it"),
         (("a", "", "\udc80"), "text", "holds half a surrogate pair, which is no text"),
-        (("a", "", "x", "[]"), "metadata_json", "must be a JSON object"),
+        (("a", "", "x", "[]"), "metadata_json", "is []; it must be a JSON object"),
         (("a", "", "x", '{"a": NaN}'), "metadata_json", "is not JSON: NaN is no JSON value"),
         (("a", "", "x", '{"a": 1e999}'), "metadata_json", "has inf under 'a', which JSON does not have"),
         (("a", "", "x", '{"a": ' + "[" * 64 + "]" * 64 + "}"), "metadata_json", "is nested more than 64 levels deep"),

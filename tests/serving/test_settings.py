@@ -154,7 +154,7 @@ def test_wrong_values_of_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         ("[echo]\nmodel = 'm'\n[echo.server]\nprot = 1", "server.prot", "unknown setting server.prot"),
         ("[ehco]\nmodel = 'm'", "ehco", "unknown table [ehco]"),
         ("model = 'm'", "model", "unknown table [model]"),
-        ("echo = 3", "echo", "must be a table"),
+        ("echo = 3", "echo", "is 3; it must be a table"),
         ("[echo\n", "--config", "is not TOML"),
         ("[echo]\nmodel = 'm'\nmax_k = 'many'", "max_k", "valid integer"),
         ("", "model", "model is required"),
