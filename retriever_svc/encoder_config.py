@@ -61,10 +61,12 @@ def load_encoder_config(path: Path) -> EncoderConfig:
     try:
         with file_errors("read", path):
             body = parse_json(path.read_text(encoding="utf-8"))
-        config = EncoderConfig(**body)
-    except (ValueError, TypeError) as error:
-        why = reason_of(error, f"its keys must be {', '.join(entry.name for entry in fields(EncoderConfig))}")
-        raise FailedPreconditionError(f"{path} is not an encoder's configuration: {why}", field=str(path)) from error
+        wrong = _wrong_keys(body)
+    except ValueError as error:
+        wrong = reason_of(error)
+    if wrong:
+        raise FailedPreconditionError(f"{path} is not an encoder's configuration: {wrong}", field=str(path))
+    config = EncoderConfig(**body)
     for entry in fields(config):
         _check_kind(path, entry.name, str(entry.type), getattr(config, entry.name))
     for name in ("dim", "max_length"):
@@ -75,6 +77,15 @@ def load_encoder_config(path: Path) -> EncoderConfig:
             f"{path}: truncation_side is {config.truncation_side!r}; it must be left or right", field=str(path)
         )
     return config
+
+
+def _wrong_keys(body: object) -> str:
+    """What is wrong with the keys; empty where nothing is."""
+    if not isinstance(body, dict):
+        return "it is no JSON object"
+    unknown = [key for key in body if key not in EncoderConfig.__dataclass_fields__]
+    missing = [key for key in ("dim", "max_length") if key not in body]
+    return f"the key {unknown[0]!r} is unknown" if unknown else f"the key {missing[0]!r} is missing" if missing else ""
 
 
 def _check_kind(path: Path, name: str, kind: str, value: object) -> None:

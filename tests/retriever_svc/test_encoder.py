@@ -101,8 +101,8 @@ def test_a_missing_or_broken_file_is_named(model: Path, tmp_path: Path, name: st
     [
         ({"dim": 31}, "gives vectors of 32 values"),
         ({"dim": "32"}, "dim is '32'; it must be of type int"),
-        ({"dim": 0}, "at least 1"),
-        ({"width": 3}, "width"),
+        ({"dim": 0}, "dim is 0; it must be at least 1"),
+        ({"width": 3}, "is not an encoder's configuration: the key 'width' is unknown"),
     ],
 )
 def test_a_wrong_configuration_is_refused(model: Path, tmp_path: Path, change: dict, message: str) -> None:
