@@ -9,7 +9,7 @@ MOST_CHARACTERS = 200
 MEANINGS = (
     ("set_int_max_str_digits", "a number has more than 4,300 digits"),
     ("year .*out of range|date value out of range|days=.*magnitude", "a time is out of range"),
-    ("too large to convert", "a number is too large"),
+    ("too large to convert", "a number or time is out of range"),
     ("maximum recursion depth", "it is nested too deeply"),
     ("ot a gzipped file", "its name ends in .gz, and it is not gzipped"),
     ("end-of-stream marker", "it ends early"),

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from ragserve.printable import counted
 from ragserve_cli import console
 
 
@@ -116,8 +115,7 @@ def import_command(  # noqa: PLR0913
         )
     for warning in made.warnings:
         console.warn(warning)
-    files = counted(len(made.manifest.files), "file")
-    console.note(f"{out}: {made.manifest.kind}, {files}; serve it with 'ragserve up --model'")
+    console.note(f"{out}: {made.manifest.kind}, {len(made.manifest.files)} files; serve it with 'ragserve up --model'")
 
 
 def quantize_command(

@@ -215,7 +215,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "prompts": (
         "config_sentence_transformers.json",
         {"prompts": ["query: "]},
-        "prompts is ['query: ']; it must be an object of texts",
+        r"prompts is \['query: '\]; it must be an object of texts",
     ),
     "task": ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, "transformer_task 'fill-mask'"),
     "length": ("sentence_bert_config.json", {"query_length": 32}, "query_length 32"),

@@ -56,7 +56,7 @@ class Rag(orchestrator_pb2_grpc.RagServiceServicer):
         if request.question == "full":
             raise errors.ResourceExhaustedError("full", retry_after_seconds=2.0)
         if request.HasField("n_docs") and not request.n_docs:
-            raise errors.InvalidInputError("n_docs", "must be at least 1")
+            raise errors.InvalidInputError("n_docs", "n_docs is 0; it must be at least 1")
         return orchestrator_pb2.GenerateResponse() if request.question == "nothing" else answer()
 
     async def GenerateStream(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802

@@ -91,7 +91,7 @@ async def test_async_retrieve_and_score(client: ragserve.Client, async_client: r
 
 
 def test_errors_are_typed(client: ragserve.Client) -> None:
-    with pytest.raises(ragserve.InvalidInputError, match=r"^docs must be at least 1$") as invalid:
+    with pytest.raises(ragserve.InvalidInputError, match=r"^docs is 0; it must be at least 1$") as invalid:
         client.generate("q", docs=0)
     assert invalid.value.field == "n_docs"
     with pytest.raises(ragserve.ResourceExhaustedError) as full:

@@ -234,7 +234,7 @@ async def test_the_asynchronous_client_does_the_same(async_client: ragserve.Asyn
 
 def test_errors_do_not_name_paths_of_the_server(client: ragserve.KnowledgeClient, home: Home) -> None:
     for call in (lambda: client.rollback(9999), lambda: client.diff(9999)):
-        with pytest.raises(ragserve.NotFoundError, match="the knowledge base has no version 9999; it has 1") as caught:
+        with pytest.raises(ragserve.NotFoundError, match="the knowledge base has no version 9999; it has ") as caught:
             call()
         assert str(home.knowledge.parent) not in str(caught.value)
 

@@ -162,7 +162,7 @@ def test_a_pickle_that_is_not_allowed_runs_nothing(source: Path, model: Path, tm
         ([("0", vectors(1)[0][:-1])], r"entry 0 .'0'. has shape \[31\]; it must be \[32\]"),
         ([("0", "text")], "entry 0 .'0'. is not a vector"),
         ({"0": 1}, r"is not a list of \(id, vector\)"),
-        ([("0", vectors(1)[0])], f"1 vectors for the {N} rows"),
+        ([("0", vectors(1)[0])], f"1 vector for the {N} rows"),
     ],
 )
 def test_a_pickle_that_does_not_fit_is_refused(

@@ -147,7 +147,7 @@ async def test_stages_are_timed_and_add_up(engine: RetrieverEngine) -> None:
         ([Query(vector=np.full(DIMENSION, np.nan, np.float32))], 1, "queries[0].vector", "not finite"),
         ([Query(vector=np.full(DIMENSION, np.inf, np.float32))], 1, "queries[0].vector", "not finite"),
         ([Query(vector=np.full(DIMENSION, -1.1e15, np.float32))], 1, "queries[0].vector", r"beyond 1e\+15"),
-        ([Query("a")], 0, "k", "at least 1"),
+        ([Query("a")], 0, "k", "k is 0; it must be between 1 and 50: the retriever"),
         ([Query("a")], 51, "k", "max_k"),
     ],
 )
@@ -242,7 +242,7 @@ def test_offline_search_equals_the_service(
     assert (len(hits), warnings) == (4, ())
     assert len(search_offline(model, knowledge_base, "a", None, options)[0]) == 5
     assert abs(sum(np.exp(hit.log_prior) for hit in hits) - 1) < 1e-5
-    with pytest.raises(InvalidInputError, match="at most 120: the knowledge base has 120 passages"):
+    with pytest.raises(InvalidInputError, match="between 1 and 120: the knowledge base has 120 passages"):
         search_offline(model, knowledge_base, "a", 121, options)
     with pytest.raises(InvalidInputError, match="empty"):
         search_offline(model, knowledge_base, " ", 1, options)

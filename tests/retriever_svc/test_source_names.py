@@ -60,7 +60,7 @@ def test_a_time_that_is_out_of_range_is_said_without_pythons_words(tmp_path: Pat
     (found,) = read_rows(tmp_path / "a.parquet")
     assert isinstance(found, InvalidInputError)
     assert found.message.endswith(
-        "column 'd' cannot be read: a time is out of range: leave the column out (--without-column d)"
+        "column 'd' cannot be read: a number or time is out of range: leave the column out (--without-column d)"
     )
 
 
