@@ -28,7 +28,7 @@ class Unserved:
 
     def matters(self, value: Any) -> bool:
         """Whether transformers would answer differently."""
-        return value is not None and not any(value == one and type(value) is not str for one in self.neutral)
+        return value is not None and value not in self.neutral
 
 
 _SAMPLING = "a request that samples says it (options.sampling)"

@@ -93,6 +93,7 @@ OTHER = {"do_sample": True, "temperature": 0.7, "num_return_sequences": 2, "num_
         ({"own": SPECIAL, "section": {"min_new_tokens": 7}}, ("min_new_tokens 7: ignored in both modes",)),
         ({"own": {**SPECIAL, "min_new_tokens": 3}, "section": {"min_new_tokens": 7}}, ()),
         ({"prefix": "ask: "}, ("config.json sets prefix to 'ask: '",)),
+        ({"prefix": ""}, ()),
         ({"prefix": "ask: ", "section": {"prefix": "ask: "}}, ()),
         ({"label_smoothing": 0.1, "do_deduplication": False}, ("do_deduplication", "label_smoothing")),
         ({"section": {"normalize_before": True, "extra_pos_embeddings": 2}}, ("normalize_before",)),
