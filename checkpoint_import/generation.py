@@ -25,7 +25,7 @@ from checkpoint_import.fields import MODEL_UNSERVED, RAG_UNSERVED, SERVED, UNSER
 from checkpoint_import.recognize import read_json
 from checkpoint_import.source import Source
 from ragserve.activations import LEARNED
-from ragserve.errors import FailedPreconditionError
+from ragserve.errors import FailedPreconditionError, RagserveError
 from ragserve.search_settings import SEARCH_SETTINGS, read_search_settings
 from ragserve.token_rules import SpecialTokens
 
@@ -56,10 +56,12 @@ def read_generation(source: Source, config: PreTrainedConfig) -> Generation:
     Raises:
         FailedPreconditionError: a value cannot be used; the message names file and setting.
     """
-    check_activation(source, config)
-    _check_padding(source, config)
-    directory = source.composite_directory or source.generator.directory
-    raw = source.composite if source.composite is not None else source.generator.config
+    directory, composite = source.generator.directory, source.composite
+    if directory != source.composite_directory:
+        composite = None  # a generator that an option names brings its own settings
+    _check_activation(directory / MODEL_FILE, config)
+    _check_padding(directory / MODEL_FILE, config, "" if composite is None else "generator.")
+    raw = source.generator.config if composite is None else composite
     own = directory / OWN_FILE
     of_model = _read(directory / MODEL_FILE, lambda: _from_model(raw))
     token = _read(own, lambda: _from_file(own)) if own.is_file() else of_model
@@ -67,13 +69,13 @@ def read_generation(source: Source, config: PreTrainedConfig) -> Generation:
     of_generator = _read(directory / MODEL_FILE, lambda: _from_model(config))
     warnings = [*_unserved(token, path.name)]
     if own.is_file():
-        warnings += _overridden(of_model, token, None if source.composite is None else of_generator)
-    sequence = token if source.composite is None else of_generator
+        warnings += _overridden(of_model, token, None if composite is None else of_generator)
+    sequence = token if composite is None else of_generator
     settings = [_with_start(one, of_generator, path.name, warnings) for one in (token, sequence)]
     for mode, one in zip(("RAG-Token", "RAG-Sequence"), settings, strict=True):
         if one.get("eos_token_id") in (None, []):
             warnings.append(f"{mode} has no end token: its answers end at their greatest length, as in transformers")
-    bos = (source.composite or {}).get("bos_token_id") or getattr(config, "bos_token_id", None)
+    bos = (composite or {}).get("bos_token_id") or getattr(config, "bos_token_id", None)
     values = {
         "token_rules": settings[0],
         "sequence_rules": settings[1],
@@ -89,14 +91,13 @@ def read_generation(source: Source, config: PreTrainedConfig) -> Generation:
     return Generation(search, tokens, tuple(dict.fromkeys(warnings)))
 
 
-def check_activation(source: Source, config: PreTrainedConfig) -> None:
+def _check_activation(path: Path, config: PreTrainedConfig) -> None:
     """Refuses an activation function that transformers does not know, or that has weights of its own.
 
     Raises:
         FailedPreconditionError: naming it.
     """
     name = getattr(config, "dense_act_fn", None) or getattr(config, "activation_function", None)
-    path = source.generator.directory / MODEL_FILE
     if not isinstance(name, str) or name not in ACT2FN:
         raise FailedPreconditionError(
             f"{path}: the activation function {name!r} is none of {', '.join(ACT2FN)}", field=str(path)
@@ -109,17 +110,17 @@ def check_activation(source: Source, config: PreTrainedConfig) -> None:
         )
 
 
-def _check_padding(source: Source, config: PreTrainedConfig) -> None:
+def _check_padding(path: Path, config: PreTrainedConfig, section: str) -> None:
     """Refuses a padding token of the generator that has no row in its embedding.
 
     Raises:
         FailedPreconditionError: naming file and setting.
     """
-    pad, path = getattr(config, "pad_token_id", None), source.generator.directory / MODEL_FILE
+    pad = getattr(config, "pad_token_id", None)
     if isinstance(pad, int) and pad >= config.vocab_size:
-        name = "pad_token_id" if source.composite is None else "generator.pad_token_id"
         raise FailedPreconditionError(
-            f"{path}: {name} is {pad}; the vocabulary has the ids 0 to {config.vocab_size - 1}", field=str(path)
+            f"{path}: {section}pad_token_id is {pad}; the vocabulary has the ids 0 to {config.vocab_size - 1}",
+            field=str(path),
         )
 
 
@@ -136,7 +137,7 @@ def _read(path: Path, read: Callable[[], GenerationConfig]) -> GenerationConfig:
     """What transformers reads. Its errors are of many kinds."""
     try:
         return read()
-    except FailedPreconditionError:
+    except RagserveError:
         raise
     except Exception as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__

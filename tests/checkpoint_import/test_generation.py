@@ -169,3 +169,14 @@ def test_a_pair_has_the_settings_of_its_generator_in_both_modes(tmp_path: Path) 
     written = json.loads((tmp_path / "model" / "generator" / "generation_config.json").read_text())
     assert written["eos_token_id"] == [1, 7]
     assert GenerationConfig.from_pretrained(tmp_path / "model" / "generator").suppress_tokens == [9]
+
+
+def test_a_generator_that_replaces_a_composite_s_brings_its_own_settings(tmp_path: Path) -> None:
+    settings = {"num_beams": 4, "forced_bos_token_id": 8, "n_docs": 2}
+    composite = save_composite(tmp_path / "rag", "bart", "rag-token", **settings)
+    generator = save_generator(tmp_path / "t5", "t5")
+    (generator / "generation_config.json").write_text(json.dumps({"decoder_start_token_id": 0, "eos_token_id": 1}))
+    made = import_checkpoint(composite, tmp_path / "model", ImportOptions(generator=generator))
+    tokens = SpecialTokens.read(made.manifest.tokens or {})
+    assert tokens.token_rules == tokens.sequence_rules == TokenRules(0, (1,))
+    assert (made.manifest.kind, made.manifest.rag.n_docs, made.manifest.generation) == ("rag-token", 2, {})
