@@ -19,6 +19,8 @@ from ragserve.files import exists
 from ragserve.printable import counted
 
 MOST_EXTRA_IDS = 10_000  # T5 has 100
+MOST_TOKENS = 2**20  # of an input; a tokenizer that says more has no limit
+DEFAULT_TOKENS = 512  # of an input, where nothing limits it
 # Models whose first position is the padding token's id plus 1.
 POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet")
 
@@ -143,12 +145,17 @@ def special_token_warnings(tokenizer: PreTrainedTokenizerBase, config: PreTraine
 
 
 def longest_input(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, own: int | None) -> int:
-    """Largest number of tokens that the tokenizer, the position embeddings and the folder's own limit allow."""
-    positions = int(getattr(config, "max_position_embeddings", 512))
+    """Largest number of tokens of an input: the folder's own limit (`own`), else the tokenizer's.
+
+    It is never above the number of position embeddings, where the model has them.
+    """
+    limit = own or int(tokenizer.model_max_length)
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:  # T5's are relative
+        return limit if limit <= MOST_TOKENS else DEFAULT_TOKENS
     if config.model_type in POSITIONS_AFTER_PADDING:
         positions -= int(config.pad_token_id) + 1
-    limits = [int(tokenizer.model_max_length), positions]
-    return min([*limits, own] if own else limits)
+    return min(limit, int(positions))
 
 
 def _first_line(error: Exception) -> str:

@@ -201,6 +201,33 @@ def test_a_long_text_is_cut_where_the_tokenizer_cuts(tmp_path: Path, side: str) 
     np.testing.assert_allclose(encoder.encode_queries([QUESTIONS[2]])[0], expected.numpy(), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("tokenizer", "folder", "read"), [(16, 48, 48), (48, 16, 16), (16, None, 16), (900, None, 64), (None, 900, 64)]
+)
+def test_the_folder_says_how_long_an_input_may_be(
+    tmp_path: Path, tokenizer: int | None, folder: int | None, read: int
+) -> None:
+    """Its max_seq_length takes the place of the tokenizer's limit; the model has 64 positions."""
+    save(tmp_path / "hf", "bert")
+    path = tmp_path / "hf" / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": tokenizer}))
+    add_modules(tmp_path / "hf", {"Pooling": {"pooling_mode": "mean"}})
+    (tmp_path / "hf" / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": folder}))
+    assert load(tmp_path / "hf", tmp_path / "out").config.max_length == read
+
+
+@pytest.mark.parametrize(("folder", "read"), [(700, 700), (None, 512)])
+def test_a_model_without_position_embeddings_reads_what_the_folder_says(
+    tmp_path: Path, folder: int | None, read: int
+) -> None:
+    tokenizer = roberta_tokenizer()
+    t5_encoder(tokenizer).save_pretrained(tmp_path / "hf")
+    tokenizer.save_pretrained(tmp_path / "hf")
+    add_modules(tmp_path / "hf", {"Pooling": {"pooling_mode": "mean"}})
+    (tmp_path / "hf" / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": folder}))
+    assert load(tmp_path / "hf", tmp_path / "out").config.max_length == read
+
+
 def test_settings_under_another_models_name(tmp_path: Path) -> None:
     save(tmp_path / "hf", "roberta")
     add_modules(tmp_path / "hf", {"Pooling": {"pooling_mode": "mean"}, "Dropout": {"dropout": 0.1}})
