@@ -44,20 +44,24 @@ class Target:
         if not self.is_empty:
             try:
                 journal.knowledge.rename(self.path)
-            except FileExistsError as error:
-                raise FailedPreconditionError(
-                    f"{self.path} was made by someone else meanwhile: {error}", field="out"
-                ) from error
+            except OSError as error:  # a directory that is not empty, or a file
+                if not exists(self.path):
+                    raise
+                raise _taken(self.path) from error
             sync(self.path.parent)
             return
         if (self.path / DATASET_NAME).exists():
-            raise FailedPreconditionError(f"{self.path} was made by someone else meanwhile", field="out")
+            raise _taken(self.path)
         # The dataset comes last: it is what makes the directory a knowledge base.
         for path in sorted(journal.knowledge.iterdir(), key=lambda path: path.name == DATASET_NAME):
             place = self.path / path.name
             shutil.rmtree(place, ignore_errors=True)  # what a build that was killed here had moved
             path.rename(place)
         sync(self.path)
+
+
+def _taken(out: Path) -> FailedPreconditionError:
+    return FailedPreconditionError(f"{out} was made by someone else meanwhile", field="out")
 
 
 def is_free(out: Path) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ragserve.errors import FailedPreconditionError, InvalidInputError
-from retriever_svc.build import build_knowledge_base
+from retriever_svc.build import Progress, build_knowledge_base
 from retriever_svc.knowledge import describe
 from retriever_svc.loading import RetrievalOptions
 from tests.retriever_svc.sources import WHOLE
@@ -114,6 +114,25 @@ def test_a_build_into_an_empty_directory_goes_on_after_a_kill(model: Path, tmp_p
     assert describe(out).passages == 3000
     assert sorted(path.name for path in out.iterdir()) == ["checksums", "passages.lance"]
     assert not (out / "checksums" / "old").exists()
+
+
+@pytest.mark.parametrize("empty_before", [False, True])
+def test_what_someone_else_makes_meanwhile_is_kept(
+    model: Path, options: RetrievalOptions, tmp_path: Path, empty_before: bool
+) -> None:
+    source, out = tmp_path / "a.jsonl", tmp_path / "kb"
+    source.write_text(ONE)
+    theirs = out / "passages.lance" / "theirs"
+    if empty_before:
+        out.mkdir()
+
+    def make_theirs(_: Progress) -> None:
+        theirs.parent.mkdir(parents=True, exist_ok=True)
+        theirs.touch()
+
+    with pytest.raises(FailedPreconditionError, match="kb was made by someone else meanwhile"):
+        build_knowledge_base(source, out, model, options=options, progress=make_theirs)
+    assert theirs.exists()
 
 
 def test_what_cannot_be_built_to_is_named(
