@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ragserve.errors import InvalidInputError
 from ragserve.printable import counted
 from retriever_svc.build.lines import bad_row
 from retriever_svc.build.reading import EMBEDDINGS, Notify
@@ -27,24 +26,23 @@ class ColumnVectors:
         self._told = False
         self.used: bool | None = None  # None: no passage was seen
 
-    def add(self, passage: SourcePassage) -> InvalidInputError | None:
-        """Keep the vector of a passage; what is wrong with it, if it is to be used."""
+    def add(self, passage: SourcePassage) -> None:
+        """Keep the vector of a passage. Raises InvalidInputError where vectors are used and this one does not fit."""
         if self.used is None:
             self.used = self._decide(passage)
         vector = passage.vector
         if not self.used:
             if vector is not None and not self._told:
                 self._tell(f"column '{EMBEDDINGS}' is left out: the first passage has no vector")
-            return None
+            return
         if vector is None or vector.shape != (self._dimension,):
             found = "is missing" if vector is None else f"has {counted(len(vector), 'value')}"
-            return bad_row(
+            raise bad_row(
                 Path(passage.file),
                 passage.line,
                 f"column '{EMBEDDINGS}' {found}; the vectors of the other rows have {self._dimension}",
             )
         self._write(passage.row, vector)
-        return None
 
     def _tell(self, message: str) -> None:
         self._told = True

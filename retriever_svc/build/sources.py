@@ -168,16 +168,13 @@ def split_row(row: SourcePassage, cut: Cut | None, limits: PassageLimits = DEFAU
 
 def _largest_column(row: SourcePassage) -> str:
     """What to do where most of the metadata is a further column of the source."""
-    sizes = {name: len(json.dumps(value, ensure_ascii=False).encode()) for name, value in _entries(row).items()}
+    entries: dict[str, Any] = json.loads(row.metadata_json)
+    sizes = {name: len(json.dumps(value, ensure_ascii=False).encode()) for name, value in entries.items()}
     largest = max(sizes, key=lambda name: sizes[name])
     if largest not in row.further:
         return ""
     kept = f"Most of it is the column {largest!r} ({sizes[largest]} bytes), which is kept as metadata"
     return f". {kept}: leave it out (--without-column {largest})"
-
-
-def _entries(row: SourcePassage) -> dict[str, Any]:
-    return dict(json.loads(row.metadata_json))
 
 
 def _to_passage(source: Path, line: int, row: int, values: Mapping[str, Any], max_text_bytes: int) -> SourcePassage:

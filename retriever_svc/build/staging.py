@@ -96,23 +96,23 @@ class Stager:
     def _passages(self, rows: Iterable[SourceRow], names: NameTable, column: ColumnVectors) -> Iterator[SourcePassage]:
         for row in rows:
             self._rows += 1
-            wrong = row if isinstance(row, InvalidInputError) else column.add(row)
-            if wrong is not None:
-                self._unread += 1
-                self._bad(wrong)
-            if wrong is not None or isinstance(row, InvalidInputError):
-                continue
             try:
-                passages = split_row(row, None if column.used else self._cut, self._limits)
+                passages = self._of_row(row, names, column)
             except InvalidInputError as error:
                 self._unread += 1
                 self._bad(error)
                 continue
-            names.add(row.id, row.row)
-            for passage in passages:
-                if passage is not row:
-                    names.add(passage.id, row.row)
-                yield passage
+            yield from passages
+
+    def _of_row(self, row: SourceRow, names: NameTable, column: ColumnVectors) -> list[SourcePassage]:
+        """The passages of a row; its names and its vector are kept. Raises InvalidInputError for a bad row."""
+        if isinstance(row, InvalidInputError):
+            raise row
+        column.add(row)
+        passages = split_row(row, None if column.used else self._cut, self._limits)
+        for name in dict.fromkeys((row.id, *(passage.id for passage in passages))):
+            names.add(name, row.row)
+        return passages
 
     def _batch(self, passages: list[SourcePassage]) -> pa.RecordBatch:
         self._stored += len(passages)
