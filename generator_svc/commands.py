@@ -125,13 +125,12 @@ class OpenOutput:
     """Answer to `OpenCommand`."""
 
     context_tokens: tuple[int, ...]
-    truncated: tuple[bool, ...]
     step: StepOutput | None
-    truncated_tokens: tuple[int, ...] = ()
-    document_tokens: tuple[int, ...] = ()
-    question_characters: int = 0
-    question_unknown_characters: int = 0
-    unknown_tokens: tuple[str, ...] = ()  # the first that was left out of each document; "" where none was
+    truncated_tokens: tuple[int, ...]
+    document_tokens: tuple[int, ...]
+    question_characters: int
+    question_unknown_characters: int
+    unknown_tokens: tuple[str, ...]  # the first left out of each document, "" where none was; empty: none was at all
 
 
 @dataclass(frozen=True)

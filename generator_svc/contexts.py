@@ -10,8 +10,6 @@ from generator_svc.commands import Document, OpenCommand, Truncation
 from ragserve.checkpoint import RagSettings
 from ragserve.errors import InvalidInputError
 
-SPELL_OTHERWISE = "leave it out or spell it otherwise"
-
 
 class ContextCodec(Protocol):
     """What is needed of the tokenizer."""
@@ -37,10 +35,14 @@ class Context:
     """Token ids of one document's context."""
 
     token_ids: tuple[int, ...]
-    truncated: bool
     truncated_tokens: int = 0  # cut from the context
     document_tokens: int = 0  # of the document before it was cut; 0 where it was not
     unknown_token: str = ""  # the first that was left out, as the model does not have it
+
+    @property
+    def truncated(self) -> bool:
+        """Whether tokens were cut from the context."""
+        return self.truncated_tokens > 0
 
 
 def build_contexts(command: OpenCommand, rag: RagSettings, codec: ContextCodec, max_tokens: int) -> tuple[Context, ...]:
@@ -62,18 +64,25 @@ def build_contexts(command: OpenCommand, rag: RagSettings, codec: ContextCodec, 
     return tuple(contexts)
 
 
+def not_in_model(token: str) -> str:
+    """What is wrong with a text that holds a token which the tokenizer has and the model does not."""
+    return (
+        f"holds {token!r}, a token that the generator's tokenizer has and its model does not: "
+        "leave it out or spell it otherwise"
+    )
+
+
 def _unknown(token: str, command: OpenCommand, number: int) -> InvalidInputError:
     """The error for a token without a row in the model, which says where it stands."""
-    document = command.documents[number]
-    reason = f"{token!r}, a token that the generator's tokenizer has and its model does not: {SPELL_OTHERWISE}"
+    document, problem = command.documents[number], not_in_model(token)
     if token in command.question:
-        return InvalidInputError("open.question", f"open.question holds {reason}")
+        return InvalidInputError("open.question", f"open.question {problem}")
     field = f"open.documents[{number}]"
     for part, text in (("title", document.title), ("text", document.text)):
         if token in text:
             titled = f" titled {document.title!r}" if document.title else f" {number}"
-            return InvalidInputError(f"{field}.{part}", f"the {part} of the document{titled} holds {reason}")
-    return InvalidInputError(field, f"the context of document {number} holds {reason}")
+            return InvalidInputError(f"{field}.{part}", f"the {part} of the document{titled} {problem}")
+    return InvalidInputError(field, f"the context of document {number} {problem}")
 
 
 def build_context(
@@ -84,12 +93,12 @@ def build_context(
     text = context_text(passage, question, rag)
     ids = codec.encode(text)
     if len(ids) <= max_tokens:
-        return Context(tuple(ids), truncated=False)
+        return Context(tuple(ids))
     ends = codec.token_ends(passage)
     if truncation == "right":
-        return Context(tuple(codec.encode_truncated(text, max_tokens)), True, len(ids) - max_tokens, len(ends))
+        return Context(tuple(codec.encode_truncated(text, max_tokens)), len(ids) - max_tokens, len(ends))
     kept, n_kept = _shorten(passage, ends, question, rag, codec, max_tokens)
-    return Context(tuple(kept), True, len(ends) - n_kept, len(ends))
+    return Context(tuple(kept), len(ends) - n_kept, len(ends))
 
 
 def context_text(passage: str, question: str, rag: RagSettings) -> str:

@@ -75,7 +75,7 @@ def reply_to_proto(reply: Reply[Any]) -> generator_pb2.DecodeResponse:
     match reply.output:
         case OpenOutput() as opened:
             response.open.context_tokens.extend(opened.context_tokens)
-            response.open.truncated.extend(opened.truncated)
+            response.open.truncated.extend(tokens > 0 for tokens in opened.truncated_tokens)
             response.open.truncated_tokens.extend(opened.truncated_tokens)
             response.open.document_tokens.extend(opened.document_tokens)
             response.open.question_characters = opened.question_characters

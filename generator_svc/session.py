@@ -25,7 +25,7 @@ from generator_svc.commands import (
     TargetScore,
     WidenCommand,
 )
-from generator_svc.contexts import SPELL_OTHERWISE, Context, build_contexts
+from generator_svc.contexts import Context, build_contexts, not_in_model
 from generator_svc.drafting import Drafter
 from generator_svc.loading import LoadedGenerator
 from generator_svc.metrics import GeneratorMetrics
@@ -110,17 +110,16 @@ class DecodeSession:
         self._worker.wake()
         self._metrics.opened(found, len(contexts) - found)
         step = await answer
-        lengths = tuple(len(context.token_ids) for context in contexts)
+        left_out = tuple(context.unknown_token for context in contexts)
         self._metrics.truncated(sum(context.truncated for context in contexts))
         output = OpenOutput(
-            lengths,
-            tuple(context.truncated for context in contexts),
-            step,
-            tuple(context.truncated_tokens for context in contexts),
-            tuple(context.document_tokens for context in contexts),
-            characters_in(command.question),
-            unknown,
-            tuple(each.unknown_token for each in contexts) if any(each.unknown_token for each in contexts) else (),
+            context_tokens=tuple(len(context.token_ids) for context in contexts),
+            step=step,
+            truncated_tokens=tuple(context.truncated_tokens for context in contexts),
+            document_tokens=tuple(context.document_tokens for context in contexts),
+            question_characters=characters_in(command.question),
+            question_unknown_characters=unknown,
+            unknown_tokens=left_out if any(left_out) else (),
         )
         return Reply(output, self._timings(request))
 
@@ -249,11 +248,7 @@ class DecodeSession:
                 target_ids = tuple(self._loaded.codec.encode_target(target))
                 if (token := self._loaded.codec.unknown_token(target_ids)) is not None:
                     field = f"score.targets[{i}].text"
-                    raise InvalidInputError(
-                        field,
-                        f"{field} holds {token!r}, a token that the generator's tokenizer has and its model does not: "
-                        f"{SPELL_OTHERWISE}",
-                    )
+                    raise InvalidInputError(field, f"{field} {not_in_model(token)}")
                 check_target(f"score.targets[{i}].text", target_ids, self._limits)
                 targets.append(target_ids)
             else:
