@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lance
 import pyarrow as pa
@@ -197,25 +198,21 @@ def passage_encoder_hash(model: Path, manifest: Manifest) -> str:
         NotFoundError: a file is missing.
     """
     graph, *inputs = (_hash(model, manifest, name) for name in ENCODER_FILES)
-    prompt, without_query_prompt = _prompts(passage_encoder_directory(model) / ENCODER_FILES[-1])
-    if without_query_prompt is not None:
-        inputs[-1] = without_query_prompt
+    config = _encoder_config(passage_encoder_directory(model) / ENCODER_FILES[-1])
+    if config.pop("query_prompt", ""):  # it changes no passage's vector
+        inputs[-1] = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+    prompt = config.get("passage_prompt", "")
     identity = f"{graph}{AND_INPUTS}{hashlib.sha256(' '.join(inputs).encode()).hexdigest()}"
     return f"{identity}{AND_PROMPT}{prompt}" if prompt else identity
 
 
-def _prompts(path: Path) -> tuple[str, str | None]:
-    """The prompt before passages, and the SHA-256 of an encoder's configuration without the one before questions.
-
-    None: it has none, and the file's own SHA-256 counts. A prompt before questions changes no passage's vector.
-    """
+def _encoder_config(path: Path) -> dict[str, Any]:
+    """The content of `encoder.json`; empty where it cannot be read: whoever loads the encoder says why."""
     try:
         body = parse_json(path.read_text(encoding="utf-8"))
-        if not body.pop("query_prompt", ""):
-            return str(body.get("passage_prompt", "")), None
-    except (OSError, ValueError, AttributeError):  # told, with the reason, where the encoder is loaded
-        return "", None
-    return str(body.get("passage_prompt", "")), hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    except (OSError, ValueError):
+        return {}
+    return body if isinstance(body, dict) else {}
 
 
 def _hash(model: Path, manifest: Manifest, name: str) -> str:
