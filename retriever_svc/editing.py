@@ -7,10 +7,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Generic, NoReturn, TypeVar
 
 import numpy as np
 
@@ -193,15 +193,12 @@ class Editor:
         write = _Write(operation, work, until)
         self._count(1)
         running = self._thread.submit(self._commit, write, clock)
-        running.add_done_callback(self._ended)
+        running.add_done_callback(lambda _: self._count(-1))
         try:
             return await asyncio.wrap_future(running)
         except asyncio.CancelledError:
             write.leave()
             raise
-
-    def _ended(self, _: Future[Any]) -> None:
-        self._count(-1)
 
     def _count(self, change: int) -> None:
         with self._lock:
