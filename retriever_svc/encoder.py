@@ -120,9 +120,10 @@ class TextEncoder:
         """As `tokenize_queries`, and how many tokens of each query are not read."""
         # one by one: no thread pool of its own
         encodings = [self._tokenizer.encode(self.config.query_input(text)) for text in texts]
-        if self.config.vocab_size:
-            for number, encoding in enumerate(encodings):
-                self._require_known(encoding.ids, f"queries[{number}].text")
+        for number, encoding in enumerate(encodings):
+            if (token := unknown_token(self._tokenizer, encoding.ids, self.config)) is not None:
+                field = f"queries[{number}].text"
+                raise InvalidInputError(field, f"{field} {holds(token)}")
         return [QueryTokens(encoding.ids, _unread(encoding)) for encoding in encodings]
 
     def decode_queries(self, texts: Sequence[str], token_ids: Sequence[Sequence[int]]) -> list[str]:
@@ -153,9 +154,10 @@ class TextEncoder:
                 if encoding.overflowing:
                     truncated(row)
         token_ids = [encoding.ids for encoding in encodings]
-        if self.config.vocab_size:
-            for passage, ids in zip(passages, token_ids, strict=True):
-                self._require_known(ids, "passages", passage)
+        for passage, ids in zip(passages, token_ids, strict=True):
+            if (token := unknown_token(self._tokenizer, ids, self.config)) is not None:
+                place = f" (passage {passage.id!r}, {'title' if token in passage.title else 'text'})"
+                raise InvalidInputError("passages", f"passages {holds(token, place)}")
         return self.encode_tokens(token_ids, prompt_tokens=self._passage_prompt_tokens)
 
     def encode_tokens(
@@ -192,17 +194,6 @@ class TextEncoder:
         encoded = self._tokenizer.encode(prompt)
         return len(encoded.ids) - int(encoded.special_tokens_mask[-1])
 
-    def _require_known(self, token_ids: Sequence[int], field: str, passage: Passage | None = None) -> None:
-        """Raises InvalidInputError for a token that the tokenizer has and the graph does not."""
-        unknown = next((each for each in token_ids if each >= self.config.vocab_size), None)
-        if unknown is None:
-            return
-        token = str(self._tokenizer.id_to_token(unknown))
-        place = ""
-        if passage is not None:
-            place = f" (passage {passage.id!r}, {'title' if token in passage.title else 'text'})"
-        raise InvalidInputError(field, f"{field} {holds(token, place)}")
-
     def _forward(self, token_ids: Sequence[Sequence[int]], session: EncoderSession, prompt_tokens: int = 0) -> Float32:
         """One forward pass; [n_rows, dim]. The mask is 2 for the tokens of a prompt that is not pooled."""
         longest = max(len(ids) for ids in token_ids)
@@ -217,6 +208,14 @@ class TextEncoder:
         if not np.isfinite(vectors).all():
             raise InternalError("the encoder gave a vector that is not finite")
         return vectors
+
+
+def unknown_token(tokenizer: Tokenizer, token_ids: Sequence[int], config: EncoderConfig) -> str | None:
+    """The first token that the tokenizer has and the graph does not."""
+    if not config.vocab_size:
+        return None
+    unknown = next((each for each in token_ids if each >= config.vocab_size), None)
+    return None if unknown is None else str(tokenizer.id_to_token(unknown))
 
 
 def holds(token: str, place: str = "") -> str:

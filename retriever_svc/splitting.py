@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from ragserve.arguments import check_range
 from ragserve.errors import InvalidInputError
-from retriever_svc.encoder import holds, load_tokenizer
+from retriever_svc.encoder import holds, load_tokenizer, unknown_token
 from retriever_svc.encoder_config import EncoderConfig, load_encoder_config
 from retriever_svc.encoder_session import read
 from retriever_svc.lexical.analysis import UNSPACED
@@ -125,9 +125,7 @@ class OnlyKnownTokens:
         chunks = [text] if self._cut is None else self._cut(title, text)
         for chunk in chunks:
             ids = self._tokenizer.encode(*self._config.passage_input(title, chunk)).ids
-            unknown = next((each for each in ids if each >= self._config.vocab_size), None)
-            if unknown is not None:
-                token = str(self._tokenizer.id_to_token(unknown))
+            if (token := unknown_token(self._tokenizer, ids, self._config)) is not None:
                 raise InvalidInputError("title" if token in title else "text", holds(token))
         return chunks
 
