@@ -9,16 +9,11 @@ from contextlib import closing
 import pytest
 
 import ragserve
-from orchestrator.downstream.clients import Downstream
-from orchestrator.pipeline import Pipeline
-from orchestrator.servicer import SERVICE_NAME, RagServicer
 from orchestrator.settings import OrchestratorSettings
 from ragserve.serving.metrics import Metrics
-from ragserve.serving.server import Server
 from ragserve.serving.settings import ServerSettings
-from ragserve.v1 import orchestrator_pb2_grpc
 from tests.orchestrator.toy import Toy
-from tests.orchestrator.toy_services import world
+from tests.orchestrator.toy_services import orchestrator, world
 
 
 async def failures(target: str) -> list[str]:
@@ -26,27 +21,12 @@ async def failures(target: str) -> list[str]:
     settings = OrchestratorSettings(
         server=ServerSettings(port=0, metrics_port=0), retriever=target, generator=target, startup_wait_seconds=0.3
     )
-    metrics = Metrics()
-    downstream = Downstream(settings, metrics)
-    servicer = RagServicer(Pipeline(downstream.retriever, downstream.generator, settings, metrics), 60.0)
-    server = Server(
-        settings.server,
-        name="orchestrator",
-        service_names=[SERVICE_NAME],
-        register=lambda made: orchestrator_pb2_grpc.add_RagServiceServicer_to_server(servicer, made),
-        metrics=metrics,
-    )
-    await server.listen()
-    await downstream.start()
-    await server.set_serving()
     said = []
-    async with ragserve.AsyncClient(f"127.0.0.1:{server.port}", max_attempts=1) as client:
+    async with orchestrator(settings, Metrics()) as own, ragserve.AsyncClient(own, max_attempts=1) as client:
         for call in (client.retrieve("q"), client.score("q", "a", documents=[{"title": "t", "text": "x"}])):
             with pytest.raises(ragserve.UnavailableError) as caught:
                 await call
             said.append(str(caught.value))
-    await server.drain(0)
-    await downstream.stop()
     return said
 
 

@@ -244,6 +244,28 @@ async def started(servicers: Sequence[ToyGenerator]) -> tuple[list[grpc.aio.Serv
 
 
 @asynccontextmanager
+async def orchestrator(settings: OrchestratorSettings, metrics: Metrics) -> AsyncIterator[str]:
+    """A real orchestrator on a port of its own; its target."""
+    downstream = Downstream(settings, metrics)
+    servicer = RagServicer(Pipeline(downstream.retriever, downstream.generator, settings, metrics), 60.0)
+    server = Server(
+        settings.server,
+        name="orchestrator",
+        service_names=[SERVICE_NAME],
+        register=lambda made: orchestrator_pb2_grpc.add_RagServiceServicer_to_server(servicer, made),
+        metrics=metrics,
+    )
+    await server.listen()
+    await downstream.start()
+    await server.set_serving()
+    try:
+        yield f"127.0.0.1:{server.port}"
+    finally:
+        await server.drain(0)
+        await downstream.stop()
+
+
+@asynccontextmanager
 async def world(
     toy: Toy,
     *,
@@ -268,25 +290,10 @@ async def world(
         **{"candidates": 4, **settings},
     )
     metrics = Metrics()
-    downstream = Downstream(chosen, metrics)
-    servicer_ = RagServicer(Pipeline(downstream.retriever, downstream.generator, chosen, metrics), 60.0)
-    server_ = Server(
-        chosen.server,
-        name="orchestrator",
-        service_names=[SERVICE_NAME],
-        register=lambda server: orchestrator_pb2_grpc.add_RagServiceServicer_to_server(servicer_, server),
-        metrics=metrics,
-    )
-    await server_.listen()
-    await downstream.start()
-    await server_.set_serving()
     try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{server_.port}") as channel:
-            stub = orchestrator_pb2_grpc.RagServiceStub(channel)
-            yield World(stub, metrics, faults, generators, f"127.0.0.1:{server_.port}")
+        async with orchestrator(chosen, metrics) as target, grpc.aio.insecure_channel(target) as channel:
+            yield World(orchestrator_pb2_grpc.RagServiceStub(channel), metrics, faults, generators, target)
     finally:
-        await server_.drain(0)
-        await downstream.stop()
         if faults.dying is not None:
             await faults.dying
         for toy_server in (*generators, retriever):
