@@ -11,6 +11,7 @@ from transformers import T5ForConditionalGeneration as T5Model
 
 from checkpoint_import import ImportOptions, import_checkpoint
 from ragserve.untrained import looks_untrained
+from tests.checkpoint_import.test_encoder_styles import save
 from tests.tiny import bart_tokenizer, question_tokenizer, save_generator, save_question_encoder
 
 BART = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
@@ -67,8 +68,6 @@ def test_trained_parts_are_not(tmp_path: Path) -> None:
     [("BertForMaskedLM", "to guess masked words"), ("BertForSequenceClassification", "to classify texts")],
 )
 def test_encoders_that_were_trained_for_something_else(tmp_path: Path, architecture: str, training: str) -> None:
-    from tests.checkpoint_import.test_encoder_styles import save  # noqa: PLC0415 - another test's helper
-
     save(tmp_path / "bert", "bert")
     path = tmp_path / "bert" / "config.json"
     path.write_text(path.read_text().replace('"BertModel"', f'"{architecture}"'))

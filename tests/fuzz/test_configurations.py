@@ -107,6 +107,7 @@ def survives(path: Path, original: bytes, content: Any, read: Callable[[], objec
 
 def fuzz(count: int, path: Path, read: Callable[[], object]) -> None:
     original = path.read_bytes()
+    read()  # without a change
 
     @settings(max_examples=count, deadline=None, suppress_health_check=list(HealthCheck), database=None)
     @given(contents)
