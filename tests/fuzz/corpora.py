@@ -1,4 +1,4 @@
-"""Valid files that the fuzzing begins with."""
+"""Valid files of documents."""
 
 from __future__ import annotations
 
@@ -37,21 +37,28 @@ See [the page](https://example.org/x), ![picture](a.png), `code`, <b>bold</b> é
 """.encode()
 
 
-def _pdf() -> bytes:
+FONT = {"Type": "Font", "Subtype": "Type1", "BaseFont": "Helvetica"}
+
+
+def pdf(pages: list[str], *, title: str = "", password: str = "") -> bytes:
+    """A PDF file with a text on each page; an empty text stands for a page without any."""
     writer = pypdf.PdfWriter()
     font = DictionaryObject({NameObject(f"/{key}"): NameObject(f"/{value}") for key, value in FONT.items()})
-    for text in ("First page", "Second page"):
+    for text in pages:
         page = writer.add_blank_page(200, 200)
-        fonts = DictionaryObject({NameObject("/F1"): font})
-        page[NameObject("/Resources")] = DictionaryObject({NameObject("/Font"): fonts})
-        stream = DecodedStreamObject()
-        stream.set_data(f"BT /F1 12 Tf 10 100 Td ({text}) Tj ET".encode())
-        page[NameObject("/Contents")] = writer._add_object(stream)
-    writer.add_metadata({"/Title": "Two pages"})
+        if text:
+            fonts = DictionaryObject({NameObject("/F1"): font})
+            page[NameObject("/Resources")] = DictionaryObject({NameObject("/Font"): fonts})
+            stream = DecodedStreamObject()
+            stream.set_data(f"BT /F1 12 Tf 10 100 Td ({text}) Tj ET".encode())
+            page[NameObject("/Contents")] = writer._add_object(stream)
+    if title:
+        writer.add_metadata({"/Title": title})
+    if password:
+        writer.encrypt(password, algorithm="RC4-128")
     file = io.BytesIO()
     writer.write(file)
     return file.getvalue()
 
 
-FONT = {"Type": "Font", "Subtype": "Type1", "BaseFont": "Helvetica"}
-PDF = _pdf()
+PDF = pdf(["First page", "Second page"], title="Two pages")

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
 import subprocess
 import sys
 from pathlib import Path
 
-import pypdf
 import pytest
-from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
 
 from ragserve.errors import InvalidInputError
 from retriever_svc.build import ReadOptions
 from retriever_svc.build.sources import SourcePassage, read_rows
+from tests.fuzz.corpora import pdf
 from tests.retriever_svc.sources import read_passages, without_counts
 
 GUIDE = """---
@@ -132,33 +130,6 @@ def test_html_reads_as_it_is_seen(tmp_path: Path) -> None:
 def test_html_is_decoded_as_it_says(raw: bytes, text: str, tmp_path: Path) -> None:
     (tmp_path / "a.htm").write_bytes(raw)
     assert read_one(tmp_path / "a.htm").text == text
-
-
-def pdf(pages: list[str], *, title: str = "", password: str = "") -> bytes:
-    writer = pypdf.PdfWriter()
-    font = DictionaryObject(
-        {
-            NameObject("/Type"): NameObject("/Font"),
-            NameObject("/Subtype"): NameObject("/Type1"),
-            NameObject("/BaseFont"): NameObject("/Helvetica"),
-        }
-    )
-    for text in pages:
-        page = writer.add_blank_page(200, 200)
-        if text:
-            page[NameObject("/Resources")] = DictionaryObject(
-                {NameObject("/Font"): DictionaryObject({NameObject("/F1"): font})}
-            )
-            stream = DecodedStreamObject()
-            stream.set_data(f"BT /F1 12 Tf 10 100 Td ({text}) Tj ET".encode())
-            page[NameObject("/Contents")] = writer._add_object(stream)
-    if title:
-        writer.add_metadata({"/Title": title})
-    if password:
-        writer.encrypt(password, algorithm="RC4-128")
-    file = io.BytesIO()
-    writer.write(file)
-    return file.getvalue()
 
 
 def test_pages_of_a_pdf_are_passages(tmp_path: Path) -> None:
