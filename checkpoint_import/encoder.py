@@ -51,7 +51,7 @@ OTHER_TRAINING = {
 
 @dataclass(frozen=True)
 class EncoderOptions:
-    """What the checkpoint does not say, or what is to be said instead of it.
+    """Settings that the checkpoint lacks, or that take the place of its own.
 
     `passage_pair`: passages are given as a pair of title and text. A prompt of None is the checkpoint's.
     """
@@ -121,7 +121,10 @@ def export_encoder(part: Part, out: Path, options: EncoderOptions) -> ExportedEn
 def _exceptions(
     tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, settings: EncoderSettings, head: Head
 ) -> dict[str, Any]:
-    """What few encoders have. Nothing is written for the others: a knowledge base knows its encoder by this file."""
+    """Entries of `encoder.json` that few encoders need.
+
+    Others leave them out, so that the file stays as it was: a knowledge base knows its encoder by the file's hash.
+    """
     found: dict[str, Any] = {}
     if settings.query:
         found["query_prompt"] = settings.query
@@ -143,7 +146,7 @@ def _overridden(settings: EncoderSettings, options: EncoderOptions) -> EncoderSe
 
 
 def _head(folder: SentenceFolder | None, settings: EncoderSettings, options: EncoderOptions) -> Head:
-    """The folder's, or plain [CLS] without one; what the caller says goes first.
+    """The head of the folder, or plain [CLS] without a folder. Options of the caller take precedence.
 
     Vectors that are compared by cosine are scaled to length 1, so that an inner product is the cosine.
     """

@@ -34,7 +34,7 @@ OWN_FILE, MODEL_FILE = "generation_config.json", "config.json"
 
 @dataclass(frozen=True)
 class Generation:
-    """What the manifest says about generating, and what it says is not served."""
+    """Search settings and token rules for the manifest, and warnings about what is not served."""
 
     search: dict[str, Any]
     tokens: SpecialTokens
@@ -134,7 +134,7 @@ def _from_file(path: Path) -> GenerationConfig:
 
 
 def _read(path: Path, read: Callable[[], GenerationConfig]) -> GenerationConfig:
-    """What transformers reads. Its errors are of many kinds."""
+    """The result of `read`. Raises FailedPreconditionError in place of any error of transformers."""
     try:
         return read()
     except RagserveError:
@@ -174,7 +174,7 @@ def _unserved(found: GenerationConfig, name: str) -> list[str]:
 
 
 def _unserved_fields(source: Source) -> list[str]:
-    """Of the composite's own fields, and of the generator's."""
+    """Warnings about fields of the composite and of the generator that are not served."""
     found = _reported(source.generator.config, MODEL_UNSERVED, MODEL_FILE)
     composite = source.composite or {}
     if composite.get("prefix") == source.generator.config.get("prefix"):
@@ -191,9 +191,9 @@ def _reported(values: Mapping[str, Any], table: Mapping[str, Unserved], name: st
 
 
 def _overridden(of_model: GenerationConfig, used: GenerationConfig, section: GenerationConfig | None) -> list[str]:
-    """Settings of config.json that RAG-Token ignores because there is a generation_config.json, though it is silent.
+    """Warnings about settings of config.json that generation_config.json lacks, and that transformers ignores for it.
 
-    `section` are those of a composite's generator, which RAG-Sequence reads.
+    `section` has the settings of a composite's generator, which RAG-Sequence reads.
     """
     everywhere, rules, search = list[str](), list[str](), list[str]()
     for setting in SERVED:

@@ -34,7 +34,7 @@ class EncoderSettings:
 
 
 def read_settings(directory: Path) -> EncoderSettings:
-    """What the file says; nothing without it.
+    """The settings in the file; the defaults where there is no file.
 
     Raises:
         FailedPreconditionError: the file is not of an encoder of texts, or a value in it is not supported.

@@ -88,7 +88,7 @@ def load_generator(directory: Path, device: torch.device, precision: Precision =
 
 
 def _warnings(part: Path, manifest: Manifest) -> tuple[str, ...]:
-    """What the import found, and weights that nobody trained; logged here, since replies may come late."""
+    """The warnings of the import, and one about untrained weights. The log has them before the first reply does."""
     file = TensorFile(part / WEIGHTS)
     untrained = (untrained_warning("generator"),) if looks_untrained(file.names, file.read) else ()
     warnings = tuple(dict.fromkeys((*manifest.warnings, *untrained)))
@@ -156,7 +156,7 @@ def _search_settings(generation: Mapping[str, Any], config: Any, directory: Path
 
 
 def _special_tokens(manifest: Manifest, config: Any, generation: Mapping[str, Any], directory: Path) -> SpecialTokens:
-    """Those of the manifest. One of an earlier version has none: then those of the two configuration files."""
+    """The tokens of the manifest, or of the configuration files where a manifest of an earlier version has none."""
     if manifest.tokens is not None:
         settings: Mapping[str, Any] = manifest.tokens
     else:

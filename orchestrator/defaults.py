@@ -1,6 +1,6 @@
-"""Search settings that a checkpoint asks for and a service does not allow: they adapt, and the reply says so.
+"""Lowers a checkpoint's search settings to the limits of the services, with a warning in the reply.
 
-Nobody chose them for the request, so they are no reason to refuse it.
+A request is not refused for settings that its caller did not choose.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from ragserve.printable import counted
 
 @dataclass(frozen=True)
 class Defaults:
-    """The checkpoint's settings, and what the caller should know of those that had to change."""
+    """The checkpoint's settings, and warnings about those that were lowered."""
 
     options: GenerationOptions
     warnings: tuple[str, ...] = ()
 
     def adapt(self, asked: str, allowed: str, **values: object) -> Defaults:
-        """With other values, and a warning that says what the checkpoint asks for, and what is allowed."""
+        """A copy with other values, and a warning that says what the checkpoint asks for and what is allowed."""
         warning = f"The checkpoint asks for {asked}; {allowed}."
         return Defaults(replace(self.options, **values), (*self.warnings, warning))  # type: ignore[arg-type]
 
@@ -33,7 +33,7 @@ def fit_beams(
     settings: OrchestratorSettings,
     n_docs: int,
 ) -> Defaults:
-    """As many beams as the orchestrator and the generator allow; in sequence mode each document has its own.
+    """Lowers num_beams to the limits of both services. In sequence mode each document has beams of its own.
 
     `n_docs` is 1 where nobody chose the number of documents, which then adapts to the beams.
     """
@@ -57,7 +57,7 @@ def fit_beams(
 
 
 def fit_greatest_length(defaults: Defaults, said: GenerationOptions, info: GeneratorInfo) -> Defaults:
-    """No answer longer than the generator's limit."""
+    """Lowers max_length and max_new_tokens to the generator's limit."""
     given, limit = defaults.options, info.max_target_tokens
     if said.max_length is not None or said.max_new_tokens is not None or not limit:
         return defaults
@@ -71,7 +71,7 @@ def fit_greatest_length(defaults: Defaults, said: GenerationOptions, info: Gener
 
 
 def fit_least_lengths(defaults: Defaults, said: GenerationOptions, max_length: int) -> Defaults:
-    """No least length above the greatest: such an answer has the greatest length, as in transformers."""
+    """Lowers min_length and min_new_tokens to the greatest length. transformers then generates up to that length."""
     given = defaults.options
     for name, asked, length, most in (
         ("min_length", said.min_length, given.min_length, max_length),

@@ -135,7 +135,7 @@ def resolve_mode(said: Mode | None, info: GeneratorInfo) -> Mode:
 
 
 def mode_warnings(mode: Mode, info: GeneratorInfo) -> tuple[str, ...]:
-    """A checkpoint served in the mode it was not trained for."""
+    """Warns of a mode that the checkpoint was not trained for."""
     if info.trained_mode is None or info.trained_mode is mode:
         return ()
     return (
@@ -145,7 +145,7 @@ def mode_warnings(mode: Mode, info: GeneratorInfo) -> tuple[str, ...]:
 
 
 def pair_warnings(info: GeneratorInfo, query_encoder: str) -> tuple[str, ...]:
-    """A generator that was imported with another query encoder than the retriever's; empty is not known."""
+    """Warns of a generator that was imported with another query encoder than the retriever's; "" is not known."""
     if not info.query_encoder or not query_encoder or info.query_encoder == query_encoder:
         return ()
     return (

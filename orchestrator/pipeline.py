@@ -324,7 +324,7 @@ def given_documents(sources: Sources) -> Evidence:
 
 
 def _read(evidence: Evidence, session: DecodeSession) -> Evidence:
-    """The evidence with what the generator did not read of it."""
+    """The evidence with the number of tokens that were cut from each passage."""
     return replace(evidence, truncated_tokens=tuple(one.truncated_tokens for one in session.reading.lengths))
 
 

@@ -30,7 +30,7 @@ class DocCount:
     warnings: tuple[str, ...] = ()
 
     def at_most(self, most: int, limit: str) -> DocCount:
-        """The same for a default that is above a limit: the limit, with a warning."""
+        """Lowers the count to a limit. The warning begins with `limit`, a clause that names it."""
         if self.count <= most:
             return self
         warning = f"{limit}; this request uses {most} instead of {self.count}."
@@ -119,7 +119,7 @@ def resolve_n_docs(sources: Sources, info: GeneratorInfo, settings: Orchestrator
 
 
 def fit_hypotheses(docs: DocCount, options: Resolved, info: GeneratorInfo) -> DocCount:
-    """A default number of documents that the generator has enough hypotheses and rows for."""
+    """Lowers a default number of documents to what the generator's hypotheses and rows suffice for."""
     if docs.chosen:
         return docs
     width = options.hypotheses(1)

@@ -382,7 +382,7 @@ def _error(error: grpc.RpcError, called: Called) -> RagserveError:
 async def _next_response(
     call: DecodeStream, request: generator_pb2.DecodeRequest, called: Called
 ) -> generator_pb2.DecodeResponse:
-    """Raises the error of the status that the stream ended with instead; UnavailableError where that is no error."""
+    """The response to a request. Raises the stream's error where it ended, UnavailableError where it ended without."""
     try:
         response = await call.exchange(request)
     except grpc.aio.AioRpcError as error:

@@ -199,7 +199,7 @@ class FilterChain:
         return bool(self._with("rescore"))
 
     def control(self, tokens: tuple[int, ...]) -> Control:
-        """Of the step after these generated tokens.
+        """What the step after these generated tokens may choose, and must show.
 
         Later filters win, as in Hugging Face's order: a forced token over an earlier one and over earlier bans, a ban
         over an earlier forced token.
