@@ -30,7 +30,7 @@ KINDS = {
 
 
 def queries_from_proto(messages: Iterable[retriever_pb2.Query]) -> list[Query]:
-    """The queries of a request. Raises InvalidInputError for a query without content or with half a number."""
+    """The queries of a request. Raises InvalidInputError for a query without content or with part of a float32."""
     return [_query(f"queries[{number}]", message) for number, message in enumerate(messages)]
 
 
@@ -50,7 +50,7 @@ def _vector(field: str, message: bytes) -> Float32:
 
 
 def options_from_proto(message: common_pb2.SearchOptions, default: LookupOptions) -> LookupOptions:
-    """The options of a request. Raises InvalidInputError for a kind that there is not."""
+    """The options of a request. Raises InvalidInputError for a kind that is not known."""
     kind = KINDS.get(message.kind, default.kind if message.kind == common_pb2.SEARCH_KIND_UNSPECIFIED else None)
     if kind is None:
         raise InvalidInputError("options.kind", f"options.kind is {message.kind}, which is no kind of search")
@@ -76,7 +76,7 @@ def _condition(message: common_pb2.Condition) -> Condition:
 
 
 def new_passages_from_proto(messages: Sequence[retriever_pb2.NewPassage], first: int) -> list[NewPassage]:
-    """The passages of a part of an upsert, counted from `first`. Raises InvalidInputError for half a number."""
+    """The passages of a part of an upsert, counted from `first`. Raises InvalidInputError for part of a float32."""
     return [
         NewPassage(
             _passage_from_proto(message.passage),

@@ -68,13 +68,13 @@ class Condition:
 
 @dataclass(frozen=True)
 class Filter:
-    """Conditions that must all hold; none holds of every row."""
+    """Conditions that must all hold. Without conditions every row passes."""
 
     conditions: tuple[Condition, ...] = ()
 
 
 def check_filter(wanted: Filter) -> None:
-    """Raises InvalidInputError, naming `options.filter[i].key` and the like, for a filter that cannot be meant."""
+    """Raises InvalidInputError, naming `options.filter[i].key` and the like, for a filter that is not valid."""
     if len(wanted.conditions) > MAX_CONDITIONS:
         raise InvalidInputError(FIELD, f"{FIELD} has {len(wanted.conditions)} conditions; it may have {MAX_CONDITIONS}")
     for number, condition in enumerate(wanted.conditions):
@@ -109,7 +109,7 @@ def _check_condition(field: str, condition: Condition) -> None:
 
 
 def _check_utf8(field: str, condition: Condition, names: list[str]) -> None:
-    """Half a surrogate pair is no text; it comes only from callers in the same process."""
+    """Raises InvalidInputError for half a surrogate pair, which only callers in this process can pass."""
     for name in ("key", *names):
         value = getattr(condition, name)
         try:
@@ -214,9 +214,10 @@ class MetadataColumns:
 
 
 class _Column:
-    """The texts, or the numbers, of one key: the n_values rows that have one, ascending, and each one's place among
-    the distinct.
-    """  # noqa: D205
+    """The texts, or the numbers, of one key.
+
+    `rows` are the n_values rows that have one, ascending; `values` are theirs.
+    """
 
     def __init__(self, rows: NDArray[np.int32], values: pa.ChunkedArray, *, numeric: bool) -> None:
         encoded = values.combine_chunks().dictionary_encode()

@@ -48,7 +48,7 @@ def check_k(k: int, n_passages: int, limits: RequestLimits) -> None:
 
 
 def fitting_k(k: int, n_passages: int, limits: RequestLimits) -> tuple[int, tuple[str, ...]]:
-    """For a k that nobody chose: k, or the largest possible one with a warning."""
+    """The k to use where the caller did not choose it: k, or the largest possible one with a warning."""
     most, limit = _most(n_passages, limits)
     if k <= most:
         return k, ()

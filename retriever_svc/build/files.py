@@ -37,7 +37,7 @@ def sync(path: Path) -> None:
 
 
 def digest_of(files: Iterable[tuple[str, Path]], *, unreadable: bool = False) -> str:
-    """SHA-256 over names and contents of files, in this order; `unreadable` lets files be that cannot be read."""
+    """SHA-256 over names and contents of files, in this order; `unreadable`: a file may be unreadable."""
     total = hashlib.sha256()
     for name, path in files:
         try:

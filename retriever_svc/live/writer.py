@@ -234,10 +234,10 @@ def find_ids(dataset: lance.LanceDataset, ids: Sequence[str]) -> list[str]:
 
 
 def stale_chunks(dataset: lance.LanceDataset, chunks: Mapping[str, int]) -> list[str]:
-    """Ids of the chunks, of passages by id, that texts with fewer chunks leave behind.
+    """Ids of stored passages that `chunks`, the new number of chunks of each passage by its id, leaves behind.
 
-    Chunks of one text are numbered from 0 without gaps, and the text is not there whole beside them: other ids with
-    a number sign are their owner's.
+    These are chunks beyond that number, and a passage that was whole and is now split. Ids that look like chunks do not
+    count where they are not numbered from 0 without gaps, or where the passage is there whole as well.
     """
     parents = pa.array(list(chunks), pa.string())
     numbers: dict[str, set[int]] = {identifier: set() for identifier in chunks}
