@@ -25,6 +25,7 @@ from checkpoint_import.fields import MODEL_UNSERVED, RAG_UNSERVED, SERVED, UNSER
 from checkpoint_import.recognize import read_json
 from checkpoint_import.source import Source
 from ragserve.activations import LEARNED
+from ragserve.arguments import shown
 from ragserve.errors import FailedPreconditionError, RagserveError
 from ragserve.search_settings import SEARCH_SETTINGS, read_search_settings
 from ragserve.token_rules import SpecialTokens
@@ -163,8 +164,8 @@ def _with_start(
             of_model["decoder_start_token_id"] = of_model["bos_token_id"]
         missing = {setting: value for setting, value in of_model.items() if settings[setting] is None}
         settings.update(missing)
-        shown = ", ".join(f"{setting} {value}" for setting, value in missing.items() if value is not None)
-        warnings.append(f"{name} names no decoder_start_token_id: the model's special tokens are used ({shown})")
+        used = ", ".join(f"{setting} {value}" for setting, value in missing.items() if value is not None)
+        warnings.append(f"{name} names no decoder_start_token_id: the model's special tokens are used ({used})")
     return settings
 
 
@@ -184,7 +185,7 @@ def _unserved_fields(source: Source) -> list[str]:
 
 def _reported(values: Mapping[str, Any], table: Mapping[str, Unserved], name: str) -> list[str]:
     return [
-        f"{name} sets {setting} to {_shown(values[setting])}, which is not served: {unserved.instead}"
+        f"{name} sets {setting} to {shown(values[setting])}, which is not served: {unserved.instead}"
         for setting, unserved in table.items()
         if unserved.matters(values.get(setting))
     ]
@@ -202,9 +203,9 @@ def _overridden(of_model: GenerationConfig, used: GenerationConfig, section: Gen
         if not silent or setting in ("bos_token_id", "pad_token_id"):
             continue
         if of_section is not None:
-            (search if setting in SEARCH_SETTINGS else rules).append(f"{setting} {_shown(of_section)}")
+            (search if setting in SEARCH_SETTINGS else rules).append(f"{setting} {shown(of_section)}")
         elif value is not None:
-            everywhere.append(f"{setting} {_shown(value)}")
+            everywhere.append(f"{setting} {shown(value)}")
     warnings = []
     if everywhere:
         warnings.append(f"{MODEL_FILE} sets {', '.join(everywhere)}: ignored beside {OWN_FILE}, as in transformers")
@@ -219,8 +220,3 @@ def _overridden(of_model: GenerationConfig, used: GenerationConfig, section: Gen
             f"the settings of RAG-Token, those of {OWN_FILE}; RAG-Sequence of transformers uses those of the section"
         )
     return warnings
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ragserve.arguments import shown
+
 LARGEST = 2**31 - 1
 LARGEST_LENGTH_PENALTY = 10  # length ** penalty stays within float32 for the longest answers
 
@@ -46,15 +48,10 @@ def read_search_settings(settings: Mapping[str, Any], vocab_size: int) -> dict[s
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = first["loc"][0]
-        raise ValueError(f"{place} is {_shown(given.get(str(place)))}: {first['msg'].lower()}") from error
+        raise ValueError(f"{place} is {shown(given.get(str(place)))}: {first['msg'].lower()}") from error
     for words in found.get("bad_words_ids", ()):
         if max(words) >= vocab_size:
             raise ValueError(f"bad_words_ids has the id {max(words)}; the vocabulary has the ids 0 to {vocab_size - 1}")
     if found.get("early_stopping") == "never" and found.get("length_penalty", 1.0) < 0:
         raise ValueError("early_stopping 'never' with a negative length_penalty: a search would not end early")
     return found
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

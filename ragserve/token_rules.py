@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ragserve.arguments import shown
+
 LARGEST_ID = 2**31 - 1  # token ids are int32 in the generator
 LARGEST_DECAY_START = 2**31 - 1  # tokens
 LISTS = ("eos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens")
@@ -101,7 +103,7 @@ def _id(name: str, value: Any, vocab_size: int) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{name} is {_shown(value)}, which is no token id")  # noqa: TRY004
+        raise ValueError(f"{name} is {shown(value)}, which is no token id")  # noqa: TRY004
     if not 0 <= value < min(vocab_size, LARGEST_ID):
         raise ValueError(f"{name} is {value}; the vocabulary has the ids 0 to {vocab_size - 1}")
     return value
@@ -112,7 +114,7 @@ def _ids(name: str, value: Any) -> tuple[int, ...]:
         return ()
     ids = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     if any(isinstance(token, bool) or not isinstance(token, int) for token in ids):
-        raise ValueError(f"{name} is {_shown(value)}; expected a token id or a list of them")
+        raise ValueError(f"{name} is {shown(value)}; expected a token id or a list of them")
     return tuple(token for token in ids if token >= 0)
 
 
@@ -128,7 +130,7 @@ def _check_suppressed(rules: TokenRules, vocab_size: int) -> None:
     first = () if rules.forced_bos_token_id is None else (rules.forced_bos_token_id,)
     for name, forced in (("forced_bos_token_id", first), ("forced_eos_token_id", rules.forced_eos_token_id)):
         if forced and suppressed.issuperset(forced):
-            raise ValueError(f"suppress_tokens holds {_shown([*forced])}, all of {name}: no token is left to force")
+            raise ValueError(f"suppress_tokens holds {shown([*forced])}, all of {name}: no token is left to force")
 
 
 def _decay(value: Any) -> tuple[int, float] | None:
@@ -136,15 +138,10 @@ def _decay(value: Any) -> tuple[int, float] | None:
     if value is None:
         return None
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
-        raise ValueError(f"{name} is {_shown(value)}; expected a start in tokens and a factor")
+        raise ValueError(f"{name} is {shown(value)}; expected a start in tokens and a factor")
     start, factor = value
     numbers = not isinstance(start, bool) and isinstance(start, int)
     numbers = numbers and not isinstance(factor, bool) and isinstance(factor, int | float)
     if not numbers or not 0 <= start <= LARGEST_DECAY_START or not abs(factor) <= LARGEST_ID or math.isnan(factor):
-        raise ValueError(f"{name} is {_shown(value)}; expected a start of 0 or more tokens and a finite factor")
+        raise ValueError(f"{name} is {shown(value)}; expected a start of 0 or more tokens and a finite factor")
     return start, float(factor)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
