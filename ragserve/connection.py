@@ -38,59 +38,69 @@ FORKED = (
 )
 
 
-class _Use:
-    """Whether a client may still be used."""
-
-    def __init__(self, service: Service, target: str) -> None:
-        self.service = service
-        self.target = parse_target(target)
-        self.closed = False
-        self._process = 0  # that made the first connection
-
-    def check(self) -> None:
-        """Raises FailedPreconditionError when it may not."""
-        if self.closed:
-            raise FailedPreconditionError(CLOSED)
-        if self.forked:
-            raise FailedPreconditionError(FORKED)
-        self._process = os.getpid()
-
-    @property
-    def forked(self) -> bool:
-        """Whether the connection belongs to the process that this one was forked from."""
-        return self._process not in (0, os.getpid())
-
-    def failure(self, error: BaseException, left: TimeLeft, found: Service | None) -> RagserveError:
-        """The error that a call raises for what gRPC raised."""
-        failure = in_keywords(self._failure(error, left, found), self.service.name)
-        failure.outcome_unknown = not isinstance(error, grpc.RpcError) or outcome_unknown(error)
-        return failure
-
-    def _failure(self, error: BaseException, left: TimeLeft, found: Service | None) -> RagserveError:
-        cancelled = isinstance(error, asyncio.CancelledError) or _code(error) is grpc.StatusCode.CANCELLED
-        if self.closed and (cancelled or not isinstance(error, grpc.RpcError)):
-            return FailedPreconditionError("this client was closed while the call ran")
-        if isinstance(error, grpc.RpcError):
-            remaining = left.seconds()
-            late = remaining is not None and remaining < LATE_SECONDS
-            called = Called(self.service, self.target, left.limit, late)
-            return explained(error, called, found)
-        if cancelled:
-            return UnavailableError(f"the {self.service.role} at {self.target} cancelled the call")
-        return InternalError(f"gRPC failed: {error}")
-
-
-class Connection:
-    """A connection of a blocking client. It is made at the first call."""
+class _Connection:
+    """What both connections share: where they lead, whether they may still be used, and the errors of their calls."""
 
     def __init__(
         self, make_stub: MakeStub, service: Service, target: str, retried_methods: Sequence[str], max_attempts: int
     ) -> None:
-        self._use = _Use(service, target)
         self._make_stub = make_stub
+        self._service = service
+        self._target = parse_target(target)
         self._options: dict[str, Any] = {"retried_methods": retried_methods, "max_attempts": max_attempts}
         self._lock = threading.Lock()
-        self._made: tuple[grpc.Channel, Any] | None = None
+        self._closed = False
+        self._process = 0  # that made the first channel
+        self._channels: dict[asyncio.AbstractEventLoop | None, tuple[Any, Any]] = {}  # each with its stub
+
+    def _stub_of(self, loop: asyncio.AbstractEventLoop | None, make_channel: Callable[..., Any]) -> Any:
+        """The stub of an event loop; None: of blocking calls. Raises FailedPreconditionError if closed or forked."""
+        with self._lock:
+            if self._closed:
+                raise FailedPreconditionError(CLOSED)
+            if self._forked:
+                raise FailedPreconditionError(FORKED)
+            self._process = os.getpid()
+            for ended in [known for known in self._channels if known is not None and known.is_closed()]:
+                del self._channels[ended]
+            if loop not in self._channels:
+                made = make_channel(self._target, **self._options)
+                self._channels[loop] = made, self._make_stub(made)
+            return self._channels[loop][1]
+
+    def _take_channels(self) -> dict[asyncio.AbstractEventLoop | None, Any]:
+        """The channels that `close` is to close; from now on no call begins."""
+        with self._lock:
+            self._closed = True
+            taken, self._channels = self._channels, {}
+        return {} if self._forked else {loop: made for loop, (made, _) in taken.items()}
+
+    @property
+    def _forked(self) -> bool:
+        """Whether the channels belong to the process that this one was forked from."""
+        return self._process not in (0, os.getpid())
+
+    def _error(self, error: BaseException, left: TimeLeft, found: Service | None) -> RagserveError:
+        """The error that a call raises for what gRPC raised. `found`: the service that answers there, if known."""
+        raised = in_keywords(self._explained(error, left, found), self._service.name)
+        raised.outcome_unknown = not isinstance(error, grpc.RpcError) or outcome_unknown(error)
+        return raised
+
+    def _explained(self, error: BaseException, left: TimeLeft, found: Service | None) -> RagserveError:
+        cancelled = isinstance(error, asyncio.CancelledError) or _code(error) is grpc.StatusCode.CANCELLED
+        if self._closed and (cancelled or not isinstance(error, grpc.RpcError)):
+            return FailedPreconditionError("this client was closed while the call ran")
+        if isinstance(error, grpc.RpcError):
+            remaining = left.seconds()
+            late = remaining is not None and remaining < LATE_SECONDS
+            return explained(error, Called(self._service, self._target, left.limit, late), found)
+        if cancelled:
+            return UnavailableError(f"the {self._service.role} at {self._target} cancelled the call")
+        return InternalError(f"gRPC failed: {error}")
+
+
+class Connection(_Connection):
+    """The connection of a blocking client. Its channel is made at the first call."""
 
     def call(self, method: str, request: Any, left: TimeLeft) -> Any:
         """The response of a method. `request` is a message, or an iterator of them."""
@@ -115,27 +125,19 @@ class Connection:
             call.cancel()
 
     def close(self) -> None:
-        """Cancels the calls at work and closes the connection. Nothing happens at the second time."""
-        with self._lock:
-            self._use.closed = True
-            made, self._made = self._made, None
-        if made is not None and not self._use.forked:
-            made[0].close()
+        """Cancels the calls at work and closes the channel. A second call does nothing."""
+        for opened in self._take_channels().values():
+            opened.close()
 
     def _stub(self) -> Any:
-        with self._lock:
-            self._use.check()
-            if self._made is None:
-                opened = sync_channel(self._use.target, **self._options)
-                self._made = opened, self._make_stub(opened)
-            return self._made[1]
+        return self._stub_of(None, sync_channel)
 
     def _failure(self, error: Exception, left: TimeLeft) -> RagserveError:
-        return self._use.failure(error, left, self._who() if _is_unimplemented(error) else None)
+        return self._error(error, left, self._who() if _is_unimplemented(error) else None)
 
     def _who(self) -> Service | None:
-        """Which of our services answers there, by the names that its health service knows."""
-        made = self._made
+        """Which of our services answers at the target, by the names that its health service knows."""
+        made = self._channels.get(None)
         if made is not None:
             check = health_pb2_grpc.HealthStub(made[0]).Check
             for service in SERVICES:
@@ -145,17 +147,8 @@ class Connection:
         return None
 
 
-class AsyncConnection:
-    """The asyncio twin of Connection: one connection for each event loop that makes calls."""
-
-    def __init__(
-        self, make_stub: MakeStub, service: Service, target: str, retried_methods: Sequence[str], max_attempts: int
-    ) -> None:
-        self._use = _Use(service, target)
-        self._make_stub = make_stub
-        self._options: dict[str, Any] = {"retried_methods": retried_methods, "max_attempts": max_attempts}
-        self._lock = threading.Lock()
-        self._made: dict[asyncio.AbstractEventLoop, tuple[grpc.aio.Channel, Any]] = {}
+class AsyncConnection(_Connection):
+    """The asyncio twin of Connection: one channel for each event loop that makes calls."""
 
     async def call(self, method: str, request: Any, left: TimeLeft) -> Any:
         """The response of a method. `request` is a message, or an iterator of them."""
@@ -185,41 +178,29 @@ class AsyncConnection:
             call.cancel()
 
     async def close(self) -> None:
-        """Cancels the calls at work and closes the connections. Nothing happens at the second time."""
-        with self._lock:
-            self._use.closed = True
-            made, self._made = self._made, {}
-        if self._use.forked:
-            return
-        for loop, (opened, _) in made.items():
+        """Cancels the calls at work and closes the channels. A second call does nothing."""
+        for loop, opened in self._take_channels().items():
             if loop is asyncio.get_running_loop():
                 await opened.close()
-            elif loop.is_running():
+            elif loop is not None and loop.is_running():
                 await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(opened.close(), loop))
-            # The connection of a loop that has ended is closed with the object.
+            # The channel of a loop that has ended is closed when the object is collected.
 
     def _stub(self) -> Any:
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError as error:
             raise FailedPreconditionError("an asynchronous client works only in a running loop of asyncio") from error
-        with self._lock:
-            self._use.check()
-            for ended in [known for known in self._made if known.is_closed()]:
-                del self._made[ended]
-            if loop not in self._made:
-                opened = channel(self._use.target, **self._options)
-                self._made[loop] = opened, self._make_stub(opened)
-            return self._made[loop][1]
+        return self._stub_of(loop, channel)
 
     async def _failure(self, error: BaseException, left: TimeLeft) -> RagserveError:
         """The error to raise. Raises CancelledError again where the caller's task was cancelled."""
         if isinstance(error, asyncio.CancelledError) and _is_own_cancellation():
             raise error
-        return self._use.failure(error, left, await self._who() if _is_unimplemented(error) else None)
+        return self._error(error, left, await self._who() if _is_unimplemented(error) else None)
 
     async def _who(self) -> Service | None:
-        made = self._made.get(asyncio.get_running_loop())
+        made = self._channels.get(asyncio.get_running_loop())
         if made is not None:
             check = health_pb2_grpc.HealthStub(made[0]).Check
             for service in SERVICES:
