@@ -21,9 +21,9 @@ T = TypeVar("T")
 Errors = tuple[type[RagserveError], ...]
 
 
-def deadline(default: float | None, chosen: float | None, name: str = "timeout_seconds") -> float | None:
+def deadline(default: float | None, chosen: float | None) -> float | None:
     """Seconds that a call may take; None: no limit. Raises InvalidInputError unless they are above 0."""
-    return default if chosen is None else arguments.seconds(name, chosen)
+    return default if chosen is None else arguments.seconds("timeout_seconds", chosen)
 
 
 @dataclass(frozen=True)

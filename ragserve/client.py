@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing, closing
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Any, Self, Unpack
+
+from google.protobuf.message import Message
 
 from ragserve import arguments, requests, responses
 from ragserve.calls import TimeLeft, deadline
@@ -41,7 +43,7 @@ class Client:
         timeout_seconds: float | None = DEFAULT_TIMEOUT_SECONDS,
         max_attempts: int = MAX_ATTEMPTS,
     ) -> None:
-        self._timeout_seconds = deadline(None, timeout_seconds)
+        self._timeout_seconds = arguments.seconds("timeout_seconds", timeout_seconds)
         attempts = arguments.whole("max_attempts", "max_attempts", max_attempts, most=MOST_ATTEMPTS, least=1)
         make_stub = orchestrator_pb2_grpc.RagServiceStub
         self._connection = Connection(make_stub, ORCHESTRATOR, target, RETRIED_METHODS, attempts)
@@ -59,8 +61,7 @@ class Client:
     def generate(self, question: str, **keywords: Unpack[GenerateKeywords]) -> Answer:
         """Answers a question. docs/client.md lists the keywords; GenerationOptions and SourceKeywords describe them."""
         request = requests.generate_request(question, keywords)
-        left = TimeLeft.of(deadline(self._timeout_seconds, keywords.get("timeout_seconds")))
-        return responses.answer(self._connection.call("Generate", request, left))
+        return responses.answer(self._call("Generate", request, keywords))
 
     def generate_stream(self, question: str, **keywords: Unpack[GenerateKeywords]) -> Generator[Event, None, None]:
         """Answers in events: one PassagesEvent, TokensEvents as tokens become final, at the end the Answer.
@@ -73,14 +74,16 @@ class Client:
     def retrieve(self, question: str, **keywords: Unpack[RetrieveKeywords]) -> Retrieval:
         """The passages that a question retrieves, with their priors. RetrieveKeywords describes the keywords."""
         request = requests.retrieve_request(question, keywords)
-        left = TimeLeft.of(deadline(self._timeout_seconds, keywords.get("timeout_seconds")))
-        return responses.retrieval(self._connection.call("Retrieve", request, left))
+        return responses.retrieval(self._call("Retrieve", request, keywords))
 
     def score(self, question: str, answer: str, **keywords: Unpack[ScoreKeywords]) -> AnswerScore:
         """The log-probability of an answer, log p(y|x), marginalized over the passages."""
         request = requests.score_request(question, answer, keywords)
+        return responses.answer_score(self._call("Score", request, keywords))
+
+    def _call(self, method: str, request: Message, keywords: RetrieveKeywords) -> Any:
         left = TimeLeft.of(deadline(self._timeout_seconds, keywords.get("timeout_seconds")))
-        return responses.answer_score(self._connection.call("Score", request, left))
+        return self._connection.call(method, request, left)
 
     def _events(
         self, request: orchestrator_pb2.GenerateStreamRequest, timeout_seconds: float | None
@@ -104,7 +107,7 @@ class AsyncClient:
         timeout_seconds: float | None = DEFAULT_TIMEOUT_SECONDS,
         max_attempts: int = MAX_ATTEMPTS,
     ) -> None:
-        self._timeout_seconds = deadline(None, timeout_seconds)
+        self._timeout_seconds = arguments.seconds("timeout_seconds", timeout_seconds)
         attempts = arguments.whole("max_attempts", "max_attempts", max_attempts, most=MOST_ATTEMPTS, least=1)
         make_stub = orchestrator_pb2_grpc.RagServiceStub
         self._connection = AsyncConnection(make_stub, ORCHESTRATOR, target, RETRIED_METHODS, attempts)
@@ -124,8 +127,7 @@ class AsyncClient:
     async def generate(self, question: str, **keywords: Unpack[GenerateKeywords]) -> Answer:
         """Answers a question. docs/client.md lists the keywords; GenerationOptions and SourceKeywords describe them."""
         request = requests.generate_request(question, keywords)
-        left = TimeLeft.of(deadline(self._timeout_seconds, keywords.get("timeout_seconds")))
-        return responses.answer(await self._connection.call("Generate", request, left))
+        return responses.answer(await self._call("Generate", request, keywords))
 
     def generate_stream(self, question: str, **keywords: Unpack[GenerateKeywords]) -> AsyncGenerator[Event, None]:
         """Answers in events: one PassagesEvent, TokensEvents as tokens become final, at the end the Answer.
@@ -138,14 +140,16 @@ class AsyncClient:
     async def retrieve(self, question: str, **keywords: Unpack[RetrieveKeywords]) -> Retrieval:
         """The passages that a question retrieves, with their priors. RetrieveKeywords describes the keywords."""
         request = requests.retrieve_request(question, keywords)
-        left = TimeLeft.of(deadline(self._timeout_seconds, keywords.get("timeout_seconds")))
-        return responses.retrieval(await self._connection.call("Retrieve", request, left))
+        return responses.retrieval(await self._call("Retrieve", request, keywords))
 
     async def score(self, question: str, answer: str, **keywords: Unpack[ScoreKeywords]) -> AnswerScore:
         """The log-probability of an answer, log p(y|x), marginalized over the passages."""
         request = requests.score_request(question, answer, keywords)
+        return responses.answer_score(await self._call("Score", request, keywords))
+
+    async def _call(self, method: str, request: Message, keywords: RetrieveKeywords) -> Any:
         left = TimeLeft.of(deadline(self._timeout_seconds, keywords.get("timeout_seconds")))
-        return responses.answer_score(await self._connection.call("Score", request, left))
+        return await self._connection.call(method, request, left)
 
     async def _events(
         self, request: orchestrator_pb2.GenerateStreamRequest, timeout_seconds: float | None

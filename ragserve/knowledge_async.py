@@ -58,8 +58,8 @@ class AsyncKnowledgeClient:
         write_timeout_seconds: float | None = DEFAULT_WRITE_TIMEOUT_SECONDS,
         max_attempts: int = DEFAULT_ATTEMPTS,
     ) -> None:
-        self._timeout_seconds = deadline(None, timeout_seconds)
-        self._write_timeout_seconds = deadline(None, write_timeout_seconds, "write_timeout_seconds")
+        self._timeout_seconds = arguments.seconds("timeout_seconds", timeout_seconds)
+        self._write_timeout_seconds = arguments.seconds("write_timeout_seconds", write_timeout_seconds)
         self._retries = Retries(max_attempts)
         reads = min(max_attempts, CHANNEL_ATTEMPTS)
         self._connection = AsyncConnection(retriever_pb2_grpc.RetrieverServiceStub, RETRIEVER, target, READS, reads)
