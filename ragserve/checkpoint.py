@@ -125,12 +125,18 @@ def load_manifest(directory: Path) -> Manifest:
         with file_errors("read", path):
             text = path.read_text(encoding="utf-8")
         version = _Version.model_validate_json(text).format_version
+        if version != FORMAT_VERSION:
+            raise FailedPreconditionError(
+                f"{path} has format_version {version}; this version of ragserve reads {FORMAT_VERSION}", field=str(path)
+            )
         body = _Body.model_validate_json(text)
     except ValueError as error:
         raise FailedPreconditionError(
             f"{path} is not a ragserve manifest: {first_reason(error)}", field=str(path)
         ) from error
-    manifest = Manifest(
+    if body.kind not in KINDS:
+        raise FailedPreconditionError(f"{path}: kind {body.kind!r} is none of {', '.join(KINDS)}", field=str(path))
+    return Manifest(
         kind=body.kind,
         rag=body.rag,
         score_scale=body.retriever.score_scale,
@@ -142,14 +148,6 @@ def load_manifest(directory: Path) -> Manifest:
         warnings=tuple(body.warnings),
         encoder_warnings=tuple(body.encoder_warnings),
     )
-    kind = manifest.kind
-    if version != FORMAT_VERSION:
-        raise FailedPreconditionError(
-            f"{path} has format_version {version}; this version of ragserve reads {FORMAT_VERSION}", field=str(path)
-        )
-    if kind not in KINDS:
-        raise FailedPreconditionError(f"{path}: kind {kind!r} is none of {', '.join(KINDS)}", field=str(path))
-    return manifest
 
 
 def query_encoder_id(manifest: Manifest) -> str:
@@ -191,7 +189,6 @@ def verify_files(directory: Path, manifest: Manifest, part: str) -> None:
             found = sha256_of(path)
         if found != expected:
             raise DataLossError(
-                f"{path} does not have the checksum that {MANIFEST_NAME} lists (truncated or altered): "
-                "import the checkpoint again",
+                f"{path} does not have the checksum that {MANIFEST_NAME} lists (truncated or altered): {IMPORT_AGAIN}",
                 field=str(path),
             )
