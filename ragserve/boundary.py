@@ -36,9 +36,7 @@ class Ending:
 def ending_of(error: BaseException) -> Ending:
     """How a program ends with an error."""
     if isinstance(error, RagserveError):
-        named = error.field and error.field not in error.message
-        text = f"{error.field}: {error.message}" if named else error.message
-        return Ending(text, BAD_INPUT if isinstance(error, InvalidInputError) else FAILED)
+        return Ending(str(error), BAD_INPUT if isinstance(error, InvalidInputError) else FAILED)
     if isinstance(error, OSError) or is_about_access(error):
         path = getattr(error, "filename", None) or ""
         return Ending(file_error(error, "go on:", os.fsdecode(path) if path else "a file").message, FAILED)

@@ -43,8 +43,8 @@ class RagserveError(Exception):
 
 
 def names(message: str, field: str) -> bool:
-    """Whether a message says the name of its field already, as a whole word."""
-    if re.search(rf"(?<![\w.\[]){re.escape(field)}(?![\w\[]|\.\w)", message):
+    """Whether a message says the name of its field already, as a whole word and not as a folder of a path."""
+    if re.search(rf"(?<![\w./\[]){re.escape(field)}(?![\w\[]|\.\w)", message):
         return True
     short = [field.removeprefix(group) for group in GROUPS if field.startswith(group)]
     if field in KEYWORDS:

@@ -218,8 +218,6 @@ def run(main: Callable[[], Coroutine[Any, Any, int]]) -> NoReturn:
 def _ending_of(error: BaseException) -> Ending:
     """Status 2 for everything that stands in the way of a start: `ragserve up` tells it from the end of a service."""
     ending = ending_of(error)
-    if isinstance(error, RagserveError) and error.field and not error.message.startswith(error.field):
-        return Ending(f"{error.field}: {error.message}", BAD_INPUT)
     return Ending(ending.text, BAD_INPUT if ending.status == FAILED else ending.status)
 
 

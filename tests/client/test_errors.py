@@ -8,6 +8,7 @@ import pickle
 import pytest
 
 from ragserve import errors
+from ragserve.boundary import ending_of
 from ragserve.keywords import RETRIEVER, in_keywords
 from ragserve.serving.status import CODE_OF
 
@@ -19,6 +20,7 @@ from ragserve.serving.status import CODE_OF
         ("n_docs", "n_docs is 0; it must be at least 1", "n_docs is 0; it must be at least 1"),
         ("k", "the book has no k of this size", "the book has no k of this size"),
         ("k", "the kind is unknown", "k: the kind is unknown"),
+        ("model", "cannot read /a/model/x", "model: cannot read /a/model/x"),
         ("options.num_beams", "num_beams is 0", "num_beams is 0"),
         ("options.num_beams", "beams is 0", "beams is 0"),
         ("n_docs", "docs is '3'", "docs is '3'"),
@@ -32,6 +34,7 @@ from ragserve.serving.status import CODE_OF
 def test_the_text_has_field_and_message_once(field: str, message: str, text: str) -> None:
     assert str(errors.InvalidInputError(field, message)) == text
     assert str(errors.NotFoundError(message, field=field)) == text
+    assert ending_of(errors.NotFoundError(message, field=field)).text == text
 
 
 def every_error() -> list[errors.RagserveError]:

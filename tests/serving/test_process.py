@@ -163,6 +163,5 @@ def test_a_port_in_use_is_one_line_and_status_2(name: str) -> None:
             assert started.popen.wait(60) == 2
             started.wait_for("error")
             assert started.lines == [
-                f"error: server.{name}: cannot listen on 127.0.0.1:{number}: address already in use; "
-                f"choose another server.{name}"
+                f"error: cannot listen on 127.0.0.1:{number}: address already in use; choose another server.{name}"
             ]
