@@ -33,6 +33,7 @@ from ragserve_cli.building import (
 )
 from ragserve_cli.knowledge import JsonOption
 from ragserve_cli.plan import demo_directory
+from ragserve_cli.text import is_utf8
 
 if TYPE_CHECKING:
     from ragserve_cli.adding import Added
@@ -137,7 +138,7 @@ def delete(
     """Delete passages by id, in one commit. The id of a text that was split stands for all of its parts."""
     knowledge, ids = split_values(values, retriever, "ID", at_most=None)
     for identifier in ids:
-        if not _is_text(identifier):
+        if not is_utf8(identifier):
             raise InvalidInputError("ID", f"{identifier!r} is not UTF-8 text")
     from ragserve_cli.places import opened  # noqa: PLC0415  (slow to import)
 
@@ -264,12 +265,3 @@ def version_of(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise InvalidInputError("VERSION", f"{text!r} is not a version, a whole number from 1 on")
     return int(text)
-
-
-def _is_text(value: str) -> bool:
-    """Whether it is UTF-8: a shell passes other bytes as lone surrogates."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -13,6 +13,7 @@ from typing import Any
 
 from ragserve.errors import InvalidInputError
 from ragserve.filters import Condition
+from ragserve_cli.text import is_utf8
 
 OPTION = "--filter"
 BOUNDS = {">=": "at_least", ">": "above", "<=": "at_most", "<": "below"}
@@ -59,7 +60,7 @@ def parse_filters(given: Iterable[str] | None) -> tuple[Condition, ...] | None:
 
 
 def _read(text: str) -> _Part:
-    _check_utf8(text, text)  # a shell passes bytes that are not UTF-8 as lone surrogates
+    _check_utf8(text, text)
     parts = CONDITION.fullmatch(text)
     if parts is None:
         raise _unreadable(text)
@@ -118,10 +119,8 @@ def _unquoted(given: str, text: str) -> str:
 
 
 def _check_utf8(given: str, text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidInputError(OPTION, f"Cannot read the filter {given!r}: it is not UTF-8 text.") from error
+    if not is_utf8(text):
+        raise InvalidInputError(OPTION, f"Cannot read the filter {given!r}: it is not UTF-8 text.")
 
 
 def _joined(part: _Part, before: Condition, condition: Condition) -> Condition:

@@ -20,7 +20,7 @@ from ragserve_cli.building import ModelOption, build
 from ragserve_cli.filtering import parse_filters
 from ragserve_cli.plan import demo_directory
 from ragserve_cli.reach import reached
-from ragserve_cli.text import excerpt
+from ragserve_cli.text import excerpt, is_utf8
 
 EXCERPT_CELLS = 160  # of a passage in the table of `kb search`, or two terminal lines if these are longer
 
@@ -124,7 +124,7 @@ def _place_and_query(values: Sequence[str], knowledge: Path | None, target: str 
         InvalidInputError: there are too many values, or two knowledge bases.
     """
     *before, query = values
-    if not query.isascii() and query.encode("utf-8", "replace") != query.encode("utf-8", "surrogatepass"):
+    if not is_utf8(query):
         raise InvalidInputError("QUERY", "QUERY is not UTF-8 text")
     if len(before) > 1:
         raise InvalidInputError("QUERY", f"{values[2]!r} is one value too many: put QUERY in quotes")

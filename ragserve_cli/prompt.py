@@ -20,6 +20,7 @@ from ragserve_cli import answers, console
 from ragserve_cli.explain import write_page
 from ragserve_cli.explain_terminal import show_token_posteriors
 from ragserve_cli.prompt_settings import Settings
+from ragserve_cli.text import is_utf8
 from ragserve_cli.up import Running
 
 POLL_SECONDS = 0.2
@@ -109,7 +110,9 @@ class Prompt:
             if name not in self._commands:
                 raise InvalidInputError(name, f"unknown command {name}: type /help for the commands")
             return self._commands[name].run(argument.strip())
-        self.ask(_checked(line))
+        if not is_utf8(line):
+            raise InvalidInputError("question", "the question is not UTF-8 text: type it again")
+        self.ask(line)
         return True
 
     def ask(self, question: str) -> None:
@@ -241,12 +244,3 @@ def history_file() -> Path | None:
     except (OSError, RuntimeError):  # read-only, or no home directory
         return None
     return state / HISTORY_FILE
-
-
-def _checked(line: str) -> str:
-    """The line. Raises InvalidInputError for bytes that are no text."""
-    try:
-        line.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidInputError("question", "the question is not UTF-8 text: type it again") from error
-    return line

@@ -1,4 +1,4 @@
-"""Text cut to the width of the terminal."""
+"""Text that is typed, and text cut to the width of the terminal."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ from ragserve.printable import printable
 
 LEAD = 0.4  # part of an excerpt that may stand before the words it shows
 ELLIPSIS = "…"
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text that was typed is UTF-8. A shell passes other bytes as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def excerpt(text: str, cells: int, around: str = "") -> str:
