@@ -7,33 +7,23 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from ragserve.client import Client
 from ragserve.errors import InvalidInputError
 from ragserve.files import file_errors, require_file
 from ragserve_cli import console
-from ragserve_cli.local import LogLine
 from ragserve_cli.plan import Assets, demo_directory, plan
-from ragserve_cli.prompt import Prompt
-from ragserve_cli.up import ask_command, note_other_ports, running
+from ragserve_cli.prompt import Prompt, prompting
+from ragserve_cli.up import ask_command
 
 
 def demo(assets: Assets, questions: Path | None, *, verbose: bool, logs: bool, timeout: float) -> None:
     """Answer the samples, then what is asked at the prompt or piped in."""
     samples = read_questions(questions or demo_directory() / "questions.txt")
-    log: LogLine = console.log_line if logs else lambda _service, _line: None
     launches = plan(assets, free_ports=True)
-    note_other_ports(launches)
-    with running(launches, log, timeout) as started:
-        if started is None:
-            console.note("stopped while starting")
-            raise KeyboardInterrupt
-        console.note(f"The API is at {started.target} (try {ask_command(started)})")
-        with Client(started.target) as client:
-            prompt = Prompt(client, started, verbose=verbose)
-            with started.cancellable():  # all of the samples that are left
-                _answer(samples, prompt)
-            prompt.run()
-        console.note("stopping the services")
+    with prompting(launches, verbose=verbose, logs=logs, timeout=timeout) as prompt:
+        console.note(f"The API is at {prompt.started.target} (try {ask_command(prompt.started)})")
+        with prompt.started.cancellable():  # all of the samples that are left
+            _answer(samples, prompt)
+        prompt.run()
 
 
 def _answer(samples: Sequence[str], prompt: Prompt) -> None:

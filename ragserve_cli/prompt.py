@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import select
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -19,9 +20,11 @@ from ragserve.results import Answer
 from ragserve_cli import answers, console
 from ragserve_cli.explain import write_page
 from ragserve_cli.explain_terminal import show_token_posteriors
+from ragserve_cli.local import LogLine
+from ragserve_cli.plan import Launch
 from ragserve_cli.prompt_settings import Settings
 from ragserve_cli.text import is_utf8
-from ragserve_cli.up import Running
+from ragserve_cli.up import Running, note_other_ports, running
 
 POLL_SECONDS = 0.2
 CHUNK_BYTES = 65536
@@ -193,6 +196,23 @@ class Prompt:
         if self._last is None:
             raise InvalidInputError("", "there is no answer yet: ask a question first")
         return self._last
+
+
+@contextmanager
+def prompting(launches: tuple[Launch, ...], *, verbose: bool, logs: bool, timeout: float) -> Iterator[Prompt]:
+    """Starts the services, gives a prompt that asks them, and drains them at the end.
+
+    Raises KeyboardInterrupt when a signal came while they were starting.
+    """
+    log: LogLine = console.log_line if logs else lambda _service, _line: None
+    note_other_ports(launches)
+    with running(launches, log, timeout) as started:
+        if started is None:
+            console.note("stopped while starting")
+            raise KeyboardInterrupt
+        with Client(started.target) as client:
+            yield Prompt(client, started, verbose=verbose)
+        console.note("stopping the services")
 
 
 @dataclass

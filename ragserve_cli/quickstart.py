@@ -11,15 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ragserve.client import Client
 from ragserve.errors import FailedPreconditionError, InvalidInputError, NotFoundError
 from ragserve.files import file_error, file_errors
 from ragserve.printable import counted
 from ragserve_cli import console, interrupts
-from ragserve_cli.local import LogLine
 from ragserve_cli.plan import Assets, demo_directory, plan
-from ragserve_cli.prompt import Prompt
-from ragserve_cli.up import ask_command, note_other_ports, running
+from ragserve_cli.prompt import prompting
+from ragserve_cli.up import ask_command
 
 STATE_FILE = "quickstart.json"  # in the knowledge base: what it was built from
 STATE_FORMAT = 1
@@ -68,21 +66,14 @@ def quickstart(path: Path, assets: Assets, *, verbose: bool, logs: bool, timeout
     """Build what has changed, start the services, and answer what is asked at the prompt or piped in."""
     sources = Sources.of(path, assets.knowledge, assets.model)
     build_if_changed(sources)
-    log: LogLine = console.log_line if logs else lambda _service, _line: None
     served = replace(assets, model=sources.model, knowledge=sources.out)
     launches = plan(served, free_ports=True)
-    note_other_ports(launches)
-    with running(launches, log, timeout) as started:
-        if started is None:
-            console.note("stopped while starting")
-            raise KeyboardInterrupt
+    with prompting(launches, verbose=verbose, logs=logs, timeout=timeout) as prompt:
         retriever = next(launch.target for launch in launches if launch.name == "retriever")
-        asking = ask_command(started)
-        console.note(f"The API is at {started.target} (try {asking}); the retriever, for upserts, is at {retriever}")
+        api, asking = prompt.started.target, ask_command(prompt.started)
+        console.note(f"The API is at {api} (try {asking}); the retriever, for upserts, is at {retriever}")
         console.note(f"To serve these documents again: {_up_command(sources)}")
-        with Client(started.target) as client:
-            Prompt(client, started, verbose=verbose).run()
-        console.note("stopping the services")
+        prompt.run()
 
 
 def build_if_changed(sources: Sources) -> None:

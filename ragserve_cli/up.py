@@ -15,8 +15,6 @@ from ragserve_cli.choices import DEFAULT_TARGET
 from ragserve_cli.local import LocalServices, LogLine, Stop, stop_on_signals
 from ragserve_cli.plan import Assets, Launch, address, plan, reachable
 
-STARTUP_SECONDS = 180.0
-
 
 @dataclass(frozen=True)
 class Running:
