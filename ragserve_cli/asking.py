@@ -7,25 +7,17 @@ from typing import Annotated, Any
 import typer
 
 from ragserve.errors import InvalidInputError
+from ragserve.options import Sampling
 from ragserve_cli import choices, console
 from ragserve_cli.choices import DEFAULT_TARGET, DEFAULT_TIMEOUT
 from ragserve_cli.filtering import parse_filters
 from ragserve_cli.reach import reached
 
-EARLY_STOPPING: dict[str, bool | str] = {"heuristic": False, "first": True, "never": "never"}
-SAME_NAME = (
-    *(
-        "mode",
-        "docs",
-        "knowledge_version",
-        "search_kind",
-        "decoding",
-        "beams",
-        "max_length",
-        "min_length",
-        "max_new_tokens",
-    ),
-    *("min_new_tokens", "length_penalty", "repetition_penalty", "question_form", "truncation", "max_context_tokens"),
+EARLY_STOPPING: dict[choices.EarlyStopping, bool | str] = {"heuristic": False, "first": True, "never": "never"}
+SAME_NAME = (  # as options of `ask` and as keywords of the client
+    *("mode", "docs", "knowledge_version", "search_kind", "decoding", "beams", "max_length", "min_length"),
+    *("max_new_tokens", "min_new_tokens", "length_penalty", "repetition_penalty"),
+    *("question_form", "truncation", "max_context_tokens"),
 )
 SAMPLING = ("temperature", "top_k", "top_p", "seed")
 
@@ -91,11 +83,16 @@ def score(  # noqa: PLR0913
     from ragserve.client import Client  # noqa: PLC0415  (slow to import)
     from ragserve_cli import answers  # noqa: PLC0415
 
-    chosen: dict[str, Any] = {"mode": mode, "docs": docs, "knowledge_version": knowledge_version}
-    chosen["search_kind"] = search_kind
-    chosen["filter"] = parse_filters(filters)
     with reached(target, timeout=timeout), Client(target, timeout_seconds=timeout) as client:
-        found = client.score(question, answer, **_given(chosen))
+        found = client.score(
+            question,
+            answer,
+            mode=mode,
+            docs=docs,
+            knowledge_version=knowledge_version,
+            filter=parse_filters(filters),
+            search_kind=search_kind,
+        )
     if as_json:
         console.print_json(found.to_dict())
     else:
@@ -118,10 +115,14 @@ def retrieve(  # noqa: PLR0913
     from ragserve.client import Client  # noqa: PLC0415  (slow to import)
     from ragserve_cli import answers  # noqa: PLC0415
 
-    chosen: dict[str, Any] = {"docs": docs, "knowledge_version": knowledge_version, "search_kind": search_kind}
-    chosen["filter"] = parse_filters(filters)
     with reached(target, timeout=timeout), Client(target, timeout_seconds=timeout) as client:
-        found = client.retrieve(question, **_given(chosen))
+        found = client.retrieve(
+            question,
+            docs=docs,
+            knowledge_version=knowledge_version,
+            filter=parse_filters(filters),
+            search_kind=search_kind,
+        )
     if as_json:
         console.print_json(found.to_dict())
     else:
@@ -150,9 +151,7 @@ def info(
 
 
 def keywords(asked: dict[str, Any]) -> dict[str, Any]:
-    """Keywords of the client's `generate` from the options of `ask`; what was not given is left out."""
-    from ragserve.options import Sampling  # noqa: PLC0415  (slow to import)
-
+    """Keywords of the client's `generate` from the options of `ask`; what was not given is None."""
     found = {name: asked[name] for name in SAME_NAME}
     found["filter"] = parse_filters(asked["filters"])
     found["num_return_sequences"] = asked["returns"]
@@ -160,10 +159,10 @@ def keywords(asked: dict[str, Any]) -> dict[str, Any]:
     early = asked["early_stopping"]
     found["early_stopping"] = EARLY_STOPPING[early] if early else None
     found["bad_words"] = [_token_ids(ids) for ids in asked["bad_words"]] if asked["bad_words"] else None
-    sampling = _given({name: asked[name] for name in SAMPLING})
-    if sampling or asked["sample"]:
+    sampling = {name: asked[name] for name in SAMPLING}
+    if asked["sample"] or any(value is not None for value in sampling.values()):
         found["sampling"] = Sampling(**sampling)
-    return _given(found)
+    return found
 
 
 def _token_ids(text: str) -> list[int]:
@@ -171,8 +170,3 @@ def _token_ids(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise InvalidInputError("--bad-words", f"{text!r} is not a list of token ids such as 12,7") from error
-
-
-def _given(values: dict[str, Any]) -> dict[str, Any]:
-    """What is not None, enumerations as their values."""
-    return {name: getattr(value, "value", value) for name, value in values.items() if value is not None}

@@ -10,7 +10,7 @@ import typer
 
 from ragserve.passage_rules import MAX_PASSAGE_BYTES
 from ragserve.printable import counted
-from ragserve_cli import console, interrupts
+from ragserve_cli import choices, console, interrupts
 from ragserve_cli.plan import demo_directory
 
 if TYPE_CHECKING:
@@ -83,9 +83,6 @@ EMBEDDINGS = (
 )
 Source = Annotated[Path, typer.Argument(help=f"{SOURCE} {JSONL}")]
 Out = Annotated[Path, typer.Argument(help="Directory of the knowledge base to make; an empty one may be there.")]
-ModelOption = Annotated[
-    Path | None, typer.Option("--model", metavar="DIR", help="Model directory; unset: the embedded one.")
-]
 PrecisionOption = Annotated[Precision, typer.Option("--precision", help="Precision of the stored vectors.")]
 ReplaceOption = Annotated[
     bool, typer.Option("--replace", help="Make a new version of OUT if it exists; old versions stay readable.")
@@ -206,7 +203,7 @@ def build(  # noqa: PLR0913
     source: Source,
     out: Out,
     *,
-    model: ModelOption = None,
+    model: choices.ModelOption = None,
     precision: PrecisionOption = Precision.FLOAT32,
     replace: ReplaceOption = False,
     source_format: FormatOption = None,

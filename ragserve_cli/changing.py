@@ -13,12 +13,11 @@ from ragserve.checkpoint import load_manifest
 from ragserve.errors import InvalidInputError
 from ragserve.passage_rules import MAX_PASSAGE_BYTES
 from ragserve.printable import counted
-from ragserve_cli import console
+from ragserve_cli import choices, console
 from ragserve_cli.building import (
     FormatOption,
     IdColumnOption,
     MaxPassageOption,
-    ModelOption,
     OverlapOption,
     Quotes,
     QuotesOption,
@@ -58,7 +57,7 @@ def add(  # noqa: PLR0913
     values: Annotated[list[str], _values("[KB] SOURCE", "SOURCE: passages, as for kb build.")],
     *,
     retriever: RetrieverOption = None,
-    model: ModelOption = None,
+    model: choices.ModelOption = None,
     split: SplitOption = Split.SENTENCES,
     split_words: WordsOption = None,
     split_tokens: TokensOption = None,

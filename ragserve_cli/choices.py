@@ -2,61 +2,19 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
+
+from ragserve.options import Decoding, Mode, QuestionForm, Truncation
 
 SEARCH, SAMPLING, CONTEXT, OUTPUT = "Search", "Sampling (token mode)", "Context", "Output"
 DEFAULT_TARGET = "127.0.0.1:50051"
 DEFAULT_TIMEOUT = 60.0  # seconds
 
-
-class Mode(StrEnum):
-    """RAG-token or RAG-sequence."""
-
-    TOKEN = "token"  # noqa: S105
-    SEQUENCE = "sequence"
-
-
-class Decoding(StrEnum):
-    """How RAG-sequence ranks its candidates."""
-
-    THOROUGH = "thorough"
-    FAST = "fast"
-
-
-class EarlyStopping(StrEnum):
-    """When beam search stops."""
-
-    HEURISTIC = "heuristic"
-    FIRST = "first"
-    NEVER = "never"
-
-
-class SearchKind(StrEnum):
-    """What passages are found by."""
-
-    DENSE = "dense"
-    BM25 = "bm25"
-    WEIGHTED = "weighted"
-    RRF = "rrf"
-
-
-class QuestionForm(StrEnum):
-    """Which form of the question the generator reads."""
-
-    RAW = "raw"
-    DECODED = "decoded"
-
-
-class Truncation(StrEnum):
-    """What is dropped from contexts that are too long."""
-
-    PASSAGE = "passage"
-    RIGHT = "right"
-
+EarlyStopping = Literal["heuristic", "first", "never"]
+SearchKind = Literal["dense", "bm25", "weighted", "rrf"]
 
 Question = Annotated[str, typer.Argument(help="What to ask.")]
 TargetOption = Annotated[
@@ -70,6 +28,9 @@ VerboseOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=OUTPUT)]
+ModelOption = Annotated[
+    Path | None, typer.Option("--model", metavar="DIR", help="Model directory; unset: the embedded one.")
+]
 
 ModeOption = Annotated[Mode | None, typer.Option("--mode", help="Unset: as the checkpoint was trained.")]
 DocsOption = Annotated[

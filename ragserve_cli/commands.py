@@ -17,9 +17,6 @@ from ragserve_cli.flags import in_flags
 from ragserve_cli.importing import import_command, quantize_command
 from ragserve_cli.knowledge import kb
 
-ModelOption = Annotated[
-    Path | None, typer.Option("--model", metavar="DIR", help="Model directory; unset: the embedded one.")
-]
 KnowledgeOption = Annotated[
     Path | None, typer.Option("--knowledge", metavar="KB", help="Knowledge base; unset: the embedded one.")
 ]
@@ -85,7 +82,7 @@ def options_of_all(
 @app.command("up")
 def up_command(
     config: ConfigOption = None,
-    model: ModelOption = None,
+    model: choices.ModelOption = None,
     knowledge: KnowledgeOption = None,
     lexical: LexicalOption = None,
     startup_timeout: StartupOption = STARTUP_SECONDS,
@@ -100,7 +97,7 @@ def up_command(
 @app.command("demo")
 def demo_command(
     config: ConfigOption = None,
-    model: ModelOption = None,
+    model: choices.ModelOption = None,
     knowledge: KnowledgeOption = None,
     lexical: LexicalOption = None,
     questions: Annotated[
@@ -135,7 +132,7 @@ def quickstart_command(
         typer.Option("--out", metavar="KB", help="Knowledge base to make; unset: in ~/.local/share/ragserve."),
     ] = None,
     config: ConfigOption = None,
-    model: ModelOption = None,
+    model: choices.ModelOption = None,
     lexical: LexicalOption = None,
     verbose: choices.VerboseOption = False,
     logs: LogsOption = False,

@@ -16,7 +16,7 @@ from rich.table import Table
 from ragserve.errors import InvalidInputError
 from ragserve.filters import Condition
 from ragserve_cli import choices, console
-from ragserve_cli.building import ModelOption, build
+from ragserve_cli.building import build
 from ragserve_cli.filtering import parse_filters
 from ragserve_cli.plan import demo_directory
 from ragserve_cli.reach import reached
@@ -83,7 +83,7 @@ def search(  # noqa: PLR0913, PLR0917
     knowledge: Annotated[
         Path | None, typer.Option("--knowledge", metavar="KB", help="The same as KB before QUERY.")
     ] = None,
-    model: ModelOption = None,
+    model: choices.ModelOption = None,
     target: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Ask the running orchestrator there instead of reading KB.")
     ] = None,
@@ -97,8 +97,7 @@ def search(  # noqa: PLR0913, PLR0917
 ) -> None:
     """Find the passages nearest to a question."""
     place, query = _place_and_query(values, knowledge, target)
-    kind = search_kind.value if search_kind else None
-    wanted = Wanted(query, k, parse_filters(filters), knowledge_version, kind, timeout)
+    wanted = Wanted(query, k, parse_filters(filters), knowledge_version, search_kind, timeout)
     console.note(f"searching {place}{'' if place != demo_directory() / 'kb' else ', the embedded knowledge base'}")
     if isinstance(place, Path):
         rows, warnings = _search_files(wanted, place, model)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -85,8 +84,8 @@ class Settings:
         if parameter is None:
             return ()
         for kind in get_args(get_type_hints(ask)[parameter.name]):
-            if isinstance(kind, type) and issubclass(kind, Enum):
-                return tuple(str(one.value) for one in kind)
+            if get_origin(kind) is Literal:
+                return get_args(kind)
         return (ON, OFF) if parameter.is_flag else ()
 
     def in_names(self, error: RagserveError) -> RagserveError:
