@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -18,52 +17,10 @@ if TYPE_CHECKING:
 
 SPLIT, INPUT, SCALE = "Splitting", "Input", "Scale"
 
-
-class Precision(StrEnum):
-    """Precision of stored vectors."""
-
-    FLOAT32 = "float32"
-    FLOAT16 = "float16"
-
-
-class Format(StrEnum):
-    """Formats of sources of passages."""
-
-    JSONL = "jsonl"
-    JSON = "json"
-    TSV = "tsv"
-    CSV = "csv"
-    PARQUET = "parquet"
-    ARROW = "arrow"
-    LANCE = "lance"
-    TEXT = "text"
-    MARKDOWN = "markdown"
-    HTML = "html"
-    PDF = "pdf"
-    FOLDER = "folder"
-
-
-class Split(StrEnum):
-    """How texts are split where no number is given."""
-
-    SENTENCES = "sentences"
-    NONE = "none"
-
-
-class Quotes(StrEnum):
-    """What quotes in TSV and CSV files are."""
-
-    AUTO = "auto"
-    YES = "yes"
-    NO = "no"
-
-
-class Engine(StrEnum):
-    """Where texts are embedded."""
-
-    LOCAL = "local"
-    RAY = "ray"
-
+Precision = Literal["float32", "float16"]
+Format = Literal[
+    "jsonl", "json", "tsv", "csv", "parquet", "arrow", "lance", "text", "markdown", "html", "pdf", "folder"
+]
 
 SOURCE = (
     "Passages: JSONL, JSON (an array of objects), TSV (psgs_w100.tsv), CSV, Parquet, Arrow, Lance or a knowledge base, "
@@ -130,7 +87,7 @@ WithoutColumnOption = Annotated[
         "--without-column", metavar="NAME", help="Leave a column out; may be repeated.", rich_help_panel=INPUT
     ),
 ]
-QuotesOption = Annotated[Quotes, typer.Option("--quotes", help=QUOTES, rich_help_panel=INPUT)]
+QuotesOption = Annotated[Literal["auto", "yes", "no"], typer.Option("--quotes", help=QUOTES, rich_help_panel=INPUT)]
 MaxTextOption = Annotated[
     int,
     typer.Option(
@@ -145,7 +102,7 @@ WordsOption = Annotated[
     typer.Option("--split-words", metavar="N", help="To passages of N words (DPR: 100).", rich_help_panel=SPLIT),
 ]
 SplitOption = Annotated[
-    Split,
+    Literal["sentences", "none"],
     typer.Option(
         "--split",
         help="sentences: texts that the encoder would not read to their end become passages ID#0, ID#1, ...; "
@@ -184,7 +141,7 @@ ShardOption = Annotated[
     ),
 ]
 EngineOption = Annotated[
-    Engine,
+    Literal["local", "ray"],
     typer.Option(
         "--engine",
         help="Embed in this process, or on Ray Data (on the cluster that RAY_ADDRESS names, else on this machine).",
@@ -204,7 +161,7 @@ def build(  # noqa: PLR0913
     out: Out,
     *,
     model: choices.ModelOption = None,
-    precision: PrecisionOption = Precision.FLOAT32,
+    precision: PrecisionOption = "float32",
     replace: ReplaceOption = False,
     source_format: FormatOption = None,
     embeddings: EmbeddingsOption = None,
@@ -213,16 +170,16 @@ def build(  # noqa: PLR0913
     title_column: TitleColumnOption = None,
     text_column: TextColumnOption = None,
     without_column: WithoutColumnOption = None,
-    quotes: QuotesOption = Quotes.AUTO,
+    quotes: QuotesOption = "auto",
     skip_bad_rows: SkipOption = False,
     max_text_bytes: MaxTextOption = 2**20,
     max_passage_bytes: MaxPassageOption = MAX_PASSAGE_BYTES,
-    split: SplitOption = Split.SENTENCES,
+    split: SplitOption = "sentences",
     split_words: WordsOption = None,
     split_tokens: TokensOption = None,
     overlap: OverlapOption = 0,
     shard_passages: ShardOption = 0,
-    engine: EngineOption = Engine.LOCAL,
+    engine: EngineOption = "local",
     workers: WorkersOption = 0,
 ) -> None:
     """Embed passages with the model's passage encoder and commit them as a versioned knowledge base.
@@ -232,8 +189,8 @@ def build(  # noqa: PLR0913
     from retriever_svc.build import BuildOptions, ReadOptions  # noqa: PLC0415  (slow to import)
 
     options = BuildOptions(
-        reading=ReadOptions(id_column, title_column, text_column, tuple(without_column or ()), quotes.value),
-        split=split.value,
+        reading=ReadOptions(id_column, title_column, text_column, tuple(without_column or ()), quotes),
+        split=split,
         split_tokens=split_tokens,
         overlap=overlap,
         embeddings=tuple(embeddings or ()),
@@ -242,19 +199,18 @@ def build(  # noqa: PLR0913
         max_text_bytes=max_text_bytes,
         max_passage_bytes=max_passage_bytes,
         shard_passages=shard_passages,
-        engine=engine.value,
+        engine=engine,
         workers=workers,
         notify=console.note,
     )
-    name = source_format.value if source_format else None
-    _build(source, out, model, name, split_words, precision, replace, options)
+    _build(source, out, model, source_format, split_words, precision, replace, options)
 
 
 def _build(
     source: Path,
     out: Path,
     model: Path | None,
-    source_format: str | None,
+    source_format: Format | None,
     split_words: int | None,
     precision: Precision,
     replace: bool,
@@ -271,7 +227,7 @@ def _build(
             model or demo_directory() / "model",
             source_format=source_format,
             split_words=split_words,
-            precision=precision.value,
+            precision=precision,
             replace=replace,
             progress=lambda progress: bar.update(progress.done, progress.total),
             build=options,

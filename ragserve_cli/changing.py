@@ -19,10 +19,8 @@ from ragserve_cli.building import (
     IdColumnOption,
     MaxPassageOption,
     OverlapOption,
-    Quotes,
     QuotesOption,
     SkipOption,
-    Split,
     SplitOption,
     TextColumnOption,
     TitleColumnOption,
@@ -58,7 +56,7 @@ def add(  # noqa: PLR0913
     *,
     retriever: RetrieverOption = None,
     model: choices.ModelOption = None,
-    split: SplitOption = Split.SENTENCES,
+    split: SplitOption = "sentences",
     split_words: WordsOption = None,
     split_tokens: TokensOption = None,
     overlap: OverlapOption = 0,
@@ -68,7 +66,7 @@ def add(  # noqa: PLR0913
     title_column: TitleColumnOption = None,
     text_column: TextColumnOption = None,
     without_column: WithoutColumnOption = None,
-    quotes: QuotesOption = Quotes.AUTO,
+    quotes: QuotesOption = "auto",
     skip_bad_rows: SkipOption = False,
     batch_passages: Annotated[
         int, typer.Option("--batch-passages", metavar="N", min=1, help="Passages in one commit.")
@@ -87,15 +85,14 @@ def add(  # noqa: PLR0913
     from retriever_svc.knowledge import passage_encoder_directory  # noqa: PLC0415
     from retriever_svc.splitting import SplitOptions  # noqa: PLC0415
 
-    name = source_format.value if source_format else None
     own_model = None if retriever else model or demo_directory() / "model"
     if own_model:
         load_manifest(own_model)  # names the model directory where it is none
     encoder = own_model and passage_encoder_directory(own_model)
-    splitting = SplitOptions(split.value, split_words, split_tokens, overlap)
-    reading = ReadOptions(id_column, title_column, text_column, tuple(without_column or ()), quotes.value)
-    adding = Adding.of(name, reading, splitting, encoder, max_passage_bytes, skip_bad_rows=skip_bad_rows)
-    with readable(Path(path), name, console.note) as file:
+    splitting = SplitOptions(split, split_words, split_tokens, overlap)
+    reading = ReadOptions(id_column, title_column, text_column, tuple(without_column or ()), quotes)
+    adding = Adding.of(source_format, reading, splitting, encoder, max_passage_bytes, skip_bad_rows=skip_bad_rows)
+    with readable(Path(path), source_format, console.note) as file:
         source = read_source(file, adding)
         if source.bad_rows:
             named = "; ".join(source.bad_rows[:NAMED])

@@ -4,34 +4,15 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from ragserve_cli import console
 
 
-class Kind(StrEnum):
-    """What a checkpoint was trained as."""
-
-    TOKEN = "rag-token"  # noqa: S105
-    SEQUENCE = "rag-sequence"
-    PAIR = "pair"
-
-
-class Pooling(StrEnum):
-    """How token states become one vector."""
-
-    CLS = "cls"
-    MEAN = "mean"
-    MAX = "max"
-    MEAN_SQRT_LENGTH = "mean_sqrt_len_tokens"
-    WEIGHTED_MEAN = "weightedmean"
-    LAST_TOKEN = "lasttoken"  # noqa: S105
-
-
 class Precision(StrEnum):
-    """Precisions of the query encoder besides float32."""
+    """Precisions of the query encoder besides float32. An enumeration: typer takes no list of literals."""
 
     INT8 = "int8"
     FLOAT16 = "float16"
@@ -49,7 +30,13 @@ PrecisionsOption = Annotated[
 PickleOption = Annotated[
     bool, typer.Option("--allow-pickle", help="Read pytorch_model.bin (tensors only), if you trust its source.")
 ]
-
+KindOption = Annotated[
+    Literal["rag-token", "rag-sequence", "pair"] | None, typer.Option(help="Unset: what the checkpoint says.")
+]
+PoolingOption = Annotated[
+    Literal["cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"] | None,
+    typer.Option(help="Pooling of an encoder that does not say; unset: cls."),
+]
 QueryPromptOption = Annotated[
     str | None,
     typer.Option(
@@ -78,13 +65,11 @@ def import_command(  # noqa: PLR0913
         DirectoryOption,
         typer.Option(metavar="DIR", help="Encoder of passages, such as DPR's; unset: the question encoder."),
     ] = None,
-    kind: Annotated[Kind | None, typer.Option(help="Unset: what the checkpoint says.")] = None,
+    kind: KindOption = None,
     score_scale: Annotated[
         float, typer.Option(help="Factor on inner products before the prior's softmax; 1 for DPR.")
     ] = 1.0,
-    pooling: Annotated[
-        Pooling | None, typer.Option(help="Pooling of an encoder that does not say; unset: cls.")
-    ] = None,
+    pooling: PoolingOption = None,
     normalize: Annotated[
         bool | None, typer.Option("--normalize/--no-normalize", help="Scale vectors to length 1; unset: as it says.")
     ] = None,
@@ -97,13 +82,13 @@ def import_command(  # noqa: PLR0913
     from checkpoint_import import ImportOptions, import_checkpoint  # noqa: PLC0415  (slow to import)
 
     options = ImportOptions(
-        kind=kind.value if kind else None,
+        kind=kind,
         question_encoder=question_encoder,
         generator=generator,
         passage_encoder=passage_encoder,
         allow_pickle=allow_pickle,
         score_scale=score_scale,
-        pooling=pooling.value if pooling else None,
+        pooling=pooling,
         normalize=normalize,
         query_prompt=query_prompt,
         passage_prompt=passage_prompt,
