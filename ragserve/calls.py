@@ -28,14 +28,14 @@ def deadline(default: float | None, chosen: float | None) -> float | None:
 
 @dataclass(frozen=True)
 class TimeLeft:
-    """Until when something must be done, on the monotonic clock, and how many seconds it was given."""
+    """A deadline on the monotonic clock, and the seconds that were given until it."""
 
     until: float
     limit: float | None = None
 
     @classmethod
     def of(cls, seconds: float | None) -> TimeLeft:
-        """So many seconds from now; None: no limit."""
+        """A deadline that many seconds from now; None: no limit."""
         return cls(math.inf if seconds is None else time.monotonic() + seconds, seconds)
 
     def seconds(self) -> float | None:
@@ -47,8 +47,8 @@ class TimeLeft:
 class Retries:
     """How often something is tried, and how long the pauses are.
 
-    They start at what the error says (`retry_after_seconds`), double each time, and are shortened by up to a half at
-    random, so that those who lost the same race do not meet again.
+    Pauses start at the error's `retry_after_seconds`, double each time, and are shortened by up to a half at random, so
+    that clients that lost the same race do not meet again.
     """
 
     max_attempts: int
@@ -58,7 +58,7 @@ class Retries:
         arguments.whole("max_attempts", "max_attempts", self.max_attempts, most=MOST_ATTEMPTS, least=1)
 
     def pause(self, failed: int, error: RagserveError, left: TimeLeft) -> float:
-        """Seconds to wait after the attempt of that number. Raises the error when no time is left after them."""
+        """Seconds to wait after `failed` attempts. Raises the error if the deadline would pass meanwhile."""
         first = error.retry_after_seconds or FIRST_PAUSE_SECONDS
         pause = min(self.longest_pause_seconds, first * 2.0 ** (failed - 1)) * random.uniform(0.5, 1.0)  # noqa: S311
         if time.monotonic() + pause >= left.until:
@@ -66,7 +66,7 @@ class Retries:
         return pause
 
     def run(self, attempt: Callable[[], T], retried: Errors, left: TimeLeft) -> T:
-        """What an attempt returns that raises none of the `retried` errors. Raises the last one's error."""
+        """The result of the first attempt that raises none of the `retried` errors, or the last attempt's error."""
         for failed in range(1, self.max_attempts):
             try:
                 return attempt()

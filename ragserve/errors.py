@@ -38,7 +38,7 @@ class RagserveError(Exception):
         return self.message if named else f"{self.field}: {self.message}"
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickles and copies without the arguments of `__init__`, which subclasses may have others of."""
+        """Pickles and copies without `__init__`, whose arguments differ between subclasses."""
         return _restored, (type(self), self.args, self.__dict__)
 
 

@@ -53,7 +53,7 @@ REASONS = (
 NOT_SENT = re.compile(
     r"failed to connect to all addresses|connections? to all backends failing|resolution failed|errors? resolving"
 )
-# Ends of a call that gRPC itself gives, for whatever became of the request.
+# Statuses that gRPC itself gives a call, whether or not the service has done what it was asked for.
 BROKEN = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -65,7 +65,7 @@ BROKEN = (
 
 @dataclass(frozen=True)
 class Called:
-    """Whom a call was for, where, within which time, and whether that time is over."""
+    """The service and the target of a call, its time limit, and whether that is over."""
 
     service: Service
     target: str

@@ -56,7 +56,7 @@ class StoredPassage:
 
 @dataclass(frozen=True)
 class StoredPassages:
-    """Those of the passages asked for that are there, in that order, and the ids of the others."""
+    """The requested passages that exist, in the order of the request, and the ids of the others."""
 
     passages: tuple[StoredPassage, ...]
     missing_ids: tuple[str, ...]

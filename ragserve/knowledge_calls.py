@@ -40,7 +40,7 @@ R = TypeVar("R")
 class Call(Generic[R]):
     """A call of a method: its request (several: a stream), how the response is read, and errors that are retried.
 
-    `in_doubt`: for a write, what is said where it failed and may have been committed all the same.
+    `in_doubt`: for a write, what its error says if it may have been committed nevertheless.
     """
 
     method: str
@@ -48,7 +48,7 @@ class Call(Generic[R]):
     read: Callable[[Any], R]
     retried: Errors = ()
     in_doubt: str = ""
-    lost: list[RagserveError] = field(default_factory=list)  # of its attempts, those whose outcome nobody knows
+    lost: list[RagserveError] = field(default_factory=list)  # errors of attempts whose outcome is unknown
 
     def body(self) -> Any:
         """What the stub's method takes: the request, or an iterator of the parts of a stream."""
@@ -57,7 +57,7 @@ class Call(Generic[R]):
     def failed(self, error: RagserveError) -> None:
         """Takes the error of an attempt. Raises what the caller's `progress` raised while the request was sent.
 
-        Says in the error of a write that its outcome is not known, where that is so of this attempt or an earlier one.
+        Adds `in_doubt` to the error of a write if the outcome of this attempt, or of an earlier one, is unknown.
         """
         if isinstance(self.request, Parts) and self.request.raised:
             raise self.request.raised[0]

@@ -168,7 +168,7 @@ class KnowledgeClient:
     def retrieve_stream(
         self, lookups: Iterable[Lookup | Query], *, timeout_seconds: float | None = None
     ) -> Generator[StreamedLookup, None, None]:
-        """Many lookups on one stream, each answered as soon as it is found, in any order; an error is one's own.
+        """Many lookups on one stream, each answered as soon as it is found, in any order, or with an error of its own.
 
         `lookups` is read from another thread, a bounded number ahead; what it raises is raised here, after the answers
         to those before. Closing the generator cancels what is not answered. timeout_seconds is for all of them.

@@ -37,7 +37,7 @@ Progress = Callable[[int, int], None]
 class Parts:
     """The requests of an upsert; iterating tells `progress` how many passages are sent, of how many.
 
-    gRPC iterates in a place of its own and hides what `progress` raises there: `raised` keeps it.
+    gRPC iterates in its own thread or task and hides what `progress` raises there: `raised` keeps it.
     """
 
     parts: Sequence[pb.UpsertPassagesRequest]
@@ -136,7 +136,7 @@ def stream_request(number: int, lookup: Lookup | Query) -> pb.RetrieveStreamRequ
 
 
 def _queries(given: Any) -> Iterable[Any]:
-    """The queries: one text or vector is one."""
+    """The queries. A single text or vector is one query."""
     if isinstance(given, str) or (isinstance(given, np.ndarray) and given.ndim == 1):
         return [given]
     return arguments.items("queries", "queries", given, "texts and vectors")

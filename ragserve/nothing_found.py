@@ -1,4 +1,4 @@
-"""Why a search found nothing, and what to do about it: the retriever finds out, those who asked are told."""
+"""Why a search found nothing, and what the caller can do about it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class NothingFound(StrEnum):
 class FilterKeys:
     """Keys of a filter that no passage has a value for, and the keys that passages have, the most frequent first.
 
-    Of those there are at most NAMED_KEYS, and one more where there are more.
+    `known` has at most NAMED_KEYS + 1 keys. The last of that many only says that there are more.
     """
 
     unknown: tuple[str, ...] = ()

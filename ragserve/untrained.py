@@ -15,13 +15,13 @@ def looks_untrained(names: Iterable[str], read: Callable[[str], Any]) -> bool:
 
     `read` gives an array by its name. Reading stops at the first one that training has changed.
     """
-    vectors = sorted(name for name in names if _is_told_by(name))
+    vectors = sorted(name for name in names if _changes_in_training(name))
     if not any(name.endswith(NORM_WEIGHTS) for name in vectors):
         return False
     return all(bool((read(name) == float(name.endswith("weight"))).all()) for name in vectors)
 
 
-def _is_told_by(name: str) -> bool:
+def _changes_in_training(name: str) -> bool:
     return name.endswith(NORM_WEIGHTS) or (name.endswith(".bias") and not name.endswith(ZERO_IN_TRAINED))
 
 

@@ -66,7 +66,7 @@ class Adding:
 
 @dataclass(frozen=True)
 class Source:
-    """A source that was read through once: so many passages as far as they are split here, and the bad rows."""
+    """A source that was read once: the number of its passages, as far as they are split here, and its bad rows."""
 
     path: Path
     adding: Adding
@@ -157,9 +157,9 @@ def read_source(path: Path, adding: Adding) -> Source:
 
 
 def add_passages(place: Place, source: Source, batch_passages: int, report: Callable[[int], None]) -> Added:
-    """Commit the passages, so many rows at a time; `report` is told how many are embedded or sent.
+    """Commit the passages, `batch_passages` rows at a time; `report` is told how many are embedded or sent.
 
-    What a failure leaves is said: the batches before it are committed.
+    After a failure, a note says which passages are committed.
     """
     rows, done, sent = source.read(), Added(), 0
     report(0)
@@ -222,7 +222,7 @@ def _places(ids: Sequence[str], rows: Sequence[list[SourcePassage]]) -> list[str
 
 
 def _what_is_committed(done: Added, committed: int, unknown: int) -> str:
-    """What is known of the passages where adding failed; of `unknown` ones after the committed ones nothing is."""
+    """Which passages are committed after a failure, and that nobody knows it of the `unknown` ones after them."""
     known = f"passages 1 to {committed} are committed (version {done.knowledge_version})" if done.commits else ""
     doubt = f"nobody knows whether passages {committed + 1} to {committed + unknown} are committed" if unknown else ""
     return f"{'; '.join(part for part in (known, doubt) if part)}. Adding all again is safe"

@@ -104,7 +104,7 @@ def progress_bar(description: str, *, unit: str = "") -> Iterator[ProgressBar]:
 
 
 class ProgressBar:
-    """One bar that code which knows nothing of rich can move."""
+    """A progress bar for code that does not know rich."""
 
     def __init__(self, drawn: Progress, task: TaskID) -> None:
         self._drawn, self._task = drawn, task

@@ -27,9 +27,7 @@ PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "sampling": ("sample",),
     "target": ("target", "retriever"),
     "timeout_seconds": ("timeout",),
-    "source_format": ("source_format",),
     "encoder_precisions": ("encoder_precision",),
-    "src": ("src",),
 }
 # A field of a request, as a path or with an underscore; not a part of a file's name.
 _FIELD = re.compile(

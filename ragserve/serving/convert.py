@@ -28,7 +28,7 @@ def timings_to_proto(timings: Iterable[StageTiming]) -> list[common_pb2.StageTim
 def add_timings(
     messages: RepeatedCompositeFieldContainer[common_pb2.StageTiming], timings: Iterable[StageTiming]
 ) -> None:
-    """The same in place, for what is sent often: a message that is given to another one is copied."""
+    """Appends the timings to a field. Cheaper than `timings_to_proto`, whose messages are copied into the field."""
     for timing in timings:
         messages.add(stage=timing.stage, seconds=timing.seconds, count=timing.count)
 

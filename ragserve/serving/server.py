@@ -216,7 +216,7 @@ def run(main: Callable[[], Coroutine[Any, Any, int]]) -> NoReturn:
 
 
 def _ending_of(error: BaseException) -> Ending:
-    """Status 2 for everything that stands in the way of a start: `ragserve up` tells it from the end of a service."""
+    """Status 2 for every error that keeps a service from starting, so that `ragserve up` recognizes it."""
     ending = ending_of(error)
     return Ending(ending.text, BAD_INPUT if ending.status == FAILED else ending.status)
 

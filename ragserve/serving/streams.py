@@ -27,9 +27,8 @@ T = TypeVar("T")
 async def require_ended_by_client(context: Any) -> None:
     """Distinguishes a half-closed stream from a broken one: returns only if the client ended its requests itself.
 
-    grpc.aio shows a call that was cancelled, and one whose client died, as the end of its requests too, and cancels the
-    handler some time later: what came until then would pass for all. So something is sent: that fails on a broken
-    stream.
+    grpc.aio also ends the requests of a call that was cancelled or whose client died, and cancels the handler some time
+    later: what came until then would look complete. So this sends the initial metadata, which fails on a broken stream.
     A handler may call this once, and may not send initial metadata itself.
 
     Raises:
