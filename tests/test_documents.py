@@ -15,8 +15,7 @@ ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
 PACKAGES = ("ragserve", "retriever_svc", "generator_svc", "orchestrator", "checkpoint_import", "ragserve_cli")
 LEAVES = ("training", "bench")
 DOCUMENTS = tuple(
-    f"{name}.md"
-    for name in ("README", "docs/architecture", "docs/protocol", "CONTRIBUTING", "CHANGELOG", "deploy/README")
+    str(path.relative_to(ROOT)) for folder in (".", "docs", "deploy") for path in sorted((ROOT / folder).glob("*.md"))
 )
 
 
