@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.processes import ServiceProcess, start
 from ragserve_cli.plan import DEFAULT_PORTS
 from tests.tiny import tiny_kb, tiny_model_dir
 
@@ -57,6 +59,17 @@ def assets(tmp_path_factory: pytest.TempPathFactory) -> Assets:
     config = directory / "free.toml"
     config.write_text(free_ports())
     return Assets(model, tiny_kb(directory, model, N_PASSAGES), config)
+
+
+@pytest.fixture(scope="module")
+def retriever(assets: Assets, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServiceProcess, Path]]:
+    """A retriever with a knowledge base of its own, and where that is."""
+    directory = tmp_path_factory.mktemp("running")
+    knowledge = Path(shutil.copytree(assets.knowledge, directory / "kb"))
+    flags = {"model": assets.model, "knowledge": knowledge, "threads": 1, "device": "cpu"}
+    process = start("retriever_svc", flags, directory / "logs").wait_healthy()
+    yield process, knowledge
+    assert process.stop() == 0
 
 
 @dataclass

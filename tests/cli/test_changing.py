@@ -8,14 +8,14 @@ import os
 import pty
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench.processes import ServiceProcess, start
+from bench.processes import ServiceProcess
 from tests.cli.conftest import N_PASSAGES, RAGSERVE, Assets, Cli
 
 ROWS = [
@@ -23,16 +23,6 @@ ROWS = [
     for number, lang in enumerate(["en", "de", "en", "fr", "en"])
 ]
 Json = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def retriever(assets: Assets, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServiceProcess, Path]]:
-    directory = tmp_path_factory.mktemp("running")
-    knowledge = Path(shutil.copytree(assets.knowledge, directory / "kb"))
-    flags = {"model": assets.model, "knowledge": knowledge, "threads": 1, "device": "cpu"}
-    process = start("retriever_svc", flags, directory / "logs").wait_healthy()
-    yield process, knowledge
-    assert process.stop() == 0
 
 
 @pytest.fixture

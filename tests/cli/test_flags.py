@@ -12,7 +12,7 @@ import ragserve
 from ragserve.errors import InvalidInputError, RagserveError
 from ragserve_cli.commands import app
 from ragserve_cli.flags import in_flags
-from tests.cli.conftest import RAGSERVE, Cli
+from tests.cli.conftest import Cli
 
 
 @pytest.mark.parametrize(
@@ -57,4 +57,3 @@ def test_completion(cli: Cli) -> None:
     assert "_RAGSERVE_COMPLETE=complete_bash" in script
     asked = {"_RAGSERVE_COMPLETE": "complete_bash", "COMP_WORDS": "ragserve kb ver", "COMP_CWORD": "2"}
     assert cli(env={**os.environ, **asked}).stdout.strip() == "versions"
-    assert RAGSERVE.is_file()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,16 +37,6 @@ class Place:
     def stored(self, ids: list[str]) -> dict[str, Any]:
         _, found = read_passages(self.knowledge, ids, describe(self.knowledge).version)
         return {name: (one.title, one.text, one.metadata_json) for name, one in found.items()}
-
-
-@pytest.fixture(scope="module")
-def retriever(assets: Assets, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServiceProcess, Path]]:
-    directory = tmp_path_factory.mktemp("running")
-    knowledge = Path(shutil.copytree(assets.knowledge, directory / "kb"))
-    flags = {"model": assets.model, "knowledge": knowledge, "threads": 1, "device": "cpu"}
-    process = start("retriever_svc", flags, directory / "logs").wait_healthy()
-    yield process, knowledge
-    assert process.stop() == 0
 
 
 @pytest.fixture(params=["files", "retriever"])

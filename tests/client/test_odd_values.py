@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -121,7 +122,8 @@ def check(error: Exception, method: Method, name: str, value: Any) -> None:
         return
     assert not isinstance(error, ragserve.InternalError), where
     if isinstance(error, InvalidInputError):
-        assert any(one in str(error) for one in (name, *OTHER_NAMES.get(name, ()))), where
+        names = (name, *OTHER_NAMES.get(name, ()))
+        assert any(re.search(rf"\b{re.escape(one)}\b", str(error)) for one in names), where
     assert len(str(error)) < 1000, where
 
 
