@@ -90,11 +90,9 @@ def plan(assets: Assets, *, free_ports: bool = False) -> tuple[Launch, ...]:
     if assets.lexical is not None:
         chosen["retriever"].append("--lexical" if assets.lexical else "--no-lexical")
     taken: set[int] = set()
-    places = {name: _place(known, name, taken, free_ports) for name in DEFAULT_PORTS}
-    launches = {name: _launch(name, chosen[name], *places[name]) for name in ("retriever", "generator")}
-    downstream = [f"--{name}={launch.target}" for name, launch in launches.items()]
-    orchestrator = _launch("orchestrator", chosen["orchestrator"] + downstream, *places["orchestrator"])
-    return (*launches.values(), orchestrator)
+    downstream = [_launch(known, name, chosen[name], taken, free_ports) for name in ("retriever", "generator")]
+    chosen["orchestrator"] += [f"--{launch.name}={launch.target}" for launch in downstream]
+    return (*downstream, _launch(known, "orchestrator", chosen["orchestrator"], taken, free_ports))
 
 
 def address(host: str, port: int) -> str:
@@ -131,31 +129,38 @@ class Settings:
         return value
 
 
-def _place(known: Settings, service: str, taken: set[int], free_ports: bool) -> tuple[str, int, str, int, int]:
-    """Host and port, of gRPC and of metrics, checked to be free and not in `taken`, to which they are added.
+def _launch(known: Settings, name: str, arguments: list[str], taken: set[int], free_ports: bool) -> Launch:
+    """A service on ports that are free and not in `taken`, to which they are added."""
+    usual, usual_metrics = DEFAULT_PORTS[name]
+    host, port = _place(known, name, "", usual, taken, free_ports)
+    metrics_host, metrics_port = _place(known, name, "metrics_", usual_metrics, taken, free_ports)
+    flags = (f"--server.port={port}", f"--server.metrics-port={metrics_port}")
+    moved = known.get(name, "server", "port") is None and port != usual
+    return Launch(
+        name, MODULES[name], (*arguments, *flags), host, port, metrics_host, metrics_port, usual if moved else 0
+    )
 
-    The last one is the usual gRPC port, where it is in use and another one was chosen, or 0.
-    """
-    found: list[Any] = []
-    replaced = 0
-    for prefix, default in zip(("", "metrics_"), DEFAULT_PORTS[service], strict=True):
-        host = str(known.get(service, "server", f"{prefix}host") or HOST)
-        value = known.get(service, "server", f"{prefix}port")
-        setting = f"{service} server.{prefix}port"
-        try:
-            port = _free_port(host, default if value is None else value, setting)
-        except InvalidInputError:
-            if value is not None or not free_ports:
-                raise
-            port = _free_port(host, 0, setting)
-            replaced = replaced if prefix else default
-        while port in taken:
-            if str(value) != "0":
-                raise InvalidInputError(setting, f"port {port} is given to two services")
-            port = _free_port(host, 0, setting)
-        taken.add(port)
-        found += [host, port]
-    return found[0], found[1], found[2], found[3], replaced
+
+def _place(
+    known: Settings, service: str, prefix: str, usual: int, taken: set[int], free_ports: bool
+) -> tuple[str, int]:
+    """Host and port of gRPC, or of metrics (`prefix`)."""
+    host = str(known.get(service, "server", f"{prefix}host") or HOST)
+    value = known.get(service, "server", f"{prefix}port")
+    setting = f"{service} server.{prefix}port"
+    movable = str(value) == "0" or (value is None and free_ports)
+    try:
+        port = _free_port(host, usual if value is None else value, setting)
+    except InvalidInputError:
+        if not movable:
+            raise
+        port = _free_port(host, 0, setting)
+    while port in taken:
+        if not movable:
+            raise InvalidInputError(setting, f"port {port} is given to two services")
+        port = _free_port(host, 0, setting)
+    taken.add(port)
+    return host, port
 
 
 def _free_port(host: str, value: Any, setting: str) -> int:
@@ -181,10 +186,3 @@ def _free_port(host: str, value: Any, setting: str) -> int:
             f"cannot listen on {address(host, port)}: {(error.strerror or str(error)).lower()} (is ragserve up "
             f"already?); choose another port with {variable} or in the file given by --config",
         ) from error
-
-
-def _launch(
-    name: str, arguments: list[str], host: str, port: int, metrics_host: str, metrics_port: int, taken_port: int
-) -> Launch:
-    flags = (f"--server.port={port}", f"--server.metrics-port={metrics_port}")
-    return Launch(name, MODULES[name], (*arguments, *flags), host, port, metrics_host, metrics_port, taken_port)
