@@ -1,5 +1,7 @@
 """The calls of the knowledge client: what is sent, how the response is read, and what is tried again."""
 
+# ruff: noqa: D103  (a function for each call of the client, under its name)
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
@@ -99,7 +101,6 @@ def upsert(
 
 
 def delete(ids: Iterable[str], chunks: bool = False) -> Call[Deleted]:
-    """Deletes passages."""
     return Call(
         "DeletePassages",
         pb.DeletePassagesRequest(ids=_ids(ids), chunks=arguments.flag("chunks", "chunks", chunks)),
@@ -110,7 +111,6 @@ def delete(ids: Iterable[str], chunks: bool = False) -> Call[Deleted]:
 
 
 def get(ids: Iterable[str], knowledge_version: int) -> Call[StoredPassages]:
-    """Reads passages."""
     request = pb.GetPassagesRequest(ids=_ids(ids))
     set_field(request, "knowledge_version", knowledge_version)
     return Call(
@@ -125,8 +125,6 @@ def get(ids: Iterable[str], knowledge_version: int) -> Call[StoredPassages]:
 
 
 def versions() -> Call[tuple[KnowledgeVersion, ...]]:
-    """Lists versions."""
-
     def read(response: pb.ListVersionsResponse) -> tuple[KnowledgeVersion, ...]:
         return tuple(
             KnowledgeVersion(one.version, one.created_unix_seconds, one.passages, one.operation, one.loaded)
@@ -150,7 +148,6 @@ def rollback(knowledge_version: int) -> Call[int]:
 
 
 def diff(from_version: int, to_version: int, limit: int) -> Call[VersionDiff]:
-    """Compares versions."""
     request = pb.DiffVersionsRequest()
     set_required(request, "from_version", from_version)
     set_field(request, "to_version", to_version)
@@ -164,7 +161,6 @@ def refresh() -> Call[int]:
 
 
 def compact(keep_versions: int | None, keep_seconds: float | None) -> Call[Compacted]:
-    """Compacts."""
     request = pb.CompactRequest()
     set_field(request, "keep_versions", keep_versions)
     set_field(request, "keep_seconds", keep_seconds)
@@ -178,8 +174,6 @@ def compact(keep_versions: int | None, keep_seconds: float | None) -> Call[Compa
 
 
 def info() -> Call[RetrieverInfo]:
-    """Asks what is loaded."""
-
     def read(response: pb.RetrieverServiceGetInfoResponse) -> RetrieverInfo:
         values = {one.name: getattr(response, one.name) for one in fields(RetrieverInfo)}
         return RetrieverInfo(**{**values, "loaded_versions": tuple(response.loaded_versions)})
@@ -188,7 +182,6 @@ def info() -> Call[RetrieverInfo]:
 
 
 def retrieve(lookup: Lookup) -> Call[LookupResult]:
-    """Searches."""
     return Call("Retrieve", lookup_to_proto(lookup), lookup_result)
 
 

@@ -1,5 +1,7 @@
 """A knowledge base changed in its files on this machine."""
 
+# ruff: noqa: D102  (`Place` describes the methods)
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -75,22 +77,18 @@ class Files:
         return Deleted(done.version, done.deleted, done.missing)
 
     def versions(self) -> Sequence[KnowledgeVersion]:
-        """Lists."""
         return [
             KnowledgeVersion(one.version, one.created_unix_seconds, one.passages, one.operation)
             for one in history.list_versions(self._path)
         ]
 
     def rollback(self, version: int) -> int:
-        """Goes back."""
         return _racing(lambda: self._writer.rollback(version))
 
     def diff(self, from_version: int, to_version: int, limit: int) -> VersionDiff:
-        """Compares."""
         return VersionDiff(**vars(history.diff_versions(self._path, from_version, to_version, limit)))
 
     def compact(self, keep_versions: int | None, keep_seconds: float | None) -> Compacted:
-        """Compacts."""
         versions = DEFAULT_KEEP_VERSIONS if keep_versions is None else keep_versions
         seconds = DEFAULT_KEEP_SECONDS if keep_seconds is None else keep_seconds
         done = _racing(lambda: self._writer.compact(versions, seconds))

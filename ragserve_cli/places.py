@@ -1,5 +1,7 @@
 """Where a knowledge base is changed: in its files, or through a running retriever. Both do the same."""
 
+# ruff: noqa: D102  (`Place` describes the methods)
+
 from __future__ import annotations
 
 import json
@@ -60,23 +62,18 @@ class Running:
         return self._client.upsert(new, split=wanted, progress=lambda sent, _total: report(sent))
 
     def delete(self, ids: Sequence[str]) -> Deleted:
-        """Deletes."""
         return self._client.delete(ids, chunks=True)
 
     def versions(self) -> Sequence[KnowledgeVersion]:
-        """Lists."""
         return self._client.versions()
 
     def rollback(self, version: int) -> int:
-        """Goes back."""
         return self._client.rollback(version)
 
     def diff(self, from_version: int, to_version: int, limit: int) -> VersionDiff:
-        """Compares."""
         return self._client.diff(from_version, to_version, limit=limit)
 
     def compact(self, keep_versions: int | None, keep_seconds: float | None) -> Compacted:
-        """Compacts."""
         return self._client.compact(keep_versions=keep_versions, keep_seconds=keep_seconds)
 
 
