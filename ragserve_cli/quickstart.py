@@ -194,10 +194,15 @@ def _known_state(out: Path) -> dict[str, object] | None:
 
 
 def _files(path: Path) -> list[Path]:
-    """The file, or every file below the folder, in one order."""
+    """The files that are read, in one order; of a Lance dataset or a knowledge base all files."""
+    from retriever_svc.build.folders import files_in  # noqa: PLC0415  (slow to import)
+    from retriever_svc.build.sources import is_lance  # noqa: PLC0415  (slow to import)
+
     if not path.is_dir():
         return [path]
-    return sorted(Path(folder) / name for folder, _, names in os.walk(path) for name in names)
+    if is_lance(path):
+        return sorted(Path(folder) / name for folder, _, names in os.walk(path) for name in names)
+    return files_in(path).files
 
 
 def _up_command(sources: Sources) -> str:

@@ -43,6 +43,22 @@ def test_changes_that_a_rebuild_leaves_out_are_named(sources: Sources, capsys: p
     assert "warning" not in capsys.readouterr().err
 
 
+def test_only_files_that_are_read_count_as_changes(
+    sources: Sources, assets: Assets, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the knowledge base is in the folder that is read."""
+    inside = Sources.of(sources.path, sources.path / "kb", assets.model)
+    build_if_changed(inside)
+    (sources.path / ".git").mkdir()
+    (sources.path / ".git" / "index.txt").write_text("hidden")
+    (sources.path / "picture.png").write_bytes(b"")
+    build_if_changed(inside)
+    assert "has not changed" in capsys.readouterr().err
+    (sources.path / "city.txt").write_text("the city was built")
+    build_if_changed(inside)
+    assert "version 2, 4 passages" in capsys.readouterr().err
+
+
 def test_a_knowledge_base_of_an_older_quickstart_is_not_built_again(
     sources: Sources, capsys: pytest.CaptureFixture[str]
 ) -> None:
