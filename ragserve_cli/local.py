@@ -17,13 +17,13 @@ from types import TracebackType
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from ragserve.boundary import BAD_INPUT
 from ragserve.errors import InvalidInputError, UnavailableError
 from ragserve_cli.plan import Launch
 
 POLL_SECONDS = 0.1
 STOP_SECONDS = 30.0  # after SIGTERM, longer than the services' own grace; then SIGKILL
 TAIL_LINES = 12
-BAD_SETTINGS = 2  # exit status of a service whose settings are wrong
 
 LogLine = Callable[[str, str], None]  # name of the service, line
 
@@ -72,7 +72,7 @@ class Child:
             return
         self._reader.join(timeout=2.0)
         last = self.tail[-1] if self.tail else ""
-        if status == BAD_SETTINGS and last.startswith("error: "):
+        if status == BAD_INPUT and last.startswith("error: "):
             raise InvalidInputError(self.launch.name, last.removeprefix("error: "))
         if (reason := reason_of(last)) is not None:
             raise UnavailableError(f"the {self.launch.name} cannot start: {reason}")
