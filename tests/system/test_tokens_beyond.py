@@ -191,7 +191,7 @@ def test_a_model_with_rows_that_no_token_has(tmp_path: Path) -> None:
 def test_other_models_tokenizers_are_refused(tmp_path: Path) -> None:
     encoder = save_question_encoder(tmp_path / "dpr")
     generator = save_generator(tmp_path / "bart", "bart", vocab_size=N_TOKENS - 2)
-    message = "another model's tokenizer .1 tokens of its vocabulary"
+    message = "another model's tokenizer .1 token of its vocabulary"
     with pytest.raises(FailedPreconditionError, match=message) as caught:
         import_checkpoint(generator, tmp_path / "model", ImportOptions(question_encoder=encoder))
     assert str(generator) in caught.value.message
