@@ -137,7 +137,8 @@ def test_settings_hold_for_the_next_questions(cli: Cli, assets: Assets, tmp_path
     errors = [line for line in found.stderr.splitlines() if line.startswith("error: ")]
     assert [line.split(": ")[1] for line in errors] == [
         *("beams", "mode", "there is no setting 'nothing'. Type /set to see all."),
-        *("Cannot read the filter 'number~9'. Write KEY=VALUE, KEY=A,B or KEY>=VALUE.", "docs"),
+        "Cannot read the filter 'number~9'. Write KEY=VALUE, KEY=A,B or KEY>=VALUE.",
+        "docs is 0; it must be between 1 and 100",
     ]
     assert "'many'" in errors[0]
     assert "'token', 'sequence'" in errors[1]

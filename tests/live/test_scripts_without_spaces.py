@@ -74,10 +74,10 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ragserve.Knowle
 def test_a_question_finds_the_passage_with_its_words(
     client: ragserve.KnowledgeClient, question: str, passage: str
 ) -> None:
-    found = client.retrieve(question, k=3, kind="bm25")
+    found = client.retrieve(question, k=3, search_kind="bm25")
     assert found.passages[0].id == passage
 
 
 def test_kana_with_another_voicing_are_other_words(client: ragserve.KnowledgeClient) -> None:
-    assert client.retrieve("ガラス", k=3, kind="bm25").passages[0].id == "ja-soba"
-    assert not client.retrieve("カラス", k=3, kind="bm25").passages
+    assert client.retrieve("ガラス", k=3, search_kind="bm25").passages[0].id == "ja-soba"
+    assert not client.retrieve("カラス", k=3, search_kind="bm25").passages

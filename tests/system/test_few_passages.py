@@ -73,7 +73,7 @@ def test_a_default_adapts_and_says_so(rag: ragserve.Client, call: str) -> None:
 
 @pytest.mark.parametrize("call", CALLS)
 def test_a_number_that_was_chosen_is_refused(rag: ragserve.Client, call: str) -> None:
-    with pytest.raises(ragserve.InvalidInputError, match="at most 2: the knowledge base has 2 passages") as caught:
+    with pytest.raises(ragserve.InvalidInputError, match="1 and 2: the knowledge base has 2 passages") as caught:
         CALLS[call](rag, docs=3)
     assert caught.value.field == "n_docs"
 
