@@ -32,10 +32,12 @@ from checkpoint_import.sentence_transformers import SentenceFolder, read_folder
 from checkpoint_import.source import Part
 from checkpoint_import.vector_model import Head, PoolingMode, VectorModel
 from checkpoint_import.weights import Weights, read_weights
+from ragserve.clean_up import cleans_up
 from ragserve.errors import FailedPreconditionError, InvalidInputError
 from ragserve.files import is_about_access
 from ragserve.untrained import looks_untrained, untrained_warning
 
+SPLITS_SPECIAL = "split_special_tokens, which is not served: a special token in a text is read as one token"
 PASSAGE_TEMPLATE = "{title}. {text}"
 ENCODER_HALVES = {"t5": T5EncoderModel, "mt5": MT5EncoderModel, "umt5": UMT5EncoderModel}
 # Architectures of models that were not trained to make vectors, and what they were trained for.
@@ -113,6 +115,8 @@ def export_encoder(part: Part, out: Path, options: EncoderOptions) -> ExportedEn
     }
     (out / "encoder.json").write_text(json.dumps(body, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     warnings = (*settings.warnings, *_warnings(part, folder))
+    if tokenizer.split_special_tokens:
+        warnings = (*warnings, f"{part.tokenizer / 'tokenizer_config.json'} sets {SPLITS_SPECIAL}")
     if looks_untrained(weights.tensors, weights.tensors.__getitem__):
         warnings = (*warnings, untrained_warning("encoder"))
     return ExportedEncoder(settings.query, settings.passage, warnings)
@@ -136,6 +140,8 @@ def _exceptions(
         found["truncation_side"] = "left"
     if beyond_vocabulary(tokenizer, config.vocab_size):
         found["vocab_size"] = int(config.vocab_size)
+    if cleans_up(tokenizer):
+        found["cleans_up"] = True
     return found
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from checkpoint_import.recognize import read_json
 from ragserve.arguments import shown
 from ragserve.errors import FailedPreconditionError
+from ragserve.passage_rules import character_problem
 
 FILE = "config_sentence_transformers.json"
 # sentence-transformers looks for the first of these (`encode_query`) ...
@@ -71,7 +72,10 @@ def _prompts(path: Path, body: Mapping[str, Any]) -> dict[str, str]:
         raise FailedPreconditionError(
             f"{path}: prompts is {shown(prompts)}; it must be an object of texts", field=str(path)
         )
-    if default is not None and default not in prompts:
+    for text in prompts.values():
+        if reason := character_problem(text or ""):
+            raise FailedPreconditionError(f"{path}: a prompt {reason}", field=str(path))
+    if default is not None and (not isinstance(default, str) or default not in prompts):
         raise FailedPreconditionError(
             f"{path}: default_prompt_name {default!r} is none of prompts ({', '.join(prompts) or 'there are none'})",
             field=str(path),

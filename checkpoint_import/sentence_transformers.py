@@ -42,6 +42,7 @@ ONLY_VALUES: dict[str, tuple[Any, ...]] = {
     "query_expansion": (None,),
 }
 NO_EFFECT = ("unpad_inputs", "backend", "trust_remote_code", "torch_dtype", "dtype", "attn_implementation", "use_cache")
+POOLING_KNOWN = ("pooling_mode", "include_prompt", "word_embedding_dimension", "embedding_dimension")
 DENSE_KEYS = ("in_features", "out_features", "bias", "activation_function", "module_input_name", "module_output_name")
 SENTENCE = "sentence_embedding"
 
@@ -69,16 +70,27 @@ def read_folder(directory: Path, *, allow_pickle: bool) -> SentenceFolder | None
     path = next((transformer / name for name in TRANSFORMER_SETTINGS if (transformer / name).is_file()), None)
     settings = read_json(path) if path is not None else {}
     warnings = _check_transformer(path, settings) if path is not None else ()
-    tokenizer = {**(settings.get("tokenizer_args") or {}), **(settings.get("processor_kwargs") or {})}
+    tokenizer = {**_object(path, settings, "tokenizer_args"), **_object(path, settings, "processor_kwargs")}
     tokenizer.pop("trust_remote_code", None)
     length = tokenizer.pop("model_max_length", None) or settings.get("max_seq_length")
+    if length is not None and (not isinstance(length, int) or length < 1):
+        raise FailedPreconditionError(f"{path}: max_seq_length is {length!r}; expected tokens", field=str(path))
+    head, ignored = _read_head(directory, allow_pickle)
     return SentenceFolder(
-        head=_read_head(directory, allow_pickle),
-        max_length=None if length is None else int(length),
+        head=head,
+        max_length=length,
         lower_case=bool(settings.get("do_lower_case")),
         tokenizer=tokenizer,
-        warnings=warnings,
+        warnings=(*warnings, *ignored),
     )
+
+
+def _object(path: Path | None, settings: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """The object under a key; empty where there is none."""
+    found = settings.get(key) or {}
+    if not isinstance(found, dict):
+        raise FailedPreconditionError(f"{path}: {key} must be an object, not {found!r}", field=str(path))
+    return found
 
 
 def _check_transformer(path: Path, settings: Mapping[str, Any]) -> tuple[str, ...]:
@@ -86,20 +98,20 @@ def _check_transformer(path: Path, settings: Mapping[str, Any]) -> tuple[str, ..
     for key, allowed in ONLY_VALUES.items():
         if settings.get(key, allowed[0]) not in allowed:
             raise _unsupported(path, key, settings[key])
-    modalities = settings.get("modality_config") or {}
+    modalities = _object(path, settings, "modality_config")
     if "message" in modalities:
         raise _unsupported(path, "modality_config", "message")
-    if modalities.get("text", {}).get("method_output_name", "last_hidden_state") != "last_hidden_state":
+    if _object(path, modalities, "text").get("method_output_name", "last_hidden_state") != "last_hidden_state":
         raise _unsupported(path, "modality_config", modalities["text"])
     for part in ("common", "text"):
-        given = (settings.get("processing_kwargs") or {}).get(part) or {}
+        given = _object(path, _object(path, settings, "processing_kwargs"), part)
         if set(given) - {"padding", "return_tensors"}:
             raise _unsupported(path, f"processing_kwargs.{part}", given)
     known = {"max_seq_length", "do_lower_case", "tokenizer_args", "processor_kwargs", *NO_EFFECT, *ONLY_VALUES}
     known |= {"modality_config", "processing_kwargs"}
     unknown = sorted(set(settings) - known)
     for name in ("model_args", "model_kwargs", "config_args", "config_kwargs"):
-        if name in unknown and not set(settings[name] or {}) - set(NO_EFFECT):
+        if name in unknown and not set(_object(path, settings, name)) - set(NO_EFFECT):
             unknown.remove(name)
     return tuple(_ignored(path, key) for key in unknown)
 
@@ -114,10 +126,10 @@ def _ignored(path: Path, key: str) -> str:
     return f"{path}: the key {key!r} is not known and is ignored; if it changes vectors, they will differ"
 
 
-def _read_head(directory: Path, allow_pickle: bool) -> Head:
-    """Pooling, dense layers and normalization, in the order of `modules.json`."""
+def _read_head(directory: Path, allow_pickle: bool) -> tuple[Head, tuple[str, ...]]:
+    """Pooling, dense layers and normalization, in the order of `modules.json`, and what is ignored of them."""
     listing = directory / "modules.json"
-    head, pooled = Head(), False
+    head, pooled, ignored = Head(), False, tuple[str, ...]()
     for place, module in enumerate(read_list(listing)):
         kind, path = str(module.get("type", "")), directory / str(module.get("path", ""))
         name = kind.rsplit(".", 1)[-1]
@@ -129,7 +141,7 @@ def _read_head(directory: Path, allow_pickle: bool) -> Head:
             continue
         if name == "Pooling" and place == 1:
             pooled = True
-            head = _pooling(path / "config.json", head)
+            head, ignored = _pooling(path / "config.json", head)
         elif name == "Normalize" and pooled:
             _check_names(path / "config.json")
             head = replace(head, normalize=True)
@@ -143,25 +155,30 @@ def _read_head(directory: Path, allow_pickle: bool) -> Head:
             )
     if not pooled:
         raise FailedPreconditionError(f"{listing} has no module Pooling after the Transformer", field=str(listing))
-    return head
+    return head, ignored
 
 
-def _pooling(path: Path, head: Head) -> Head:
-    """The poolings of a Pooling module: `pooling_mode`, else each `pooling_mode_*` that is true, else the mean."""
+def _pooling(path: Path, head: Head) -> tuple[Head, tuple[str, ...]]:
+    """The poolings of a Pooling module: `pooling_mode`, else each `pooling_mode_*` that is true, else the mean.
+
+    Also says which keys are not known.
+    """
     body = read_json(path)
     said = body.get("pooling_mode")
     if said is None:
         said = [key for key in body if key.startswith("pooling_mode_") and body[key]]
         said = [POOLING_KEYS.get(key, key.removeprefix("pooling_mode_")) for key in said] or ["mean"]
         said.sort(key=lambda mode: POOLING_MODES.index(mode) if mode in POOLING_MODES else -1)
-    modes = [str(mode).lower() for mode in ([said] if isinstance(said, str) else said)]
+    modes = [str(mode).lower() for mode in (said if isinstance(said, list) else [said])]
     if wrong := [mode for mode in modes if mode not in POOLING_MODES]:
         raise FailedPreconditionError(
             f"{path}: pooling by {', '.join(wrong)} is not supported, only by {', '.join(POOLING_MODES)}",
             field=str(path),
         )
     pooling = tuple(cast("PoolingMode", mode) for mode in modes)
-    return replace(head, pooling=pooling, include_prompt=bool(body.get("include_prompt", True)))
+    unknown = sorted(key for key in body if key not in POOLING_KNOWN and not key.startswith("pooling_mode_"))
+    found = replace(head, pooling=pooling, include_prompt=bool(body.get("include_prompt", True)))
+    return found, tuple(_ignored(path, key) for key in unknown)
 
 
 def _dense(directory: Path, allow_pickle: bool) -> tuple[nn.Module, nn.Module]:
@@ -175,10 +192,17 @@ def _dense(directory: Path, allow_pickle: bool) -> tuple[nn.Module, nn.Module]:
     if activation not in ACTIVATIONS or not kind.startswith("torch."):
         raise FailedPreconditionError(f"{path}: activation {kind!r} is not supported", field=str(path))
     weights = read_weights(directory, allow_pickle=allow_pickle)
+    tensors, sizes = weights.below("linear.").tensors, (body.get("out_features"), body.get("in_features"))
+    shape = tuple(tensors["weight"].shape) if "weight" in tensors else ()
+    if shape != sizes:
+        raise FailedPreconditionError(
+            f"{weights.path} does not fit {path}: the shape of the weight is {shape}, not {sizes}",
+            field=str(weights.path),
+        )
+    layer = nn.Linear(shape[1], shape[0], bias=bool(body.get("bias", True)))
     try:
-        layer = nn.Linear(int(body["in_features"]), int(body["out_features"]), bias=bool(body.get("bias", True)))
-        layer.load_state_dict(weights.below("linear.").tensors)
-    except (KeyError, RuntimeError) as error:
+        layer.load_state_dict(tensors)
+    except RuntimeError as error:
         raise FailedPreconditionError(
             f"{weights.path} does not fit {path}: {error}", field=str(weights.path)
         ) from error

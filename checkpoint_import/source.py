@@ -147,8 +147,9 @@ def _tokenizer_in(directory: Path) -> Path:
 
 def _check_generator(part: Part) -> None:
     """A composite's generator is a section of its configuration, which says what it is."""
+    path = part.directory / "config.json"
     if part.config["model_type"] not in GENERATORS:
         raise FailedPreconditionError(
-            f"{part.directory}: the composite's generator has model_type {part.config['model_type']!r}. {SUPPORTED}",
-            field=str(part.directory / "config.json"),
+            f"{path}: the composite's generator has model_type {part.config['model_type']!r}. {SUPPORTED}",
+            field=str(path),
         )

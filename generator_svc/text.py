@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from generator_svc.commands import RenderedSequence
 from ragserve.checkpoint import IMPORT_AGAIN
+from ragserve.clean_up import clean_up, cleans_up
 from ragserve.errors import FailedPreconditionError
 from ragserve.files import exists, require_file
 from ragserve.reasons import reason_of
@@ -30,6 +31,7 @@ class Codec:
         self._lock = threading.Lock()
         added = tokenizer.added_tokens_decoder.items()
         self._special = {token_id for token_id, token in added if token.special} | set(tokenizer.all_special_ids)
+        self._cleans_up = cleans_up(tokenizer)
 
     def encode(self, text: str) -> list[int]:
         """Ids with the tokenizer's special tokens, however long."""
@@ -106,7 +108,7 @@ class Codec:
             text: str = self._tokenizer.decode(
                 list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
             )
-        return text
+        return clean_up(text) if self._cleans_up else text
 
     def _name(self, token_id: int) -> str:
         if token_id not in self._special:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
+from ragserve.clean_up import clean_up
 from ragserve.errors import FailedPreconditionError, InternalError, InvalidInputError
 from ragserve.serving.cores import thread_count
 from retriever_svc.device import Device
@@ -133,7 +134,8 @@ class TextEncoder:
         """
         if self.config.query_prompt:
             token_ids = [self._tokenizer.encode(text).ids for text in texts]
-        return [self._tokenizer.decode(list(ids), skip_special_tokens=True) for ids in token_ids]
+        decoded = [self._tokenizer.decode(list(ids), skip_special_tokens=True) for ids in token_ids]
+        return [clean_up(text) for text in decoded] if self.config.cleans_up else decoded
 
     def encode_queries(self, texts: Sequence[str]) -> Float32:
         """Vectors of queries, [n_texts, dim]."""

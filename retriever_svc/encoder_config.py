@@ -20,7 +20,8 @@ class EncoderConfig:
 
     The prompts are put before each question and each passage. Where the graph does not pool a prompt (`pools_prompt`),
     it is told which tokens are the prompt's. `vocab_size` is how many tokens the graph knows, where the tokenizer has
-    more; 0: the graph knows all of them.
+    more; 0: the graph knows all of them. `cleans_up`: transformers removes spaces before punctuation from what the
+    tokenizer decodes.
     """
 
     dim: int
@@ -36,6 +37,7 @@ class EncoderConfig:
     pools_prompt: bool = True
     truncation_side: str = "right"
     vocab_size: int = 0
+    cleans_up: bool = False
 
     def query_input(self, text: str) -> str:
         """The text that the tokenizer is given for a question."""

@@ -39,6 +39,7 @@ FORMAT_KEY = b"ragserve.format_version"
 ENCODER_KEY = b"ragserve.encoder"
 DIMENSION_KEY = b"ragserve.dim"
 ENCODER_FILES = ("model.onnx", "tokenizer.json", "encoder.json")
+OF_QUESTIONS = ("query_prompt", "cleans_up")  # entries of encoder.json that change no passage's vector
 COUNTED_ROWS = 100_000  # whose metadata is read for a description
 NAMED_VERSIONS = 20  # in an error
 AND_INPUTS = "+"  # between the hash of the graph and that of the others
@@ -199,8 +200,10 @@ def passage_encoder_hash(model: Path, manifest: Manifest) -> str:
     """
     graph, *inputs = (_hash(model, manifest, name) for name in ENCODER_FILES)
     config = _encoder_config(passage_encoder_directory(model) / ENCODER_FILES[-1])
-    if config.pop("query_prompt", ""):  # it changes no passage's vector
-        inputs[-1] = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+    removed = [config.pop(name, None) for name in OF_QUESTIONS]
+    if any(removed):
+        written = json.dumps(config, indent=2, ensure_ascii=False) + "\n"  # as the import writes it
+        inputs[-1] = hashlib.sha256(written.encode()).hexdigest()
     prompt = config.get("passage_prompt", "")
     identity = f"{graph}{AND_INPUTS}{hashlib.sha256(' '.join(inputs).encode()).hexdigest()}"
     return f"{identity}{AND_PROMPT}{prompt}" if prompt else identity

@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3Model, T5Config, T5EncoderModel
+from transformers import BertTokenizer, Qwen3Config, Qwen3Model, T5Config, T5EncoderModel
 
 from checkpoint_import import ImportOptions, import_checkpoint
-from checkpoint_import.encoder import EncoderOptions
+from checkpoint_import.encoder import EncoderOptions, export_encoder
+from checkpoint_import.recognize import recognize
+from checkpoint_import.sentence_transformers import read_folder
+from checkpoint_import.source import Part
 from ragserve.checkpoint import load_manifest
 from ragserve.errors import FailedPreconditionError
 from retriever_svc.encoder import TextEncoder
@@ -173,6 +176,25 @@ def test_a_question_handed_on_is_without_its_prompt(tmp_path: Path) -> None:
     assert encoder.decode_queries(texts, encoder.tokenize_queries(texts)) == expected
 
 
+def test_a_question_handed_on_is_cleaned_up_as_the_tokenizer_s_configuration_says(tmp_path: Path) -> None:
+    save(tmp_path / "hf", "bert")
+    vocabulary = tmp_path / "hf" / "tokenizer.json"
+    vocabulary.write_text(vocabulary.read_text().replace('"moon":', '"\'":'))  # a word less, an apostrophe more
+    plain = load(tmp_path / "hf", tmp_path / "plain")
+    path = tmp_path / "hf" / "tokenizer_config.json"
+    settings = {"clean_up_tokenization_spaces": True, "split_special_tokens": True}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+    part = Part(tmp_path / "hf", recognize(tmp_path / "hf").config, tmp_path / "hf")
+    warnings = export_encoder(part, tmp_path / "out", EncoderOptions()).warnings
+    assert ["split_special_tokens" in text for text in warnings] == [True]
+    encoder = TextEncoder.load(tmp_path / "out", device="cpu", threads=1)
+    texts = ["who was the king's queen, and which is the old 'city' ?", "the sea"]
+    tokenizer = BertTokenizer.from_pretrained(tmp_path / "hf")
+    expected = [tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) for text in texts]
+    assert encoder.decode_queries(texts, encoder.tokenize_queries(texts)) == expected
+    assert plain.decode_queries(texts, plain.tokenize_queries(texts)) != expected
+
+
 def test_cosine_is_an_inner_product_of_vectors_of_length_1(tmp_path: Path) -> None:
     model, tokenizer = save(tmp_path / "hf", "bert")
     add_modules(tmp_path / "hf", {"Pooling": {"pooling_mode": "mean"}})
@@ -254,6 +276,11 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "residual": ("2_Dense/config.json", {"in_features": 32, "out_features": 16, "use_residual": True}, "use_residual"),
     "tokens": ("2_Dense/config.json", {"module_input_name": "token_embeddings"}, "module_input_name"),
+    "surrogate": ("config_sentence_transformers.json", {"prompts": {"query": "\ud800"}}, "half a surrogate pair"),
+    "kind of default": ("config_sentence_transformers.json", {"default_prompt_name": []}, "default_prompt_name"),
+    "arguments": ("sentence_bert_config.json", {"tokenizer_args": ["x"]}, "tokenizer_args must be an object"),
+    "many tokens": ("sentence_bert_config.json", {"max_seq_length": "9"}, "max_seq_length is '9'"),
+    "no pooling": ("1_Pooling/config.json", {"pooling_mode": 7}, "pooling by 7"),
 }
 
 
@@ -266,6 +293,17 @@ def test_settings_that_are_not_supported_are_refused_by_file_and_key(tmp_path: P
     with pytest.raises(FailedPreconditionError, match=message) as caught:
         load(tmp_path / "hf", tmp_path / "out")
     assert caught.value.field.endswith(file)
+
+
+def test_keys_of_a_pooling_that_are_not_known_are_reported(tmp_path: Path) -> None:
+    save(tmp_path / "hf", "bert")
+    known = {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": False}
+    add_modules(tmp_path / "hf", {"Pooling": {**known, "attention_heads": 2}})
+    folder = read_folder(tmp_path / "hf", allow_pickle=False)
+    assert folder is not None
+    assert [re.sub(".*the key ", "", text) for text in folder.warnings] == [
+        "'attention_heads' is not known and is ignored; if it changes vectors, they will differ"
+    ]
 
 
 def test_modules_of_the_checkpoints_own_code_are_refused(tmp_path: Path) -> None:

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from generator_svc.text import Codec, load_codec
 from ragserve.errors import FailedPreconditionError, NotFoundError
 from ragserve_cli.plan import demo_directory
 from tests.tiny import generator_tokenizer, tiny_text
 
+FORCED = "_for_bpe_even_though_it_will_corrupt_output"
 TEXTS = ["the great river", "Köln, 東京 and 🙂🙃!", "  two  spaces ", "king-queen's", "x"]
 
 
@@ -27,6 +30,21 @@ def test_pieces_join_to_the_text(family: str) -> None:
             "".join(p for token, p in zip(ids, rendered.pieces, strict=True) if token not in special) == rendered.text
         )
         assert rendered.pieces[-1] == "</s>"
+
+
+@pytest.mark.parametrize("forced", [False, True])
+@pytest.mark.parametrize("family", ["bart", "t5"])
+def test_texts_are_cleaned_up_as_the_tokenizer_s_configuration_says(family: str, forced: bool, tmp_path: Path) -> None:
+    generator_tokenizer(family).save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    settings = {"clean_up_tokenization_spaces": True, f"clean_up_tokenization_spaces{FORCED}": forced}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+    peer, codec = AutoTokenizer.from_pretrained(tmp_path), load_codec(tmp_path)
+    ids = peer("the king , who was old . born in 1950 ? in 1951 , the queen")["input_ids"]
+    rendered = codec.render(ids)
+    assert rendered.text == peer.decode(ids, skip_special_tokens=True)
+    assert ("king," in rendered.text) == (forced or family == "t5")
+    assert "".join(rendered.pieces[:-1]).removeprefix("<s>") == rendered.text
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.marginal import log_normalize
 from orchestrator.requests import TokensFinal
 from orchestrator.search.sampling import SamplingRules
 from orchestrator.streaming import TextStream
+from ragserve.clean_up import clean_up
 from tests.orchestrator.driving import generator_info, resolved, search
 from tests.orchestrator.toy import PrunedSession, Toy
 
@@ -33,6 +34,16 @@ def test_text_that_changed_waits_for_the_end() -> None:
 
 def test_text_that_really_ends_in_a_broken_character() -> None:
     assert TextStream().advance((1,), "x�", last=True).text == "x�"
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.text(" '.,?n tmsvreax", max_size=14))
+@example("the king ' s , don n't , x n ' t ' . y")
+def test_text_that_is_cleaned_up_comes_whole(text: str) -> None:
+    stream = TextStream()
+    parts = [stream.advance(tuple(range(end)), clean_up(text[:end])).text for end in range(1, len(text) + 1)]
+    last = stream.advance(tuple(range(len(text) + 1)), clean_up(text), last=True)
+    assert "".join([*parts, last.text]) == clean_up(text)
 
 
 @settings(max_examples=60, deadline=None)

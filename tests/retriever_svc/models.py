@@ -45,7 +45,8 @@ def write_encoder(directory: Path, model: torch.nn.Module, **config: Any) -> Non
         )
     question_tokenizer().save_pretrained(directory)
     settings = {"pooling": "cls", "normalize": False, "projection": False, "dim": DIMENSION, "max_length": MAX_LENGTH}
-    (directory / "encoder.json").write_text(json.dumps({**settings, "pad_token_id": 0, **config}))
+    body = {**settings, "pad_token_id": 0, **config}
+    (directory / "encoder.json").write_text(json.dumps(body, indent=2) + "\n")  # as the import writes it
 
 
 def write_manifest(model: Path, score_scale: float = 1.0) -> Path:

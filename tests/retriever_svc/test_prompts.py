@@ -44,8 +44,10 @@ def test_a_model_with_another_passage_prompt_is_refused(tmp_path: Path) -> None:
     build_knowledge_base(source, tmp_path / "kb", model)
     options = RetrievalOptions(device="cpu", threads=1)
     another_query = write_prompted(tmp_path / "query", "question: ", "passage: ")  # no passage's vector depends on it
-    hits, _ = search_offline(another_query, tmp_path / "kb", "great city", k=2, options=options)
-    assert len(hits) == 2
+    no_query = write_prompted(tmp_path / "no-query", "", "passage: ")
+    for other in (another_query, no_query):
+        hits, _ = search_offline(other, tmp_path / "kb", "great city", k=2, options=options)
+        assert len(hits) == 2
     for name, prompt in (("other", "document: "), ("none", "")):
         other = write_prompted(tmp_path / name, "query: ", prompt)
         message = rf"\(the prompt 'passage: ' before passages, not {prompt!r}\)"
