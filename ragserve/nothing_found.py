@@ -48,6 +48,25 @@ class FilterKeys:
 NO_KEYS = FilterKeys()
 
 
+@dataclass(frozen=True)
+class Names:
+    """What the caller knows question, filter and kind of search by."""
+
+    question: str
+    filter: str
+    kind: str
+
+    def blamed(self, reason: NothingFound) -> str:
+        """The one that an empty result is about."""
+        match reason:
+            case NothingFound.FILTER | NothingFound.WORDS_AND_FILTER:
+                return self.filter
+            case NothingFound.NO_WORDS:
+                return self.question
+            case NothingFound.WORDS:
+                return self.kind
+
+
 def _listed(keys: Iterable[str], joint: str) -> str:
     *first, last = map(shown, keys)
     return f"{', '.join(first)} {joint} {last}" if first and joint else ", ".join([*first, last])

@@ -8,11 +8,13 @@ from pathlib import Path
 from ragserve.checkpoint import load_manifest
 from ragserve.errors import InvalidInputError, NotFoundError
 from ragserve.filters import DEFAULT_K
-from ragserve.nothing_found import explanation
+from ragserve.nothing_found import Names, explanation
 from retriever_svc.kinds import DEFAULT_OPTIONS, Lookup, LookupOptions
 from retriever_svc.loading import RetrievalOptions, load_searcher, load_snapshot
 from retriever_svc.requests import RequestLimits, check_k, check_options, fitting_k, require_passages
 from retriever_svc.types import Hit, Query, unread_queries
+
+NAMES = Names("query", "options.filter", "options.kind")
 
 
 def search_offline(
@@ -51,9 +53,8 @@ def search_offline(
     check_options(lookup, snapshot, queries)
     ((found,),) = searcher.run([Lookup(queries, wanted, snapshot, lookup)], lambda _stage, _seconds: None)
     if found.nothing_found:
-        raise NotFoundError(
-            explanation(found.nothing_found, snapshot.version, "options.filter", "options.kind", found.filter_keys),
-            field="options.filter",
-        )
+        reason = found.nothing_found
+        message = explanation(reason, snapshot.version, NAMES.filter, NAMES.kind, found.filter_keys)
+        raise NotFoundError(message, field=NAMES.blamed(reason))
     ignored = load_manifest(model).encoder_warnings
     return found.hits, (*warnings, *unread_queries([found], "QUERY"), *ignored)

@@ -14,7 +14,7 @@ from orchestrator.search.inference import Control, Extension, Floats, Rendered, 
 from orchestrator.truncation import ContextLength, Reading
 from ragserve.errors import InternalError, NotFoundError
 from ragserve.filters import SearchOptions
-from ragserve.nothing_found import FilterKeys, NothingFound, explanation
+from ragserve.nothing_found import FilterKeys, Names, NothingFound, explanation
 from ragserve.serving.convert import nothing_found_from_proto, rules_from_proto
 from ragserve.token_rules import TokenRules
 from ragserve.v1 import common_pb2, retriever_pb2
@@ -28,13 +28,7 @@ EARLY_STOPPINGS = {
     "true": EarlyStopping.FIRST,
     "never": EarlyStopping.NEVER,
 }
-# The field of the request that an empty result is about.
-BLAMED = {
-    NothingFound.FILTER: "search.filter",
-    NothingFound.NO_WORDS: "question",
-    NothingFound.WORDS: "search.kind",
-    NothingFound.WORDS_AND_FILTER: "search.filter",
-}
+NAMES = Names("question", "search.filter", "search.kind")
 INT32, FLOAT32 = np.dtype("<i4"), np.dtype("<f4")
 DEFAULT_OPTIONS = (
     *("num_beams", "max_length", "max_new_tokens", "min_length", "min_new_tokens"),
@@ -54,8 +48,8 @@ def evidence_from_proto(response: retriever_pb2.RetrieverServiceRetrieveResponse
         likely = NothingFound.FILTER if search.filter else NothingFound.WORDS
         reason = nothing_found_from_proto(result.nothing_found) or likely
         keys = FilterKeys(tuple(result.unknown_keys), tuple(result.metadata_keys))
-        message = explanation(reason, response.knowledge_version, "search.filter", "search.kind", keys)
-        raise NotFoundError(message, field=BLAMED[reason])
+        message = explanation(reason, response.knowledge_version, NAMES.filter, NAMES.kind, keys)
+        raise NotFoundError(message, field=NAMES.blamed(reason))
     return Evidence(
         passages=tuple(
             Passage(p.passage.id, p.passage.title, p.passage.text, p.passage.metadata_json) for p in result.passages

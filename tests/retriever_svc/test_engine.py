@@ -27,7 +27,9 @@ from ragserve.serving.metrics import Metrics
 from ragserve.v1 import retriever_pb2
 from retriever_svc.encoder import TextEncoder
 from retriever_svc.engine import EngineOptions, Retrieval, RetrieverEngine
+from retriever_svc.filters import Condition, Filter
 from retriever_svc.index import FaissIndex, IndexSpec
+from retriever_svc.kinds import LookupOptions, SearchKind
 from retriever_svc.knowledge import KnowledgeBase
 from retriever_svc.live.writer import KnowledgeWriter
 from retriever_svc.loading import RetrievalOptions
@@ -246,6 +248,21 @@ def test_offline_search_equals_the_service(
         search_offline(model, knowledge_base, "a", 121, options)
     with pytest.raises(InvalidInputError, match="empty"):
         search_offline(model, knowledge_base, " ", 1, options)
+
+
+def test_offline_search_blames_what_it_found_nothing_for(
+    model: Path, knowledge_base: Path, options: RetrievalOptions
+) -> None:
+    words, bm25 = replace(options, lexical=True), LookupOptions(kind=SearchKind.BM25)
+    filtered = replace(bm25, filter=Filter((Condition("number", equals="none"),)))
+    for query, lookup, field in (
+        ("xylophone", bm25, "options.kind"),
+        ("the", bm25, "query"),
+        ("xylophone", filtered, "options.filter"),
+    ):
+        with pytest.raises(NotFoundError) as caught:
+            search_offline(model, knowledge_base, query, 1, words, lookup)
+        assert caught.value.field == field
 
 
 async def test_a_cached_answer_is_the_one_that_would_be_found_again(
