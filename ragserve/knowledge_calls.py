@@ -203,4 +203,4 @@ def _ids(given: Iterable[str]) -> list[str]:
     if isinstance(given, str):
         return [arguments.text("ids", "ids", given)]
     found = arguments.items("ids", "ids", given.keys() if isinstance(given, Mapping) else given, "ids")
-    return [arguments.text("ids", f"ids[{number}]", one) for number, one in enumerate(found)]
+    return [arguments.text(f"ids[{number}]", f"ids[{number}]", one) for number, one in enumerate(found)]

@@ -20,6 +20,7 @@ DOMAIN = "ragserve"
 TOO_LARGE = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)")
 # Details travel in HTTP/2 headers, which are limited to 8 KiB in all; percent-encoded text takes three times its bytes.
 MAX_TEXT_BYTES = 600
+CUT = " … "
 
 CODE_OF: Mapping[type[errors.RagserveError], grpc.StatusCode] = MappingProxyType(
     {
@@ -121,8 +122,12 @@ def _details(error: errors.RagserveError) -> Sequence[message.Message]:
 
 
 def _shortened(text: str) -> str:
-    """At most MAX_TEXT_BYTES of the text, and always valid UTF-8."""
-    return text.encode("utf-8", "replace")[:MAX_TEXT_BYTES].decode("utf-8", "ignore")
+    """At most MAX_TEXT_BYTES of the text, always valid UTF-8. Where that is less, dots stand for the middle."""
+    whole = text.encode("utf-8", "replace")
+    if len(whole) <= MAX_TEXT_BYTES:
+        return whole.decode()
+    kept = (MAX_TEXT_BYTES - len(CUT.encode())) // 2
+    return CUT.join(part.decode("utf-8", "ignore") for part in (whole[:kept], whole[-kept:]))
 
 
 def _packed(detail: message.Message) -> any_pb2.Any:

@@ -106,7 +106,8 @@ def test_ids_that_cannot_be_sent() -> None:
     assert list(knowledge_calls.delete("alone").request.ids) == ["alone"]
     with pytest.raises(InvalidInputError) as caught:
         knowledge_calls.delete(["a", 7])  # type: ignore[list-item]
-    assert caught.value.field == "ids"
+    assert caught.value.field == "ids[1]"
+    assert str(caught.value) == "ids[1] is 7; it must be a text"
 
 
 def test_what_is_tried_again() -> None:
