@@ -181,7 +181,8 @@ def _to_passage(source: Path, line: int, row: int, values: Mapping[str, Any], ma
     identifier = values.get("id")
     if isinstance(identifier, int) and not isinstance(identifier, bool):
         identifier = str(identifier)
-    texts: dict[str, Any] = {"id": identifier, "title": values.get("title") or "", "text": values.get("text")}
+    title = values.get("title")
+    texts: dict[str, Any] = {"id": identifier, "title": "" if title is None else title, "text": values.get("text")}
     for column, value in texts.items():
         _check_text(source, line, column, value, max_text_bytes)
     problem = content_problem(**texts)

@@ -120,6 +120,7 @@ GOOD = '{"id": "1", "text": "a"}\n'
         ("a.jsonl", GOOD + '{"id": "2", "text": 5}', r"a\.jsonl:2: column 'text' is 5"),
         ("a.jsonl", GOOD + '{"id": "2", "text": "\\ud800"}', r"a\.jsonl:2: column 'text' holds half"),
         ("a.jsonl", GOOD + '{"id": "2", "text": "b", "title": ["x"]}', r"a\.jsonl:2: column 'title'"),
+        ("a.jsonl", GOOD + '{"id": "2", "text": "b", "title": 0}', r"a\.jsonl:2: column 'title' is 0"),
         ("a.jsonl", GOOD + '{"id": "2", "text": "b", "metadata": [1]}', r"a\.jsonl:2: column 'metadata'"),
         (
             "a.jsonl",
