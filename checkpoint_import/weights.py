@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ragserve.errors import DataLossError, FailedPreconditionError, NotFoundError
-from ragserve.files import exists, file_errors, parse_json, require_file
+from ragserve.files import exists, file_error, file_errors, is_about_access, parse_json, require_file
 from ragserve.printable import counted
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
@@ -102,7 +102,7 @@ def _shards(index: Path) -> list[Path]:
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise FailedPreconditionError(f"{index} is not an index of weights: {error}", field=str(index)) from error
     paths = [index.parent / name for name in names]
-    missing = [path for path in paths if path.parent != index.parent or not path.is_file()]
+    missing = [path for path in paths if path.parent != index.parent or not exists(path, Path.is_file)]
     if missing:
         raise NotFoundError(
             f"{missing[0]} is missing, and {index.name} lists it. Missing are {len(missing)} of "
@@ -124,6 +124,8 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return dict(load_file(path))
     except (SafetensorError, OSError, ValueError) as error:
+        if is_about_access(error):
+            raise file_error(error, "read", path) from error
         raise DataLossError(
             f"{path} is truncated or not a safetensors file ({error}): get it again", field=str(path)
         ) from error
@@ -143,5 +145,7 @@ def _read_pickle(path: Path, allow_pickle: bool) -> dict[str, torch.Tensor]:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
         return {str(name): value for name, value in loaded.items() if isinstance(value, torch.Tensor)}
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, AttributeError, ValueError) as error:
+        if is_about_access(error):
+            raise file_error(error, "read", path) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataLossError(f"{path} is truncated, or not a pickle of tensors ({reason})", field=str(path)) from error

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from ragserve.checkpoint import IMPORT_AGAIN
 from ragserve.errors import DataLossError, FailedPreconditionError
-from ragserve.files import require_file
+from ragserve.files import file_error, is_about_access, require_file
 
 BASE_PREFIX = "model."  # BART has it before all names but the head's, T5 never
 SCALE_SUFFIX = ".scale"
@@ -39,6 +39,8 @@ class TensorFile:
             self._file: Any = self._open()
             names = set(self._file.keys())
         except (SafetensorError, OSError, ValueError) as error:
+            if is_about_access(error):
+                raise file_error(error, "read", path) from error
             raise DataLossError(
                 f"{path} is truncated or not a safetensors file ({error}): import the checkpoint again", field=str(path)
             ) from error

@@ -125,7 +125,7 @@ def require_file(path: Path, advice: str) -> None:
     try:
         with path.open("rb"):
             return
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:  # no file's name holds a NUL or half a surrogate pair
         raise NotFoundError(f"{path} is missing: {advice}", field=str(path)) from error
     except OSError as error:
         raise file_error(error, "read", path) from error
@@ -139,6 +139,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InvalidInputError("--config", file_error(error, "read", path).message) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidInputError("--config", f"{path} is not TOML: {error}") from error
+    except RecursionError as error:
+        raise InvalidInputError("--config", f"{path} is not TOML: it is nested too deeply") from error
 
 
 def exists(path: Path, test: Callable[[Path], bool] = Path.exists) -> bool:

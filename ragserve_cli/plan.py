@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from ragserve.errors import InvalidInputError, NotFoundError
 from ragserve.files import read_toml
+from ragserve.targets import LARGEST_PORT
 
 HOST = "127.0.0.1"
 DEFAULT_PORTS = {"retriever": (50061, 9461), "generator": (50062, 9462), "orchestrator": (50051, 9451)}
@@ -169,15 +171,17 @@ def _free_port(host: str, value: Any, setting: str) -> int:
     Raises:
         InvalidInputError: it is in use, or no port.
     """
+    port = int(value) if isinstance(value, int) or re.fullmatch(r"\d{1,5}", str(value)) else -1
+    if not 0 <= port <= LARGEST_PORT:
+        raise InvalidInputError(setting, f"{value!r} is not a port")
     try:
-        port = int(value)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
             return int(probe.getsockname()[1])
-    except (ValueError, OverflowError) as error:
-        raise InvalidInputError(setting, f"{value!r} is not a port") from error
+    except (TypeError, ValueError) as error:  # a NUL, or letters that no name of a host has
+        raise InvalidInputError(f"{setting.removesuffix('port')}host", f"{host!r} is no name of a host") from error
     except OSError as error:
         service, _, key = setting.partition(" ")
         variable = f"RAGSERVE_{service}_{key.replace('.', '__')}".upper()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ragserve.errors import FailedPreconditionError, InvalidInputError, NotFoundError
-from ragserve.files import file_error, file_errors
+from ragserve.files import file_error, file_errors, parse_json
 from ragserve.printable import counted
 from ragserve_cli import console, interrupts
 from ragserve_cli.plan import Assets, demo_directory, plan
@@ -181,7 +181,7 @@ def _known_state(out: Path) -> dict[str, object] | None:
             refused = file_error(error, "write to", out.parent)
             raise type(refused)(f"{refused.message}, or name another place with --out", field="--out") from error
     try:
-        found = json.loads((out / STATE_FILE).read_text(encoding="utf-8"))
+        found = parse_json((out / STATE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         found = None
     if not isinstance(found, dict):

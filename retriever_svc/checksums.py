@@ -153,7 +153,7 @@ class FileChecks:
 
     def _recorded(self, name: str) -> str | None:
         try:
-            found = (self._sums / name).read_text().strip()
+            found = (self._sums / name).read_text(errors="replace").strip()
         except OSError:
             return None
         return found if len(found) == HEX_DIGITS else None  # shorter after a loss of power

@@ -85,7 +85,10 @@ def _check_free(host: str, port: int, setting: str) -> None:
 
 def _resolve(host: str, port: int) -> tuple[int, int, int, str, tuple[Any, ...]]:
     """Family, type, protocol, canonical name and address of the first match. Raises OSError."""
-    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except ValueError as error:  # a label of more than 63 letters, or a NUL
+        raise OSError(f"{host!r} is no name of a host") from error
 
 
 def _refused(host: str, port: int, setting: str, error: OSError) -> InvalidInputError:

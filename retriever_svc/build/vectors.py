@@ -94,7 +94,9 @@ def open_npy(path: Path) -> VectorFile:
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, fortran, dtype = read(file)
             offset = file.tell()
-    except (ValueError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # NumPy parses the header as Python
         raise InvalidInputError("embeddings", f"{path} is not a .npy file: {reason_of(error)}") from error
     if len(shape) != 2 or dtype.kind != "f" or fortran:
         found = f"{path} has shape {shape} of {dtype}" + (" in Fortran order" if fortran else "")

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from ragserve.errors import InvalidInputError
 from ragserve_cli.commands import app
+from ragserve_cli.plan import Assets, plan
 from tests.cli.conftest import Cli
 
 COMMANDS = (
@@ -35,6 +37,24 @@ def test_ask_offers_every_generation_setting() -> None:
     options += " max-length max-new-tokens min-new-tokens length-penalty early-stopping no-repeat-ngram bad-words"
     options += " repetition-penalty returns sample question-form truncation max-context-tokens knowledge-version filter"
     assert [option for option in options.split() if f"--{option} " not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("line", "field", "said"),
+    [
+        ("port = [1]", "server.port", r"\[1\] is not a port"),
+        ('port = "70000"', "server.port", "'70000' is not a port"),
+        ("metrics_port = 1979-05-27", "server.metrics_port", "is not a port"),
+        (f'host = "{"é" * 70}"', "server.host", "'é{70}' is no name of a host"),
+        ('metrics_host = "a\\u0000"', "server.metrics_host", "is no name of a host"),
+    ],
+)
+def test_places_of_services_that_cannot_be_are_named(line: str, field: str, said: str, tmp_path: Path) -> None:
+    config = tmp_path / "services.toml"
+    config.write_text(f"[retriever.server]\n{line}\n")
+    with pytest.raises(InvalidInputError, match=said) as caught:
+        plan(Assets(config, tmp_path, tmp_path), free_ports=True)
+    assert caught.value.field == f"retriever {field}"
 
 
 def test_the_script_is_installed(cli: Cli) -> None:

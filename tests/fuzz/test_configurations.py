@@ -16,20 +16,29 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from checkpoint_import import fields as tables
 from checkpoint_import.generation import read_generation
 from checkpoint_import.loading import quiet_transformers, read_config, read_tokenizer
+from checkpoint_import.prompts import read_settings
+from checkpoint_import.sentence_transformers import read_folder
 from checkpoint_import.settings import rag_settings
 from checkpoint_import.source import open_source
+from checkpoint_import.weights import read_weights
 from generator_svc.loading import load_generator
 from ragserve.checkpoint import MANIFEST_NAME, load_manifest
 from ragserve.errors import RagserveError
+from retriever_svc.encoder import load_tokenizer
 from retriever_svc.encoder_config import load_encoder_config
 from tests.tiny import save_composite, tiny_model_dir
 
 FEW, MANY = 120, 2_600  # inputs of each of the four readers
 CPU = torch.device("cpu")
+SENTENCE_FILES = (
+    *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
+    *("1_Pooling/config.json", "2_Dense/config.json", "3_Normalize/config.json"),
+)
 SPECIAL = ["token_rules", "sequence_rules", "format_version", "rag", "model_type", "architectures", "prefix", "dtype"]
 NAMES = sorted(
     {*tables.SERVED, *tables.UNSERVED, *tables.HARMLESS, *tables.RAG_SERVED, *tables.RAG_UNSERVED, *SPECIAL}
@@ -178,6 +187,67 @@ def test_a_model_directory(model: Path, name: str, count: int) -> None:
         load_generator(model, CPU)
 
     fuzz(count // 3, model / name, read)
+
+
+@pytest.fixture(scope="module")
+def sentences(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of sentence-transformers, without the transformer's own files."""
+    directory = tmp_path_factory.mktemp("sentences")
+    modules = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense"), ("Normalize", "3_Normalize")]
+    listed = [
+        {"idx": n, "path": path, "type": f"sentence_transformers.models.{name}"}
+        for n, (name, path) in enumerate(modules)
+    ]
+    dense = {
+        "in_features": 4,
+        "out_features": 2,
+        "bias": False,
+        "activation_function": "torch.nn.modules.activation.Tanh",
+    }
+    files = {
+        "modules.json": listed,
+        "sentence_bert_config.json": {
+            "max_seq_length": 9,
+            "do_lower_case": False,
+            "tokenizer_args": {},
+            "modality_config": {},
+        },
+        "config_sentence_transformers.json": {"prompts": {"query": "q: "}, "default_prompt_name": "query"},
+        "1_Pooling/config.json": {"pooling_mode_mean_tokens": True, "pooling_mode": "mean", "include_prompt": True},
+        "2_Dense/config.json": dense,
+        "3_Normalize/config.json": {"module_input_name": "sentence_embedding"},
+    }
+    for name, body in files.items():
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_text(json.dumps(body))
+    save_file({"linear.weight": torch.zeros(2, 4)}, directory / "2_Dense/model.safetensors")
+    return directory
+
+
+@counts
+@pytest.mark.parametrize("name", SENTENCE_FILES)
+def test_a_folder_of_sentence_transformers(sentences: Path, name: str, count: int) -> None:
+    def read() -> None:
+        read_settings(sentences)
+        assert read_folder(sentences, allow_pickle=False) is not None
+
+    read()
+    fuzz(count // 5, sentences / name, read)
+
+
+@counts
+def test_an_index_of_weights(tmp_path: Path, count: int) -> None:
+    save_file({"a": torch.zeros(2, 4)}, tmp_path / "one.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {"a": "one.safetensors", "b": "one.safetensors"}}))
+    fuzz(count // 4, index, lambda: read_weights(tmp_path, allow_pickle=False))
+
+
+@counts
+def test_an_encoder_s_tokenizer(model: Path, count: int) -> None:
+    config = load_encoder_config(model / "query_encoder" / "encoder.json")
+    path = model / "query_encoder" / "tokenizer.json"
+    fuzz(count // 4, path, lambda: load_tokenizer(path, config))
 
 
 @counts

@@ -46,6 +46,10 @@ def as_jsonl(rows: list[dict[str, Any]]) -> bytes:
     return "\n".join(json.dumps(row) for row in rows).encode("utf-8", "surrogatepass")
 
 
+def as_array(rows: list[dict[str, Any]]) -> bytes:
+    return json.dumps(rows, indent=1).encode("utf-8", "surrogatepass")
+
+
 def as_delimited(delimiter: str) -> Callable[[list[dict[str, Any]]], bytes]:
     def write(rows: list[dict[str, Any]]) -> bytes:
         file = io.StringIO()
@@ -94,11 +98,13 @@ def as_feather(rows: list[dict[str, Any]]) -> bytes:
 
 WRITERS: dict[str, Callable[[list[dict[str, Any]]], bytes]] = {
     "a.jsonl": as_jsonl,
+    "a.json": as_array,
     "a.csv": as_delimited(","),
     "a.tsv": as_delimited("\t"),
     "a.parquet": as_parquet,
     "a.arrow": as_arrow,
     "a.feather": as_feather,
+    "a.json.gz": lambda rows: gzip.compress(as_array(rows)),
     "a.jsonl.gz": lambda rows: gzip.compress(as_jsonl(rows)),
     "a.csv.gz": lambda rows: gzip.compress(as_delimited(",")(rows)),
 }
@@ -162,6 +168,7 @@ TOKENS = {
     "a.pdf": "obj endobj << >> /Type /Page /Pages stream endstream ( ) [ ] 1 0 R xref trailer %PDF-1.4 %%EOF \n",
     "a.txt": "x \n \r \x00 é \ufeff",
     "a.jsonl": '{ } [ ] " : , id text "id": "text": "x" 1 1e999 NaN \\ud800 \\u0000 \n \r null true -',
+    "a.json": '[ ] { } , " : "id": "text": "x" {"text":"x"} {"id":1} 1 1e999 NaN \\ud800 \n null true - \ufeff',
     "a.csv": 'id text , " "" \n \r\n \r x 1 id,text\n 1,x\n',
     "a.tsv": 'id text \t " "" \n \r\n \r x 1 id\ttext\n 1\tx\n',
 }
@@ -221,7 +228,7 @@ def test_valid_files_are_read(name: str) -> None:
 TEXT = st.text(max_size=30).filter(lambda text: bool(text.strip()) and "\x00" not in text)
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.tsv", "a.parquet", "a.arrow"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet", "a.arrow"])
 @FEW
 @given(texts=st.lists(TEXT, min_size=1, max_size=5))
 def test_every_text_comes_back_as_it_was(name: str, texts: list[str]) -> None:
@@ -248,6 +255,9 @@ PATHOLOGICAL = {
     "deep elements": ("a.html", b"<div>" * 50_000 + b"x"),
     "deep cells": ("a.html", b"<table><tr><td>" * 20_000 + b"x"),
     "deep json": ("a.jsonl", b'{"a":' * 50_000),
+    "deep arrays": ("a.json", b"[{" + b'"a":{' * 50_000),
+    "an array that does not end": ("a.json", b'[{"text": "x"},' * 1 + b'{"text": "x"}, ' * 30_000),
+    "an object that does not end": ("a.json", b'[{"text": "' + b"x" * 3_000_000),
     "long numbers": ("a.jsonl", b'{"id": 1, "text": "a", "n": ' + b"9" * 100_000 + b"}"),
     "open quotes": ("a.tsv", b"id\ttext\n" + b'1\t"x\n' * 30_000),
     "quotes and lines": ("a.csv", b"id,text\n" + b'1,"""\n' * 30_000 + b"x,y\n" * 30_000),

@@ -177,11 +177,12 @@ async def test_ports_in_use_are_named(port: int, metrics_port: int, field: str) 
 
 
 async def test_hosts_that_are_not_here_are_named() -> None:
-    chosen = settings(port=50051, host="no-such-host.invalid")
-    server = Server(chosen, name="echo", service_names=[], register=Echo().register, metrics=Metrics())
-    with pytest.raises(InvalidInputError, match=r"no-such-host.invalid:50051") as caught:
-        await server.listen()
-    assert caught.value.field == "server.port"
+    for host in ("no-such-host.invalid", "x" * 70, "a\0b"):
+        chosen = settings(port=50051, host=host)
+        server = Server(chosen, name="echo", service_names=[], register=Echo().register, metrics=Metrics())
+        with pytest.raises(InvalidInputError, match=f"{host}:50051") as caught:
+            await server.listen()
+        assert caught.value.field == "server.port"
 
 
 @pytest.mark.parametrize("loading", [{"host": "::1", "metrics_host": "::1"}], indirect=True)
