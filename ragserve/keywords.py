@@ -19,9 +19,7 @@ _FIELD = re.compile(
     r"(?<![\w/.'\"-])((?:options|search)(?:\.\w+)+|passages\[\d+\]\.passage(?:\.\w+)+|n_docs|num_beams)(?![\w/-])"
 )
 # A condition of a filter, whose key the retriever says: the caller of a client knows it by that.
-_CONDITION = re.compile(
-    r"filter\[\d+\](?:\.(?:equals|any_of|none_of|range))?(\.\w+)? \(key (.+?)\)(?= (?:has|is) )", re.DOTALL
-)
+_CONDITION = re.compile(r"filter\[\d+\](?:\.(?:any_of|none_of|range))? \(key (.+?)\)(?= has )", re.DOTALL)
 _PASSAGE = re.compile(r"^(passages\[\d+\])\.passage\.")
 
 E = TypeVar("E", bound=RagserveError)
@@ -34,7 +32,7 @@ def in_keywords(error: E, service: str) -> E:
         return error
     argument = _keyword(error.field, renamed)
     message = _FIELD.sub(lambda found: _keyword(found[1], renamed), error.message)
-    message, conditions = _CONDITION.subn(r"filter[\2]\1", message)
+    message, conditions = _CONDITION.subn(r"filter[\1]", message)
     if (argument, message) == (error.field, error.message):
         return error
     if not conditions and not names(message, argument):

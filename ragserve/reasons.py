@@ -17,8 +17,11 @@ MEANINGS = (
     ("expected after '\"'", "something follows the quote that ends a text"),
     ("unexpected end of data", "a quote has no end"),
 )
-# Places in the source of libraries in Rust (Lance) and C++ (FAISS).
-SOURCE = re.compile(r",? \(?[\w./-]+\.rs:\d+(?::\d+)?\)?|^Error in .*?\.(?:cpp|h|cu|cuh):\d+: (?:Error: )?", re.DOTALL)
+# Classes and places in the source of libraries in Rust (Lance) and C++ (FAISS).
+SOURCE = re.compile(
+    r"\bLanceError\(\w+\): |,? \(?[\w./-]+\.rs:\d+(?::\d+)?\)?|^Error in .*?\.(?:cpp|h|cu|cuh):\d+: (?:Error: )?",
+    re.DOTALL,
+)
 # What these say is about Python code, not about the data that it fails over.
 OF_CODE = (AttributeError, AssertionError, IndexError, KeyError, NameError, ZeroDivisionError)
 ABOUT_CODE = re.compile(r"'\w+' object|\w\(\) |unsupported operand|not supported between|indices must be|unhashable")

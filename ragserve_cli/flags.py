@@ -27,6 +27,7 @@ PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "sampling": ("sample",),
     "target": ("target", "retriever"),
     "timeout_seconds": ("timeout",),
+    "knowledge_version": ("knowledge_version", "version"),
     "encoder_precisions": ("encoder_precision",),
 }
 # A field of a request, as a path or with an underscore; not a part of a file's name.

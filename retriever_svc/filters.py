@@ -123,22 +123,15 @@ def _check_order(field: str, of_key: str, low: tuple[str, str], high: tuple[str,
     """Raises unless a value may lie between both bounds, each a name and its text."""
     (low_name, low_text), (high_name, high_text) = low, high
     least, most = number_of(low_text), number_of(high_text)
+    given = f"{field}{of_key} has {low_name} {shown(low_text)} and {high_name} {shown(high_text)}"
     if (least is None) != (most is None):
-        raise InvalidInputError(
-            f"{field}.{high_name}",
-            f"{field}.{low_name}{of_key} is {shown(low_text)} and {high_name} is {shown(high_text)}: one of them is a "
-            "number, the other is not",
-        )
+        raise InvalidInputError(f"{field}.{high_name}", f"{given}: one of them is a number, the other is not")
     if least is None or most is None:
         empty, equal = low_text > high_text, low_text == high_text
     else:
         empty, equal = least > most, least == most
     if empty or (equal and (low_name, high_name) != ("at_least", "at_most")):
-        raise InvalidInputError(
-            f"{field}.{low_name}",
-            f"{field}.{low_name}{of_key} is {shown(low_text)} and {high_name} is {shown(high_text)}: no value is "
-            "between them",
-        )
+        raise InvalidInputError(f"{field}.{low_name}", f"{given}: no value is between them")
 
 
 class MetadataColumns:

@@ -25,6 +25,7 @@ from tests.cli.conftest import Cli
         ("ask", "search.filter[0].range", "search.filter[0].range is empty", "--filter | --filter is empty"),
         ("kb search", "k", "k is 0; it must be at least 1", "--k | --k is 0; it must be at least 1"),
         ("kb search", "query", "query is empty", "QUERY | QUERY is empty"),
+        ("kb rollback", "knowledge_version", "kb has no version 9", "VERSION | kb has no version 9"),
         ("kb build", "source_format", "source_format is 'x'", "--format | --format is 'x'"),
         ("kb info", "/a/n_docs/x", "/a/num_beams/n_docs.json is bad", "/a/n_docs/x | /a/num_beams/n_docs.json is bad"),
     ],

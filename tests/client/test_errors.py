@@ -75,8 +75,8 @@ class OwnError(errors.NotFoundError):
         ("search.filter[1].range", "search.filter[1].range (key 'a') has both", "filter['a'] has both"),
         (
             "search.filter[1].range.above",
-            "search.filter[1].range.above (key 'a') is '3' and below is '2'",
-            "filter['a'].above is '3' and below is '2'",
+            "search.filter[1].range (key 'a') has above '3' and below '2'",
+            "filter['a'] has above '3' and below '2'",
         ),
         ("options.sampling.top_p", "options.sampling.top_p is 2", "sampling.top_p is 2"),
         ("documents[0].text", "is too long", "documents[0].text: is too long"),

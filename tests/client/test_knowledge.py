@@ -270,7 +270,7 @@ def test_errors_are_typed(client: ragserve.KnowledgeClient) -> None:
         ({"year": ragserve.Range(at_least=1, above=2)}, "filter['year'] has both at_least and above; give one of them"),
         (
             {"year": ragserve.between(2, 1)},
-            "filter['year'].at_least is '2' and at_most is '1': no value is between them",
+            "filter['year'] has at_least '2' and at_most '1': no value is between them",
         ),
     ],
 )

@@ -62,7 +62,7 @@ def test_errors_of_pythons_own_libraries(call: Callable[[], Any], said: str) -> 
     [
         (
             "LanceError(IO): Not found: kb/x.manifest, /root/.cargo/git/lance-1/rust/lance-io/src/object_store.rs:12:5",
-            "LanceError(IO): Not found: kb/x.manifest",
+            "Not found: kb/x.manifest",
         ),
         ("Not found: kb, rust/lance/src/dataset.rs:7: and more", "Not found: kb: and more"),
         ("Error in void faiss::f(int) at /a b/faiss/Index.cpp:39: Error: 'd > 0' failed", "'d > 0' failed"),
