@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import pyarrow as pa
 from lance.fragment import FragmentMetadata, write_fragments
 
 from ragserve.checkpoint import sha256_of
-from ragserve.files import file_error
+from ragserve.errors import FailedPreconditionError
+from ragserve.files import file_error, is_about_access
+from ragserve.reasons import reason_of
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -48,6 +51,23 @@ def digest_of(files: Iterable[tuple[str, Path]], *, unreadable: bool = False) ->
             content = "unreadable"
         total.update(f"{name}\0{content}\n".encode("utf-8", "surrogateescape"))
     return total.hexdigest()
+
+
+@contextmanager
+def unfinished_work(directory: Path) -> Iterator[None]:
+    """Says what to do where what an earlier build left in a directory cannot be read.
+
+    Raises:
+        FailedPreconditionError: in place of the errors of Lance, NumPy and JSON.
+    """
+    try:
+        yield
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+        if is_about_access(error):
+            raise
+        raise FailedPreconditionError(
+            f"{directory} is damaged: remove it and build again: {reason_of(error)}", field=str(directory)
+        ) from error
 
 
 def write_batches(path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:

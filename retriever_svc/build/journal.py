@@ -23,7 +23,7 @@ from lance.fragment import FragmentMetadata
 from ragserve.checkpoint import sha256_of
 from ragserve.errors import FailedPreconditionError
 from ragserve.files import file_errors
-from retriever_svc.build.files import sync, write_atomically
+from retriever_svc.build.files import sync, unfinished_work, write_atomically
 from retriever_svc.knowledge import DATASET_NAME
 from retriever_svc.types import Truncated
 
@@ -104,8 +104,8 @@ class Journal:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return body
+    with unfinished_work(path.parent.parent):
+        return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 @contextmanager

@@ -13,10 +13,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ragserve.errors import FailedPreconditionError
 from ragserve.printable import counted
-from ragserve.reasons import reason_of
-from retriever_svc.build.files import write_atomically
+from retriever_svc.build.files import unfinished_work, write_atomically
 from retriever_svc.build.vectors import VectorFile
 from retriever_svc.types import Int64
 
@@ -38,12 +36,13 @@ class Staged:
 
     def batches(self, start: int, stop: int, size: int) -> Iterator[pa.RecordBatch]:
         """The passages to keep among those stored at `start` to `stop`, in order, at most `size` at a time."""
-        dropped: Int64 = np.load(self.directory / DROPPED, mmap_mode="r")
-        dataset = lance.dataset(str(self.directory / TEXTS))
-        for batch in dataset.to_batches(offset=start, limit=stop - start, batch_size=size, scan_in_order=True):
-            kept = batch.filter(pa.array(~among(batch.column("row").to_numpy(), dropped)))
-            if kept.num_rows:
-                yield kept
+        with unfinished_work(self.directory):
+            dropped: Int64 = np.load(self.directory / DROPPED, mmap_mode="r")
+            dataset = lance.dataset(str(self.directory / TEXTS))
+            for batch in dataset.to_batches(offset=start, limit=stop - start, batch_size=size, scan_in_order=True):
+                kept = batch.filter(pa.array(~among(batch.column("row").to_numpy(), dropped)))
+                if kept.num_rows:
+                    yield kept
 
     def notes(self) -> Iterator[str]:
         """What was skipped and what was read, a line each."""
@@ -62,25 +61,21 @@ def load_staged(directory: Path, embeddings: Sequence[Path] = ()) -> Staged | No
     `embeddings` are this build's files, with the same content as the earlier one's, whatever stands under the names
     that those had.
     """
-    try:
+    if not (directory / RECORD).exists():
+        return None
+    with unfinished_work(directory):
         body = json.loads((directory / RECORD).read_text(encoding="utf-8"))
         path = embeddings[0] if embeddings and embeddings[0].suffix == ".npy" else directory / RAW_VECTORS
         vectors = body["vectors"] and VectorFile(**{**body["vectors"], "path": path})
         return Staged(**{**body, "directory": directory, "examples": tuple(body["examples"]), "vectors": vectors})
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise FailedPreconditionError(
-            f"{directory / RECORD} cannot be read: remove {directory} and build again: {reason_of(error)}",
-            field=str(directory),
-        ) from error
 
 
 def scan(directory: Path, *columns: str) -> Iterator[dict[str, Any]]:
     """Columns of all stored passages, in order, a batch at a time."""
-    dataset = lance.dataset(str(directory / TEXTS))
-    for batch in dataset.to_batches(columns=list(columns), batch_size=SCAN_ROWS, scan_in_order=True):
-        yield {name: batch.column(name) for name in columns}
+    with unfinished_work(directory):
+        dataset = lance.dataset(str(directory / TEXTS))
+        for batch in dataset.to_batches(columns=list(columns), batch_size=SCAN_ROWS, scan_in_order=True):
+            yield {name: batch.column(name) for name in columns}
 
 
 def among(rows: Int64, chosen: Int64) -> NDArray[np.bool_]:

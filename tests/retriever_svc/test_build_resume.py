@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -205,6 +206,20 @@ def test_a_damaged_shard_is_made_again(
         "going on with an earlier build, which finished 1 of 8 shards (50 of 400 passages)"
     ]
     assert rows(out).equals(uninterrupted)
+
+
+@pytest.mark.parametrize("pattern", ["staged/staged.json", "staged/dropped.npy", "staged/*/data/*", "shards/*1.json"])
+def test_damaged_work_of_a_killed_build_is_named(
+    source: Path, model: Path, options: RetrievalOptions, tmp_path: Path, pattern: str
+) -> None:
+    with building(source, tmp_path / "kb", model, 130):
+        pass
+    (damaged,) = (tmp_path / ".kb.building").glob(pattern)
+    damaged.write_bytes(damaged.read_bytes()[:20])
+    with pytest.raises(FailedPreconditionError, match=r"is damaged: remove it and build again") as caught:
+        build_knowledge_base(source, tmp_path / "kb", model, options=options, build=Told().build)
+    shutil.rmtree(caught.value.field)
+    assert build_knowledge_base(source, tmp_path / "kb", model, options=options, build=Told().build).passages == 400
 
 
 def test_a_killed_replacement_goes_on_and_old_versions_stay(
