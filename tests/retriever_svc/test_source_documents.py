@@ -96,6 +96,8 @@ def test_markdown_reads_as_text(tmp_path: Path) -> None:
         ("---\na: &x 1\nb: *x\n---\nx", "a", "a: &x 1"),
         ("---\r\ntitle: T\r\n---\r\nx\r\n", "T", "x"),
         ("---\ntitle: 2020\n---\nx", "2020", "x"),
+        ("---\nTitle: The guide\n---\nx", "The guide", "x"),
+        ("---\nTITLE: A\n---\n# H", "A", "H"),
     ],
 )
 def test_titles_of_markdown(text: str, title: str, start: str, tmp_path: Path) -> None:
@@ -109,9 +111,26 @@ def test_html_reads_as_it_is_seen(tmp_path: Path) -> None:
     (tmp_path / "a.html").write_text(PAGE)
     passage = read_one(tmp_path / "a.html")
     assert (passage.id, passage.title, passage.text) == ("a.html", "A page", PAGE_TEXT)
-    main = "<body><p>outside</p><main><header><h1>In</h1></header><p>text</p></main><p>after</p>"
+    main = "<body><p>outside</p><main><header><h1>In</h1></header><p>most of the page</p></main><p>after</p>"
     (tmp_path / "a.html").write_text(main)
-    assert (read_one(tmp_path / "a.html").title, read_one(tmp_path / "a.html").text) == ("In", "In\n\ntext")
+    assert (read_one(tmp_path / "a.html").title, read_one(tmp_path / "a.html").text) == ("In", "In\n\nmost of the page")
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ("<p>All of the page.</p><article>One.</article>", "All of the page.\n\nOne."),
+        ("<p>One.</p><article>All of the page.</article>", "All of the page."),
+        ("<p>One.</p><main>All.</main><p>Two.</p>", "One.\n\nAll.\n\nTwo."),
+        ("<main><p>One.</p><article>All of the page.</article></main>", "One.\n\nAll of the page."),
+        ("<main></main><p>One.</p><article>All of the page.</article>", "All of the page."),
+        ("<header>Site</header><div role=main><header>In</header>All of it</div>One", "In\nAll of it"),
+        ("<article>One of two.</article><article>Two.</article>", "One of two.\n\nTwo."),
+    ],
+)
+def test_the_main_part_of_a_page_is_read_alone_where_it_holds_most(body: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text(f"<body>{body}")
+    assert read_one(tmp_path / "a.html").text == text
 
 
 @pytest.mark.parametrize(
@@ -134,7 +153,10 @@ def test_html_is_decoded_as_it_says(raw: bytes, text: str, tmp_path: Path) -> No
 
 def test_pages_of_a_pdf_are_passages(tmp_path: Path) -> None:
     (tmp_path / "a.pdf").write_bytes(pdf(["First page", "", "Third page"], title="Title of it"))
-    assert [(row.id, row.title, row.text, row.metadata_json) for row in read_passages(tmp_path / "a.pdf")] == [
+    notes: list[str] = []
+    rows = list(read_passages(tmp_path / "a.pdf", notify=notes.append))
+    assert notes == [f"{tmp_path}/a.pdf: there is no text on 1 of 3 pages (2); if they are images, run OCR first"]
+    assert [(row.id, row.title, row.text, row.metadata_json) for row in rows] == [
         ("a.pdf:1", "Title of it", "First page", '{"page": 1}'),
         ("a.pdf:3", "Title of it", "Third page", '{"page": 3}'),
     ]
@@ -216,6 +238,30 @@ def test_front_matter_that_is_read_as_text_is_noted(tmp_path: Path, front: str, 
     assert "\n" not in note
 
 
+def test_titles_of_front_matter_that_are_none_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("---\ntitle: [1]\nTitle: Real\n---\nx")
+    passage = read_one(tmp_path / "a.md")
+    assert (passage.title, passage.metadata_json) == ("Real", '{"title": [1]}')
+
+
+def test_markdown_that_is_read_as_plain_text_is_noted(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("*one* " + "[" * 20_001)
+    notes: list[str] = []
+    (passage,) = read_passages(tmp_path / "a.md", notify=notes.append)
+    assert passage.text.startswith("*one* [[")
+    many = "a paragraph has more than 20000 brackets, and the file is read as plain text"
+    assert notes == [f"{tmp_path}/a.md: {many}"]
+
+
+def test_a_page_that_cannot_be_read_is_one_bad_row(tmp_path: Path) -> None:
+    raw = pdf(["First page", "Second page", "Third page"])
+    (tmp_path / "a.pdf").write_bytes(raw.replace(b"(Second page) Tj", b"(Second page\\) Tj"))
+    first, second, third = read_rows(tmp_path / "a.pdf")
+    assert isinstance(second, InvalidInputError)
+    assert second.message.startswith(f"{tmp_path}/a.pdf:2: page 2 cannot be read")
+    assert [row.text for row in (first, third) if isinstance(row, SourcePassage)] == ["First page", "Third page"]
+
+
 def test_front_matter_without_an_entry_is_no_fault(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("---\n# nothing yet\n---\n# Outage\n")
     notes: list[str] = []
@@ -231,6 +277,8 @@ def test_front_matter_without_an_entry_is_no_fault(tmp_path: Path) -> None:
         ("> " * 2000 + "deep\n", "deep"),
         ("red<br>blue\n", "red\nblue"),
         ("---\n\n# After rule\n\n---\n\ntext\n", "# After rule"),
+        ("<footer>\nthe end\n</footer>\n", "the end"),
+        ("<button>\npress\n</button>\n", "press"),
     ],
 )
 def test_markdown_loses_no_text(text: str, kept: str, tmp_path: Path) -> None:

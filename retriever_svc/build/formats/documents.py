@@ -47,16 +47,18 @@ def read_html_file(source: Path, names: ColumnNames, max_text_bytes: int) -> Ite
 
 def read_pdf_file(source: Path, names: ColumnNames, max_text_bytes: int) -> Iterator[RawRow]:
     """A PDF file: a passage for every page that has text. A file without any is noted and left out."""
-    if source.stat().st_size > PDF_BYTES:
-        raise bad_row(source, 1, f"the file is too long: a PDF may have {PDF_BYTES} bytes")
-    page = 0
+    if (size := source.stat().st_size) > PDF_BYTES:
+        raise bad_row(source, 1, f"the file has {size} bytes; a PDF may have {PDF_BYTES}: divide it")
     try:
-        for page, document in read_pdf(source.read_bytes()):
-            yield source, page, _row(source, names, names.made_id(source, page), document)
+        for page, found in read_pdf(source.read_bytes(), lambda note: names.note(f"{source}: {note}")):
+            if isinstance(found, ValueError):
+                yield source, page, bad_row(source, page, str(found))
+            else:
+                yield source, page, _row(source, names, names.made_id(source, page), found)
     except NoTextError as error:
         names.notify(f"skipped {source}: {error}")
     except ValueError as error:
-        raise bad_row(source, page + 1, str(error)) from error
+        raise bad_row(source, 1, str(error)) from error
 
 
 def _row(source: Path, names: ColumnNames, identifier: str, document: Document) -> Row | InvalidInputError:

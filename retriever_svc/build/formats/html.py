@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from bs4.element import PageElement
 
 # fmt: off
-DROPPED = frozenset((
-    "script", "style", "noscript", "template", "title", "nav", "footer", "button", "select", "svg", "canvas",
-    "iframe", "object", "audio", "video", "map", "dialog"
+UNSEEN = frozenset((
+    "script", "style", "noscript", "template", "svg", "canvas", "iframe", "object", "audio", "video", "map"
 ))
+AROUND = frozenset(("title", "nav", "footer", "button", "select", "dialog"))  # in a page
 PARAGRAPHS = frozenset((
     "p", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "dl", "table", "pre", "blockquote", "section", "article"
 ))
@@ -45,12 +45,12 @@ def read_html(raw: bytes) -> Document:
     """
     soup = _parse(_decode(raw))
     title = next((text for tag in (soup.title, soup.h1) if tag and (text := " ".join(tag.get_text().split()))), "")
-    return Document(title, text_of(_content(soup)))
+    return Document(title, _content(soup))
 
 
 def html_to_text(fragment: str) -> str:
-    """The text of a piece of HTML, as in Markdown. Raises as `read_html`."""
-    return text_of(_parse(fragment))
+    """The text of a piece of HTML in Markdown, where `<footer>` is text as well. Raises as `read_html`."""
+    return text_of(_parse(fragment), UNSEEN)
 
 
 def _parse(text: str) -> BeautifulSoup:
@@ -83,19 +83,18 @@ def _decode(raw: bytes) -> str:
     return raw.decode("utf-8" if named == "utf-8" else "cp1252", "replace")
 
 
-def _content(soup: BeautifulSoup) -> Tag:
-    """The main part of a page, where it marks one."""
-    for found in (soup.find_all("main"), soup.find_all(role="main"), soup.find_all("article")):
-        if len(found) == 1 and found[0].get_text(strip=True):
-            main: Tag = found[0]
-            return main
+def _content(soup: BeautifulSoup) -> str:
+    """The text of a page, or of the only part of it that is marked as the main one, where that has most of the text."""
+    marked = (soup.find_all("main"), soup.find_all(role="main"), soup.find_all("article"))
+    parts = [text_of(found[0]) for found in marked if len(found) == 1]
     for header in soup.find_all("header"):
-        if header.find_parent(("article", "section")) is None:
+        if not header.find_parent(("main", "article", "section")) and not header.find_parent(role="main"):
             header.name = "nav"
-    return soup
+    page = text_of(soup)
+    return next((part for part in parts if 2 * len(part) > len(page)), page)
 
 
-def text_of(root: Tag) -> str:
+def text_of(root: Tag, dropped: frozenset[str] = UNSEEN | AROUND) -> str:
     """The text below a tag: a line for each block, an empty line between paragraphs, `<pre>` as it is."""
     bs4 = document_package("bs4")
     pieces: list[str] = []
@@ -105,7 +104,7 @@ def text_of(root: Tag) -> str:
         node = left.pop()
         if isinstance(node, bs4.Tag):
             name = node.name
-            if (name in DROPPED or node.has_attr("hidden")) and node is not root:
+            if (name in dropped or node.has_attr("hidden")) and node is not root:
                 continue
             preformatted += name == "pre"
             left.append("/" + name)

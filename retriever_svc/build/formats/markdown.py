@@ -29,7 +29,7 @@ BRACKETS, MOST_BRACKETS = re.compile(r"[\[\]]"), 20_000
 
 
 def read_markdown(text: str) -> Document:
-    """The title (that of the front matter, else the first heading) and the text without markup.
+    """The title (that of the front matter, in any case of letters, else the first heading) and the text without markup.
 
     The other keys of the front matter are metadata. Front matter that is not a YAML object stays text; a note says why.
 
@@ -38,7 +38,8 @@ def read_markdown(text: str) -> Document:
         ValueError: it cannot be parsed.
     """
     if any(len(BRACKETS.findall(paragraph)) > MOST_BRACKETS for paragraph in text.split("\n\n")):
-        return Document("", text.strip())
+        many = f"a paragraph has more than {MOST_BRACKETS} brackets, and the file is read as plain text"
+        return Document("", text.strip(), note=many)
     try:
         tokens = _parser().parse(text)
     except RecursionError:
@@ -103,9 +104,9 @@ def _front_matter(text: str) -> dict[str, Any]:
 
 
 def _title(front: dict[str, Any], tokens: list[Token]) -> str:
-    title = front.pop("title", None)
-    if title is not None and not isinstance(title, dict | list) and str(title).strip():
-        return str(title).strip()
+    for key, value in front.items():
+        if key.casefold() == "title" and not isinstance(value, dict | list) and str(value).strip():
+            return str(front.pop(key)).strip()
     for token, inline in pairwise(tokens):
         if token.type == "heading_open" and token.level == 0 and (heading := _inline(inline).strip()):
             return " ".join(heading.split())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,13 +13,17 @@ from ragserve.printable import counted
 from ragserve.reasons import reason_of
 from retriever_svc.build.formats.document import Document, document_package
 
+NAMED = 10  # pages in a note
+
 
 class NoTextError(Exception):
     """A PDF file that is in order, but has no text that can be read."""
 
 
-def read_pdf(raw: bytes) -> Iterator[tuple[int, Document]]:
+def read_pdf(raw: bytes, notify: Callable[[str], None]) -> Iterator[tuple[int, Document | ValueError]]:
     """Number and text of every page that has text, with the title that the file's metadata name.
+
+    A page that cannot be read is an error in its place. `notify` is told which pages have no text.
 
     Raises:
         FailedPreconditionError: pypdf is not installed.
@@ -36,14 +40,23 @@ def read_pdf(raw: bytes) -> Iterator[tuple[int, Document]]:
             raise ValueError(f"cannot be read as a PDF: {_why(error)}") from error
     if not opened:
         raise NoTextError("it is encrypted: save a copy without a password")
-    found = 0
+    without: list[int] = []
     for number in range(1, pages + 1):
-        text = _page_text(reader, number)
+        try:
+            text = _page_text(reader, number)
+        except ValueError as error:
+            yield number, error
+            continue
         if text:
-            found += 1
             yield number, Document(title, text, {"page": number})
-    if not found:
+        else:
+            without.append(number)
+    if len(without) == pages:
         raise NoTextError(f"there is no text on its {counted(pages, 'page')}; if they are images, run OCR first")
+    if without:
+        few = ", ".join(map(str, without[:NAMED]))
+        more = f" and {len(without) - NAMED} more" if len(without) > NAMED else ""
+        notify(f"there is no text on {len(without)} of {counted(pages, 'page')} ({few}{more}); if they are images, run OCR first")
 
 
 def _opens(reader: Any) -> bool:
