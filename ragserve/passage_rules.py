@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
@@ -25,6 +25,12 @@ MAX_METADATA_LEVELS = 64  # Python's JSON reader gives up at some hundreds to th
 MAX_METADATA_KEYS = 1000
 MIN_CONTEXT_TOKENS = 8  # of question and passage together, as a generator reads them
 CONTEXT_LIMIT = "question and passage share it, and the generator reads no longer ones; 0 is the longest"
+# What files call the columns of a passage, in any case; docs/sources.md and the help of the command line list them.
+USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
+    "id": ("id", "_id", "docid"),  # _id: BEIR, docid: Pyserini
+    "title": ("title",),
+    "text": ("text", "contents", "content", "body", "passage"),  # contents: Pyserini
+}
 IN_AN_ID = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 IN_A_TEXT = re.compile("[\x00\ud800-\udfff]")
 

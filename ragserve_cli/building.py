@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ragserve.passage_rules import MAX_PASSAGE_BYTES
+from ragserve.passage_rules import MAX_PASSAGE_BYTES, MAX_TEXT_BYTES, USUAL_NAMES
 from ragserve.printable import counted
 from ragserve_cli import choices, console, interrupts
 from ragserve_cli.plan import demo_directory
@@ -62,25 +62,17 @@ SkipOption = Annotated[
         "--skip-bad-rows", help="Leave bad rows out and count them, instead of refusing SOURCE.", rich_help_panel=INPUT
     ),
 ]
-IdColumnOption = Annotated[
-    str | None,
-    typer.Option(
-        "--id-column", metavar="NAME", help="Column of the ids; unset: id, _id, docid.", rich_help_panel=INPUT
-    ),
-]
-TitleColumnOption = Annotated[
-    str | None,
-    typer.Option("--title-column", metavar="NAME", help="Column of the titles; unset: title.", rich_help_panel=INPUT),
-]
-TextColumnOption = Annotated[
-    str | None,
-    typer.Option(
-        "--text-column",
-        metavar="NAME",
-        help="Column of the texts; unset: text, contents, content, body, passage.",
-        rich_help_panel=INPUT,
-    ),
-]
+
+
+def _column(name: str) -> Any:
+    unset = ", ".join(USUAL_NAMES[name])
+    help_text = f"Column of the {name}s; unset: {unset}."
+    return typer.Option(f"--{name}-column", metavar="NAME", help=help_text, rich_help_panel=INPUT)
+
+
+IdColumnOption = Annotated[str | None, _column("id")]
+TitleColumnOption = Annotated[str | None, _column("title")]
+TextColumnOption = Annotated[str | None, _column("text")]
 WithoutColumnOption = Annotated[
     list[str] | None,
     typer.Option(

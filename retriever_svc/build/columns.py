@@ -13,15 +13,10 @@ from typing import Any
 import numpy as np
 
 from ragserve.errors import InvalidInputError
-from ragserve.passage_rules import IN_AN_ID
+from ragserve.passage_rules import IN_AN_ID, USUAL_NAMES
 from retriever_svc.build.lines import NoColumnError, bad_row
 from retriever_svc.build.reading import EMBEDDINGS, Notify, ReadOptions, Row
 
-USUAL_NAMES = {
-    "id": ("id", "_id", "docid"),  # _id: BEIR, docid: Pyserini
-    "title": ("title",),
-    "text": ("text", "contents", "content", "body", "passage"),  # contents: Pyserini
-}
 RESERVED = (*USUAL_NAMES, "metadata")
 PANDAS_INDEX = re.compile(r"__index_level_\d+__|")  # in Parquet; in CSV it has no name
 VECTOR_VALUES = 32  # a list of at least as many floats is a vector, not metadata

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import socket
+from pathlib import Path
 
 import pytest
 
 import ragserve
 from ragserve.errors import InvalidInputError, RagserveError
+from ragserve.passage_rules import USUAL_NAMES
 from ragserve_cli.commands import app
-from ragserve_cli.flags import in_flags
+from ragserve_cli.flags import command_of, in_flags
 from tests.cli.conftest import Cli
 
 
@@ -34,6 +37,16 @@ def test_fields_become_flags(command: str, field: str, message: str, said: str) 
     found = in_flags(InvalidInputError(field, message), app, command.split())
     assert isinstance(found, RagserveError)
     assert f"{found.field} | {found.message}" == said
+
+
+def test_the_docs_and_the_help_list_the_usual_names() -> None:
+    docs = (Path(__file__).parents[2] / "docs" / "sources.md").read_text()
+    table = {cells[1].strip(" `"): cells[3] for line in docs.splitlines() if len(cells := line.split("|")) == 5}
+    parameters = {one.name: one for one in command_of(app, ["kb", "build"]).params}
+    for column, usual in USUAL_NAMES.items():
+        assert usual[0] == column
+        assert re.findall(r"`(\w+)`", table[column]) == list(usual[1:])
+        assert parameters[f"{column}_column"].help == f"Column of the {column}s; unset: {', '.join(usual)}."
 
 
 def test_a_timeout_names_its_flag(cli: Cli) -> None:
