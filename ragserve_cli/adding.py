@@ -15,6 +15,7 @@ from ragserve_cli.places import Place
 from retriever_svc.build.lines import bad_row, skippable
 from retriever_svc.build.reading import EMBEDDINGS, Notify, ReadOptions
 from retriever_svc.build.sources import SourcePassage, no_passages, read_rows, split_row
+from retriever_svc.build.spool import Readable
 from retriever_svc.splitting import Cut, SplitOptions, chunk_parent
 
 PASSAGE_FIELD = re.compile(r"passages\[(\d+)\]")
@@ -68,7 +69,7 @@ class Adding:
 class Source:
     """A source that was read once: the number of its passages, as far as they are split here, and its bad rows."""
 
-    path: Path
+    found: Readable
     adding: Adding
     passages: int = 0
     bad_rows: tuple[str, ...] = ()
@@ -86,7 +87,9 @@ class Source:
         """
         places: dict[str, tuple[str, int]] = {}
         vectors_noted = False
-        for row in read_rows(self.path, self.adding.source_format, options=self.adding.reading, notify=notify):
+        adding, found = self.adding, self.found
+        rows = read_rows(found.path, adding.source_format, options=adding.reading, notify=notify, pipe=found.pipe)
+        for row in rows:
             if isinstance(row, InvalidInputError):
                 self._skip(row, bad_rows)
                 continue
@@ -137,22 +140,24 @@ class Added:
     truncated: list[str] = field(default_factory=list)
 
 
-def read_source(path: Path, adding: Adding) -> Source:
+def read_source(found: Readable, adding: Adding, notify: Notify = lambda _message: None) -> Source:
     """Read all of a source, so that nothing is committed of one that is bad; bad rows may be left out.
+
+    `notify` is told what is left out and what was taken for what.
 
     Raises:
         NotFoundError: it is not there.
         InvalidInputError: a bad row, an id that comes twice or names a chunk of another row, or no rows.
     """
-    source, bad_rows, ids = Source(path, adding), list[str](), set[str]()
-    passages = sum(len(row) for row in source.read(bad_rows, ids, console.note))
+    source, bad_rows, ids = Source(found, adding), list[str](), set[str]()
+    passages = sum(len(row) for row in source.read(bad_rows, ids, notify))
     if not adding.split.whole:
         refused = frozenset(identifier for identifier in ids if chunk_parent(identifier) in ids)
         if refused:
             source, bad_rows = replace(source, refused=refused), []
             passages = sum(len(row) for row in source.read(bad_rows))
     if not passages:
-        raise no_passages(path, len(bad_rows), bad_rows)
+        raise no_passages(found.shown, len(bad_rows), bad_rows)
     return replace(source, passages=passages, bad_rows=tuple(bad_rows))
 
 

@@ -92,8 +92,8 @@ def add(  # noqa: PLR0913
     splitting = SplitOptions(split, split_words, split_tokens, overlap)
     reading = ReadOptions(id_column, title_column, text_column, tuple(without_column or ()), quotes)
     adding = Adding.of(source_format, reading, splitting, encoder, max_passage_bytes, skip_bad_rows=skip_bad_rows)
-    with readable(Path(path), source_format, console.note) as file:
-        source = read_source(file, adding)
+    with readable(Path(path), source_format, console.note) as found:
+        source = read_source(found, adding, console.note)
         if source.bad_rows:
             named = "; ".join(source.bad_rows[:NAMED])
             console.warn(f"skipped {counted(len(source.bad_rows), 'row')} of {path}, beginning with: {named}")

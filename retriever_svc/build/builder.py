@@ -22,7 +22,7 @@ from retriever_svc.build.options import BuildOptions
 from retriever_svc.build.ray_engine import write_shards_with_ray
 from retriever_svc.build.shards import ShardPlan, write_shard
 from retriever_svc.build.sources import check_source, read_rows
-from retriever_svc.build.spool import readable
+from retriever_svc.build.spool import Readable, readable
 from retriever_svc.build.staged import load_staged
 from retriever_svc.build.staging import Stager
 from retriever_svc.build.target import Target, check_target
@@ -79,8 +79,9 @@ def build_knowledge_base(  # noqa: PLR0913
     build = build or BuildOptions()
     build.check(split_words)
     target = check_target(out, source, replace)
-    with readable(source, source_format, build.notify) as path:
-        job = _Job(path, check_source(path, source_format), target, model, split_words, precision, build)
+    with readable(source, source_format, build.notify) as found:
+        name = check_source(found.path, source_format)
+        job = _Job(found, name, target, model, split_words, precision, build)
         return job.run(options or RetrievalOptions(), progress or (lambda _progress: None))
 
 
@@ -88,7 +89,7 @@ def build_knowledge_base(  # noqa: PLR0913
 class _Job:
     """One build, of a source that can be read twice."""
 
-    source: Path
+    found: Readable
     source_format: str
     target: Target
     model: Path
@@ -103,14 +104,16 @@ class _Job:
         directory = passage_encoder_directory(self.model)
         cut = None if build.embeddings else build.splitting(self.split_words).cut(directory)
         dimension = load_encoder_config(directory / "encoder.json").dim
-        with file_errors("read", self.source):
+        source = self.found.path
+        with file_errors("read", source):
             identity = fingerprint(
-                self.source, self.source_format, embeddings, self.model, self.split_words, self.precision, build
+                source, self.source_format, embeddings, self.model, self.split_words, self.precision, build
             )
         with open_journal(out, self.target.building, identity) as journal:
             staged = load_staged(journal.staged, embeddings)
             if staged is None:
-                rows = read_rows(self.source, self.source_format, build.max_text_bytes, build.reading, build.notify)
+                pipe = self.found.pipe
+                rows = read_rows(source, self.source_format, build.max_text_bytes, build.reading, build.notify, pipe)
                 staged = self._stager(journal, cut).stage(rows, embeddings, dimension)
             for note in staged.notes():
                 build.notify(note)
@@ -123,9 +126,9 @@ class _Job:
     def _stager(self, journal: Journal, cut: Cut | None) -> Stager:
         """Reads a source into an empty directory of the journal."""
         _renew(journal.staged)
-        limits = PassageLimits(self.build.max_passage_bytes)
-        unused = self.build.why_no_column_vectors(self.split_words)
-        return Stager(journal.staged, self.source, cut, self.build.skip_bad_rows, limits, unused, self.build.notify)
+        build, limits = self.build, PassageLimits(self.build.max_passage_bytes)
+        unused = build.why_no_column_vectors(self.split_words)
+        return Stager(journal.staged, self.found.shown, cut, build.skip_bad_rows, limits, unused, build.notify)
 
 
 def _renew(directory: Path) -> None:

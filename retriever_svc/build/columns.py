@@ -39,12 +39,13 @@ class ColumnNames:
     """Gives the rows of a source the column names of a passage.
 
     A further column becomes an entry of the metadata under its name, where it has a value. Where a file has no ids,
-    they are made of the file's name below `root` and the line.
+    they are made of the file's name below `root` and the line. `is_pipe`: it is a copy of a pipe, named after a digest.
     """
 
     options: ReadOptions
     root: Path
     notify: Notify
+    is_pipe: bool = False
     _plans: dict[tuple[str, ...], Plan] = field(default_factory=dict)
     _noted: set[str] = field(default_factory=set)
     _seen: set[str] = field(default_factory=set)
@@ -98,6 +99,10 @@ class ColumnNames:
         """A file's name below the source."""
         inside = file != self.root and file.is_relative_to(self.root)
         return file.relative_to(self.root).as_posix() if inside else file.name
+
+    def title(self, file: Path) -> str:
+        """The title of a document that names none."""
+        return "" if self.is_pipe else file.stem
 
     def report_unknown(self) -> None:
         """Note the columns that the options name and that no row had."""
@@ -159,7 +164,8 @@ class ColumnNames:
         if found:
             self.note(f"reading the column {found[0]!r} as the {name}")
         elif name == "id":
-            self.note(f"{file} has no column 'id': ids are made of file and line, as in {self.name(file)}:{line}")
+            what = "a digest of its content and the line" if self.is_pipe else "file and line"
+            self.note(f"{file} has no column 'id': ids are made of {what}, as in {self.name(file)}:{line}")
         return found[0] if found else None
 
     def _left_out(self, column: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ragserve.errors import InvalidInputError, NotFoundError
+from ragserve.errors import InvalidInputError, NotFoundError, RagserveError
 from ragserve.files import file_errors
 from ragserve.passage_rules import (
     DEFAULT_LIMITS,
@@ -111,18 +111,27 @@ def read_rows(
     max_text_bytes: int = MAX_TEXT_BYTES,
     options: ReadOptions | None = None,
     notify: Notify = lambda _message: None,
+    pipe: str = "",
 ) -> Iterator[SourceRow]:
-    """The passages of a source, in order, and an error in place of each bad row.
+    """The rows of a source, in order, and an error in place of each bad row.
 
     `notify` is told, in one line each, what is left out and what was taken for what.
+    `pipe`: what the user calls the pipe that the source is a copy of, which rows, errors and
+    notes then name.
 
     Raises:
         NotFoundError: the source is not there.
         InvalidInputError: it cannot be read at all (format, header, damage).
     """
-    name = check_source(source, source_format)
-    names = ColumnNames(options or ReadOptions(), source if source.is_dir() else source.parent, notify)
-    for row, (file, line, values) in enumerate(_reading(source, READERS[name](source, names, max_text_bytes))):
+    name, options = check_source(source, source_format), options or ReadOptions()
+
+    def shown(text: str) -> str:
+        return text.replace(str(source), pipe) if pipe else text
+
+    root = source if source.is_dir() else source.parent
+    names = ColumnNames(options, root, lambda note: notify(shown(note)), is_pipe=bool(pipe))
+    rows = READERS[name](source, names, max_text_bytes)
+    for row, (file, line, values) in enumerate(_reading(source, rows, shown)):
         if isinstance(values, InvalidInputError):
             yield values
             continue
@@ -136,10 +145,25 @@ def read_rows(
     names.report_unknown()
 
 
-def _reading(source: Path, rows: Iterator[RawRow]) -> Iterator[RawRow]:
-    """The same rows; raises RagserveError where the operating system does not let the source be read."""
-    with file_errors("read", source):
-        yield from rows
+def _reading(source: Path, rows: Iterator[RawRow], shown: Callable[[str], str]) -> Iterator[RawRow]:
+    """The same rows, their places and errors as a person is shown them.
+
+    Raises RagserveError where the operating system does not let the source be read.
+    """
+    place = Path(shown(str(source)))
+    try:
+        with file_errors("read", source):
+            for file, line, values in rows:
+                if isinstance(values, InvalidInputError):
+                    _rename(values, shown)
+                yield place if file is source else file, line, values
+    except RagserveError as error:
+        _rename(error, shown)
+        raise
+
+
+def _rename(error: RagserveError, shown: Callable[[str], str]) -> None:
+    error.field, error.message = shown(error.field), shown(error.message)
 
 
 def no_passages(source: Path, rows: int, bad_rows: Sequence[str]) -> InvalidInputError:

@@ -9,8 +9,10 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+from ragserve.checkpoint import sha256_of
 from ragserve.errors import InvalidInputError
 from ragserve.files import file_errors
 from ragserve.unfinished import unfinished
@@ -18,34 +20,53 @@ from retriever_svc.build.folders import format_of
 from retriever_svc.build.reading import Notify
 
 STANDARD_INPUT = "-"
-SPOOLED_NAME = "stdin"
+STREAM_PATHS = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
+DIGEST_CHARACTERS = 12
+
+
+@dataclass(frozen=True)
+class Readable:
+    """A path that can be read from its beginning, as often as is needed.
+
+    pipe: what the user calls the pipe that the path is a copy of; empty: the path is the source itself.
+    """
+
+    path: Path
+    pipe: str = ""
+
+    @property
+    def shown(self) -> Path:
+        """What errors name."""
+        return Path(self.pipe) if self.pipe else self.path
 
 
 @contextmanager
-def readable(source: Path, source_format: str | None, notify: Notify) -> Iterator[Path]:
-    """A path that can be read from its beginning, as often as is needed: the source itself, or a temporary copy.
+def readable(source: Path, source_format: str | None, notify: Notify) -> Iterator[Readable]:
+    """The source itself, or a temporary copy of it.
 
-    Copied are standard input (`-`), named pipes and what a shell's `<(command)` makes.
+    Copied are standard input (`-`), named pipes and what a shell's `<(command)` makes. Different pipes have the same
+    name, so the copy is named after a digest of its content: ids that are made of it do not repeat.
 
     Raises:
         InvalidInputError: the format of such a source is not given.
     """
     if not _is_stream(source):
-        yield source
+        yield Readable(source)
         return
     if source_format is None and format_of(source.name) is None:
         raise InvalidInputError("source_format", f"{source} is a pipe: say the format of what comes (--format)")
     with tempfile.TemporaryDirectory(prefix="ragserve-") as directory, unfinished(Path(directory)):
-        name = SPOOLED_NAME if source_format else source.name
-        copy = Path(directory) / name
-        notify(f"{source} is read once and kept in {copy} until this ends")
+        notify(f"{source} is read once and kept in {directory} until this ends")
+        copy = Path(directory) / "copy"
         with file_errors("read", source), copy.open("wb") as file:
             if str(source) == STANDARD_INPUT:
                 shutil.copyfileobj(sys.stdin.buffer, file)
             else:
                 with source.open("rb") as pipe:
                     shutil.copyfileobj(pipe, file)
-        yield copy
+        ending = "" if source_format else "".join(source.suffixes)
+        named = copy.rename(copy.with_name(f"pipe-{sha256_of(copy)[:DIGEST_CHARACTERS]}{ending}"))
+        yield Readable(named, "stdin" if str(source) == STANDARD_INPUT else str(source))
 
 
 def _is_stream(source: Path) -> bool:
@@ -55,4 +76,5 @@ def _is_stream(source: Path) -> bool:
         mode = os.stat(source).st_mode
     except OSError:  # said by what reads the source
         return False
-    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISSOCK(mode)
+    is_pipe = stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISSOCK(mode)
+    return is_pipe or (stat.S_ISREG(mode) and str(source).startswith(STREAM_PATHS))

@@ -16,6 +16,7 @@ from ragserve.knowledge import StoredPassage
 from ragserve.knowledge_client import KnowledgeClient
 from ragserve_cli.adding import Adding, read_source
 from retriever_svc.build.reading import ReadOptions
+from retriever_svc.build.spool import Readable
 from retriever_svc.knowledge import describe, passage_encoder_directory
 from retriever_svc.live.history import read_passages
 from retriever_svc.splitting import Split, SplitOptions
@@ -126,9 +127,9 @@ def test_what_may_not_be_stored_is_named_or_left_out(
     encoder = passage_encoder_directory(assets.model) if on_files else None
     adding = Adding.of(None, ReadOptions(), SplitOptions(split), encoder)
     with pytest.raises(InvalidInputError) as refused:
-        read_source(path, adding)
+        read_source(Readable(path), adding)
     assert refused.value.message.startswith(f"{path}:2: {said}")
-    source = read_source(path, replace(adding, skip_bad_rows=True))
+    source = read_source(Readable(path), replace(adding, skip_bad_rows=True))
     assert source.bad_rows == (refused.value.message.removesuffix(" (skip_bad_rows leaves such rows out)"),)
     assert [passage.id for row in source.read() for passage in row] == ["doc", "last"]
 

@@ -64,7 +64,7 @@ def read_pdf_file(source: Path, names: ColumnNames, max_text_bytes: int) -> Iter
 def _row(source: Path, names: ColumnNames, identifier: str, document: Document) -> Row | InvalidInputError:
     if not document.text.strip():
         return bad_row(source, 1, "the file holds no text" if source.stat().st_size else "the file is empty")
-    title, metadata = document.title or source.stem, names.wanted(document.metadata)
+    title, metadata = document.title or names.title(source), names.wanted(document.metadata)
     return {"id": identifier, "title": title, "text": document.text, "metadata": metadata or None}
 
 
