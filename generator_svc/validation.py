@@ -150,7 +150,7 @@ def _check_documents(command: OpenCommand, limits: Limits) -> None:
         problem = size_problem("", document.title, document.text, "", PassageLimits(limits.max_passage_bytes))
         if problem is not None:
             field = f"open.documents[{i}].{problem.column}"
-            raise InvalidInputError(field, f"{field} {problem.reason} (max_passage_bytes)")
+            raise InvalidInputError(field, f"{field} {problem.reason}")
 
 
 def _check_prefixes(command: OpenCommand, limits: Limits) -> None:

@@ -20,7 +20,7 @@ _FIELD = re.compile(
 )
 # A condition of a filter, whose key the retriever says: the caller of a client knows it by that.
 _CONDITION = re.compile(r"filter\[\d+\](?:\.(?:any_of|none_of|range))? \(key (.+?)\)(?= has )", re.DOTALL)
-_PASSAGE = re.compile(r"^(passages\[\d+\])\.passage\.")
+_PASSAGE = re.compile(r"^(passages\[\d+\])\.passage\.(\w+?)(?:_json)?$")
 
 E = TypeVar("E", bound=RagserveError)
 
@@ -45,4 +45,4 @@ def _keyword(field: str, renamed: Mapping[str, str]) -> str:
     if field in renamed:
         return renamed[field]
     group, _, rest = field.partition(".")
-    return rest if rest and group in ("options", "search") else _PASSAGE.sub(r"\1.", field)
+    return rest if rest and group in ("options", "search") else _PASSAGE.sub(r"\1.\2", field)

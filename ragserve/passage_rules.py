@@ -3,6 +3,8 @@
 Builds, `kb add`, upserts and the documents of a Generate request call the same functions, so the same passage is
 accepted or refused everywhere, in the same words. Only the name of the place differs (FILE:LINE, or a request field).
 All sizes are bytes of UTF-8: what is stored and what a message holds.
+
+A row is what a caller gives; a passage is what is stored. A row whose text is split becomes several passages.
 """
 
 from __future__ import annotations
@@ -14,13 +16,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
-from ragserve.arguments import shown
+from ragserve.arguments import check_range, shown
 from ragserve.reasons import reason_of
 
 # The largest k of a service (100) times this stays below the largest message (64 MiB).
 MAX_PASSAGE_BYTES = 2**19
 MAX_ID_BYTES = 2048
 MAX_TEXT_BYTES = 2**20  # of one text before it is split; a 100-word passage has some 600
+MOST_BYTES = 2**30  # of either limit
 MAX_METADATA_LEVELS = 64  # Python's JSON reader gives up at some hundreds to thousands, depending on its version
 MAX_METADATA_KEYS = 1000
 MIN_CONTEXT_TOKENS = 8  # of question and passage together, as a generator reads them
@@ -44,9 +47,19 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class PassageLimits:
-    """The largest passage. passage_bytes: id, title, text and metadata together, in bytes of UTF-8."""
+    """The largest row and passage, in bytes of UTF-8.
+
+    passage_bytes: of id, title, text and metadata of a passage together.
+    text_bytes: of the text of a row, before it is split.
+    """
 
     passage_bytes: int = MAX_PASSAGE_BYTES
+    text_bytes: int = MAX_TEXT_BYTES
+
+    def check(self) -> None:
+        """Raises InvalidInputError for a limit that cannot be."""
+        for name, value in (("max_passage_bytes", self.passage_bytes), ("max_text_bytes", self.text_bytes)):
+            check_range(name, value, 1, MOST_BYTES)
 
 
 DEFAULT_LIMITS = PassageLimits()
@@ -59,14 +72,25 @@ def passage_problem(
     metadata_json: str = "",
     limits: PassageLimits = DEFAULT_LIMITS,
 ) -> Problem | None:
-    """The first thing that is wrong with a passage that is to be stored as it is; None if nothing is."""
+    """The first thing that is wrong with a row that is to be stored as it is; None if nothing is."""
+    return row_problem(id, title, text, metadata_json, limits) or size_problem(id, title, text, metadata_json, limits)
+
+
+def row_problem(
+    id: str,
+    title: str,
+    text: str,
+    metadata_json: str = "",
+    limits: PassageLimits = DEFAULT_LIMITS,
+) -> Problem | None:
+    """The first thing that is wrong with a row before its text is split; None if nothing is."""
     problem = content_problem(id, title, text)
     if problem is None and metadata_json:
         try:
             parse_metadata(metadata_json)
         except ValueError as error:
             problem = Problem("metadata_json", str(error))
-    return problem or size_problem(id, title, text, metadata_json, limits)
+    return problem or row_size_problem(id, title, text, metadata_json, limits)
 
 
 def document_problem(title: str, text: str, limits: PassageLimits = DEFAULT_LIMITS) -> Problem | None:
@@ -89,6 +113,20 @@ def content_problem(id: str, title: str, text: str) -> Problem | None:
     return None
 
 
+def row_size_problem(
+    id: str,
+    title: str,
+    text: str,
+    metadata_json: str = "",
+    limits: PassageLimits = DEFAULT_LIMITS,
+) -> Problem | None:
+    """What is too large about a row, however its text is split: the text, or what every part of it repeats."""
+    if len(text) > limits.text_bytes // 4 and (size := len(text.encode())) > limits.text_bytes:
+        return Problem("text", text_too_long(size, limits.text_bytes))
+    rest = {"id": id, "title": title, "metadata_json": metadata_json}
+    return _id_problem(id) or _together(rest, limits.passage_bytes, "without its text")
+
+
 def size_problem(
     id: str,
     title: str,
@@ -96,20 +134,33 @@ def size_problem(
     metadata_json: str = "",
     limits: PassageLimits = DEFAULT_LIMITS,
 ) -> Problem | None:
-    """What is too large about a passage whose characters were checked."""
-    if len(id) > MAX_ID_BYTES // 4 and (size := len(id.encode())) > MAX_ID_BYTES:
-        return Problem("id", f"has {size} bytes; an id may have {MAX_ID_BYTES}")
+    """What is too large about a passage that is to be stored, or a document of a request."""
     columns = {"id": id, "title": title, "text": text, "metadata_json": metadata_json}
-    if 4 * sum(map(len, columns.values())) <= limits.passage_bytes:
+    return _id_problem(id) or _together(columns, limits.passage_bytes, "together")
+
+
+def _id_problem(id: str) -> Problem | None:
+    size = len(id.encode())
+    return Problem("id", f"has {size} bytes; an id may have {MAX_ID_BYTES}") if size > MAX_ID_BYTES else None
+
+
+def _together(columns: Mapping[str, str], most: int, how: str) -> Problem | None:
+    """The largest of the columns, where they are larger than a passage may be."""
+    if 4 * sum(map(len, columns.values())) <= most:
         return None
     sizes = {column: len(value.encode()) for column, value in columns.items()}
-    total, most = sum(sizes.values()), limits.passage_bytes
+    total = sum(sizes.values())
     if total <= most:
         return None
     largest = max(sizes, key=lambda column: sizes[column])
     advice = "split the text" if largest == "text" else "shorten it"
-    whole = "id, title, text and metadata of a passage"
-    return Problem(largest, f"has {sizes[largest]} bytes; {whole} may have {most} together and have {total}: {advice}")
+    limit = f"a passage (id, title, text and metadata) may have {most} (max_passage_bytes) and has {total} {how}"
+    return Problem(largest, f"has {sizes[largest]} bytes; {limit}: {advice}")
+
+
+def text_too_long(size: int, most: int) -> str:
+    """Why the text of a row is refused, whether a file or a request holds it."""
+    return f"has {size} bytes; a text may have {most} (max_text_bytes): divide it or raise the limit"
 
 
 def character_problem(value: str, forbidden: re.Pattern[str] = IN_A_TEXT) -> str:

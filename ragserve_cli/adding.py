@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ragserve.errors import InvalidInputError, RagserveError
-from ragserve.passage_rules import MAX_PASSAGE_BYTES, PassageLimits
+from ragserve.passage_rules import DEFAULT_LIMITS, PassageLimits
 from ragserve_cli import console, interrupts
 from ragserve_cli.places import Place
 from retriever_svc.build.lines import bad_row, skippable
@@ -19,6 +19,8 @@ from retriever_svc.build.spool import Readable
 from retriever_svc.splitting import Cut, SplitOptions, chunk_parent
 
 PASSAGE_FIELD = re.compile(r"passages\[(\d+)\]")
+# A limit of the retriever, which is no flag of this command.
+SETTING = re.compile(r"\((max_\w+)\)")
 # What a retriever says of a passage, without the name of the field, which has no meaning in a file.
 FIELD_NAME = re.compile(r"^passages\[\d+\](?:\.passage)?(?:\.([a-z]+)(?:_json)?)?")
 
@@ -27,8 +29,8 @@ FIELD_NAME = re.compile(r"^passages\[\d+\](?:\.passage)?(?:\.([a-z]+)(?:_json)?)
 class Adding:
     """How a source is added.
 
-    cut: splits the texts here; None: they stay whole, or the retriever splits them (split_later). limits: of what is
-    left after the split.
+    cut: splits the texts here; None: they stay whole, or the retriever splits them (split_later), which then checks
+    their parts.
     """
 
     source_format: str | None = None
@@ -46,23 +48,21 @@ class Adding:
         reading: ReadOptions,
         split: SplitOptions,
         encoder: Path | None,
-        max_passage_bytes: int = MAX_PASSAGE_BYTES,
+        limits: PassageLimits = DEFAULT_LIMITS,
         *,
         skip_bad_rows: bool = False,
     ) -> Adding:
         """`encoder`: directory of the passage encoder; None: a retriever splits, embeds and stores."""
         split.check()
         reading.check()
+        limits.check()
         cut = None if encoder is None else split.cut(encoder)
         later = encoder is None and not split.whole
-        return cls(source_format, reading, split, cut, later, PassageLimits(max_passage_bytes), skip_bad_rows)
+        return cls(source_format, reading, split, cut, later, limits, skip_bad_rows)
 
     def passages(self, row: SourcePassage) -> list[SourcePassage]:
         """What a row becomes here. Raises InvalidInputError, with file and line, if some of it may not be stored."""
-        if not self.split_later:
-            return split_row(row, self.cut, self.limits)
-        split_row(replace(row, text=""), None, self.limits)  # the retriever checks the texts that it makes
-        return [row]
+        return [row] if self.split_later else split_row(row, self.cut, self.limits)
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Source:
         places: dict[str, tuple[str, int]] = {}
         vectors_noted = False
         adding, found = self.adding, self.found
-        rows = read_rows(found.path, adding.source_format, options=adding.reading, notify=notify, pipe=found.pipe)
+        rows = read_rows(found.path, adding.source_format, adding.limits, adding.reading, notify, found.pipe)
         for row in rows:
             if isinstance(row, InvalidInputError):
                 self._skip(row, bad_rows)
@@ -216,6 +216,7 @@ def _add_batch(
 def _in_the_file(error: InvalidInputError, row: SourcePassage) -> InvalidInputError:
     """What a retriever says of a passage, in the terms of the file."""
     named = FIELD_NAME.sub(lambda found: f"column '{found.group(1) or 'vector'}'", error.message)
+    named = SETTING.sub(lambda found: f"('{found.group(1)}' of the retriever)", named)
     return _bad(row, named)
 
 

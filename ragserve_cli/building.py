@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,10 +11,11 @@ import typer
 from ragserve.passage_rules import MAX_PASSAGE_BYTES, MAX_TEXT_BYTES, USUAL_NAMES
 from ragserve.printable import counted
 from ragserve_cli import choices, console, interrupts
+from ragserve_cli.flags import parameters_of, worded
 from ragserve_cli.plan import demo_directory
 
 if TYPE_CHECKING:
-    from retriever_svc.build import BuildOptions
+    from retriever_svc.build import BuildOptions, ReadOptions
 
 SPLIT, INPUT, SCALE = "Splitting", "Input", "Scale"
 
@@ -79,13 +81,15 @@ WithoutColumnOption = Annotated[
         "--without-column", metavar="NAME", help="Leave a column out; may be repeated.", rich_help_panel=INPUT
     ),
 ]
-QuotesOption = Annotated[Literal["auto", "yes", "no"], typer.Option("--quotes", help=QUOTES, rich_help_panel=INPUT)]
+Quotes = Literal["auto", "yes", "no"]
+QuotesOption = Annotated[Quotes, typer.Option("--quotes", help=QUOTES, rich_help_panel=INPUT)]
 MaxTextOption = Annotated[
     int,
     typer.Option(
         "--max-text-bytes",
         metavar="N",
-        help="The most UTF-8 bytes of one text, before it is split.",
+        min=1,
+        help="The most UTF-8 bytes of one text, before it is split. A line may have 6 times as many and 1 MiB.",
         rich_help_panel=INPUT,
     ),
 ]
@@ -148,7 +152,29 @@ WorkersOption = Annotated[
 ]
 
 
+def read_options(
+    id_column: str | None, title_column: str | None, text_column: str | None, without: list[str] | None, quotes: Quotes
+) -> ReadOptions:
+    """How the columns of a source are read, by the flags that build, add and quickstart share."""
+    from retriever_svc.build.reading import ReadOptions  # noqa: PLC0415  (slow to import)
+
+    return ReadOptions(id_column, title_column, text_column, tuple(without or ()), quotes)
+
+
+def words_of(context: typer.Context) -> Callable[[str], str]:
+    """Puts the flags of the command that runs in place of the names of options in a note."""
+    shown = parameters_of(context.command)
+    return lambda message: worded(message, shown)
+
+
+def notes_of(context: typer.Context) -> Callable[[str], None]:
+    """Tells notes with these flags."""
+    words = words_of(context)
+    return lambda message: console.note(words(message))
+
+
 def build(  # noqa: PLR0913
+    context: typer.Context,
     source: Source,
     out: Out,
     *,
@@ -164,7 +190,7 @@ def build(  # noqa: PLR0913
     without_column: WithoutColumnOption = None,
     quotes: QuotesOption = "auto",
     skip_bad_rows: SkipOption = False,
-    max_text_bytes: MaxTextOption = 2**20,
+    max_text_bytes: MaxTextOption = MAX_TEXT_BYTES,
     max_passage_bytes: MaxPassageOption = MAX_PASSAGE_BYTES,
     split: SplitOption = "sentences",
     split_words: WordsOption = None,
@@ -178,10 +204,10 @@ def build(  # noqa: PLR0913
 
     A build that was killed goes on where it was when the same command is given again.
     """
-    from retriever_svc.build import BuildOptions, ReadOptions  # noqa: PLC0415  (slow to import)
+    from retriever_svc.build import BuildOptions  # noqa: PLC0415  (slow to import)
 
     options = BuildOptions(
-        reading=ReadOptions(id_column, title_column, text_column, tuple(without_column or ()), quotes),
+        reading=read_options(id_column, title_column, text_column, without_column, quotes),
         split=split,
         split_tokens=split_tokens,
         overlap=overlap,
@@ -193,7 +219,7 @@ def build(  # noqa: PLR0913
         shard_passages=shard_passages,
         engine=engine,
         workers=workers,
-        notify=console.note,
+        notify=notes_of(context),
     )
     _build(source, out, model, source_format, split_words, precision, replace, options)
 

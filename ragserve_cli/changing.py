@@ -11,13 +11,14 @@ import typer
 
 from ragserve.checkpoint import load_manifest
 from ragserve.errors import InvalidInputError
-from ragserve.passage_rules import MAX_PASSAGE_BYTES
+from ragserve.passage_rules import MAX_PASSAGE_BYTES, MAX_TEXT_BYTES, PassageLimits
 from ragserve.printable import counted
 from ragserve_cli import choices, console
 from ragserve_cli.building import (
     FormatOption,
     IdColumnOption,
     MaxPassageOption,
+    MaxTextOption,
     OverlapOption,
     QuotesOption,
     SkipOption,
@@ -27,6 +28,9 @@ from ragserve_cli.building import (
     TokensOption,
     WithoutColumnOption,
     WordsOption,
+    notes_of,
+    read_options,
+    words_of,
 )
 from ragserve_cli.knowledge import JsonOption
 from ragserve_cli.plan import demo_directory
@@ -52,6 +56,7 @@ def _values(metavar: str, help_text: str) -> Any:
 
 
 def add(  # noqa: PLR0913
+    context: typer.Context,
     values: Annotated[list[str], _values("[KB] SOURCE", "SOURCE: passages, as for kb build.")],
     *,
     retriever: RetrieverOption = None,
@@ -60,6 +65,7 @@ def add(  # noqa: PLR0913
     split_words: WordsOption = None,
     split_tokens: TokensOption = None,
     overlap: OverlapOption = 0,
+    max_text_bytes: MaxTextOption = MAX_TEXT_BYTES,
     max_passage_bytes: MaxPassageOption = MAX_PASSAGE_BYTES,
     source_format: FormatOption = None,
     id_column: IdColumnOption = None,
@@ -80,7 +86,6 @@ def add(  # noqa: PLR0913
     knowledge, (path,) = split_values(values, retriever, "SOURCE")
     from ragserve_cli.adding import Adding, add_passages, read_source  # noqa: PLC0415  (slow to import)
     from ragserve_cli.places import opened  # noqa: PLC0415
-    from retriever_svc.build.reading import ReadOptions  # noqa: PLC0415
     from retriever_svc.build.spool import readable  # noqa: PLC0415
     from retriever_svc.knowledge import passage_encoder_directory  # noqa: PLC0415
     from retriever_svc.splitting import SplitOptions  # noqa: PLC0415
@@ -90,12 +95,13 @@ def add(  # noqa: PLR0913
         load_manifest(own_model)  # names the model directory where it is none
     encoder = own_model and passage_encoder_directory(own_model)
     splitting = SplitOptions(split, split_words, split_tokens, overlap)
-    reading = ReadOptions(id_column, title_column, text_column, tuple(without_column or ()), quotes)
-    adding = Adding.of(source_format, reading, splitting, encoder, max_passage_bytes, skip_bad_rows=skip_bad_rows)
+    reading = read_options(id_column, title_column, text_column, without_column, quotes)
+    limits = PassageLimits(max_passage_bytes, max_text_bytes)
+    adding = Adding.of(source_format, reading, splitting, encoder, limits, skip_bad_rows=skip_bad_rows)
     with readable(Path(path), source_format, console.note) as found:
-        source = read_source(found, adding, console.note)
+        source = read_source(found, adding, notes_of(context))
         if source.bad_rows:
-            named = "; ".join(source.bad_rows[:NAMED])
+            named = words_of(context)("; ".join(source.bad_rows[:NAMED]))
             console.warn(f"skipped {counted(len(source.bad_rows), 'row')} of {path}, beginning with: {named}")
         with opened(knowledge, retriever, own_model) as place, console.progress_bar("adding", unit="passages") as bar:
             done = add_passages(place, source, batch_passages, _shown_by(bar, source.passages, batch_passages))

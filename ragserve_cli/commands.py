@@ -11,8 +11,9 @@ from typing import Annotated
 import typer
 
 from ragserve import boundary
+from ragserve.passage_rules import MAX_PASSAGE_BYTES, MAX_TEXT_BYTES
 from ragserve.unfinished import remove_unfinished
-from ragserve_cli import asking, changing, choices, console, interrupts
+from ragserve_cli import asking, building, changing, choices, console, interrupts
 from ragserve_cli.flags import in_flags
 from ragserve_cli.importing import import_command, quantize_command
 from ragserve_cli.knowledge import kb
@@ -38,6 +39,17 @@ LexicalOption = Annotated[
         help="Whether the retriever builds a word index (BM25), which --search-kind bm25, weighted and rrf "
         "need; unset: as --config says, else not.",
     ),
+]
+
+DocumentsArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="PATH",
+        help="Your documents: a folder or a file of Markdown, text, HTML, PDF, JSONL, CSV, TSV or Parquet.",
+    ),
+]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", metavar="KB", help="Knowledge base to make; unset: in ~/.local/share/ragserve.")
 ]
 
 app = typer.Typer(
@@ -119,31 +131,41 @@ def demo_command(
 
 
 @app.command("quickstart")
-def quickstart_command(
-    path: Annotated[
-        Path,
-        typer.Argument(
-            metavar="PATH",
-            help="Your documents: a folder or a file of Markdown, text, HTML, PDF, JSONL, CSV, TSV or Parquet.",
-        ),
-    ],
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="KB", help="Knowledge base to make; unset: in ~/.local/share/ragserve."),
-    ] = None,
+def quickstart_command(  # noqa: PLR0913
+    context: typer.Context,
+    path: DocumentsArgument,
+    *,
+    out: OutOption = None,
     config: ConfigOption = None,
     model: choices.ModelOption = None,
     lexical: LexicalOption = None,
+    source_format: building.FormatOption = None,
+    id_column: building.IdColumnOption = None,
+    title_column: building.TitleColumnOption = None,
+    text_column: building.TextColumnOption = None,
+    without_column: building.WithoutColumnOption = None,
+    quotes: building.QuotesOption = "auto",
+    max_text_bytes: building.MaxTextOption = MAX_TEXT_BYTES,
+    max_passage_bytes: building.MaxPassageOption = MAX_PASSAGE_BYTES,
     verbose: choices.VerboseOption = False,
     logs: LogsOption = False,
     startup_timeout: StartupOption = STARTUP_SECONDS,
 ) -> None:
     """Build a knowledge base from your documents, start the services on it, and answer your questions."""
     from ragserve_cli.plan import Assets  # noqa: PLC0415  (slow to import)
-    from ragserve_cli.quickstart import quickstart  # noqa: PLC0415  (slow to import)
+    from ragserve_cli.quickstart import Sources, quickstart  # noqa: PLC0415
+    from retriever_svc.build import BuildOptions  # noqa: PLC0415
 
-    assets = Assets(config, model, out, lexical)
-    quickstart(path, assets, verbose=verbose, logs=logs, timeout=startup_timeout)
+    build = BuildOptions(
+        skip_bad_rows=True,
+        reading=building.read_options(id_column, title_column, text_column, without_column, quotes),
+        max_text_bytes=max_text_bytes,
+        max_passage_bytes=max_passage_bytes,
+        notify=building.notes_of(context),
+    )
+    sources = Sources.of(path, out, model, source_format, build)
+    assets = Assets(config, sources.model, sources.out, lexical)
+    quickstart(sources, assets, verbose=verbose, logs=logs, timeout=startup_timeout)
 
 
 def run() -> int:

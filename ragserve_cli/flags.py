@@ -47,13 +47,18 @@ def in_flags(error: BaseException, app: typer.Typer, arguments: Sequence[str]) -
 def renamed(error: RagserveError, shown: Mapping[str, str]) -> RagserveError:
     """The error with the names that the user knows parameters of a command by, in place of fields of a request."""
     field = _flag(error.field, shown) or error.field
-    message = _FIELD.sub(lambda found: _flag(found[1], shown) or found[1], error.sent or error.message)
+    message = worded(error.sent or error.message, shown)
     subject, space, rest = message.partition(" ")
     if subject == error.field and field != error.field:
         message = f"{field}{space}{rest}"
     if isinstance(error, InvalidInputError):
         return InvalidInputError(field, message)
     return type(error)(message, field=field, retry_after_seconds=error.retry_after_seconds)
+
+
+def worded(message: str, shown: Mapping[str, str]) -> str:
+    """A message, such as a note, with the same names."""
+    return _FIELD.sub(lambda found: _flag(found[1], shown) or found[1], message)
 
 
 def command_of(app: typer.Typer, arguments: Sequence[str]) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ragserve.errors import FailedPreconditionError, InvalidInputError, NotFoundError
 from ragserve.files import file_error, file_errors, parse_json
@@ -19,6 +20,9 @@ from ragserve_cli.plan import Assets, demo_directory, plan
 from ragserve_cli.prompt import prompting
 from ragserve_cli.up import ask_command
 
+if TYPE_CHECKING:
+    from retriever_svc.build import BuildOptions
+
 STATE_FILE = "quickstart.json"  # in the knowledge base: what it was built from
 STATE_FORMAT = 1
 UPKEEP = ("compact", "settings")  # operations that change no passages
@@ -26,26 +30,49 @@ UPKEEP = ("compact", "settings")  # operations that change no passages
 
 @dataclass(frozen=True)
 class Sources:
-    """The documents of a quickstart, the knowledge base they go into, and the model that embeds them."""
+    """The documents of a quickstart, the knowledge base they go into, and the model that embeds them.
+
+    source_format: None: by the names of the files. build: how to read; None: by default, with bad rows left out.
+    """
 
     path: Path
     out: Path
     model: Path
+    source_format: str | None = None
+    build: BuildOptions | None = None
 
     @classmethod
-    def of(cls, path: Path, out: Path | None, model: Path | None) -> Sources:
+    def of(
+        cls,
+        path: Path,
+        out: Path | None,
+        model: Path | None,
+        source_format: str | None = None,
+        build: BuildOptions | None = None,
+    ) -> Sources:
         """Raises NotFoundError for a path or model that is not there, InvalidInputError for a file that is not read."""
         from retriever_svc.build.folders import format_of, looked_for  # noqa: PLC0415  (slow to import)
 
         if not path.exists():
             raise NotFoundError(f"{path} does not exist: name a file or a folder of documents", field="PATH")
-        if not path.is_dir() and format_of(path.name) is None:
-            raise InvalidInputError("PATH", f"{path} is not a kind of file that is read: {looked_for()}, or a folder")
+        if not path.is_dir() and not path.is_file():
+            raise InvalidInputError("PATH", f"{path} is neither a file nor a folder: use ragserve kb build")
+        if not path.is_dir() and source_format is None and format_of(path.name) is None:
+            kinds = f"{looked_for()}, or a folder; or say the format (--format)"
+            raise InvalidInputError("PATH", f"{path} is not a kind of file that is read: {kinds}")
         path = path.resolve()
-        return cls(path, (out or default_out(path)).absolute(), model or demo_directory() / "model")
+        found_out, found_model = (out or default_out(path)).absolute(), model or demo_directory() / "model"
+        return cls(path, found_out, found_model, source_format, build)
+
+    @property
+    def options(self) -> BuildOptions:
+        """What the build is asked for."""
+        from retriever_svc.build import BuildOptions  # noqa: PLC0415  (slow to import)
+
+        return self.build or BuildOptions(skip_bad_rows=True, notify=console.note)
 
     def state(self) -> dict[str, object]:
-        """What the knowledge base depends on: paths, sizes and times of the documents, and the encoder."""
+        """What the knowledge base depends on: paths, sizes and times of the documents, the encoder, and how to read."""
         from ragserve.checkpoint import load_manifest  # noqa: PLC0415  (slow to import)
         from retriever_svc.knowledge import passage_encoder_hash  # noqa: PLC0415  (slow to import)
 
@@ -54,20 +81,23 @@ class Sources:
             with file_errors("read", file):
                 stat = file.stat()
             seen.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+        by_default = replace(self, source_format=None, build=None)
         return {
             "format": STATE_FORMAT,
             "source": str(self.path),
             "files": seen.hexdigest(),
             "encoder": passage_encoder_hash(self.model, load_manifest(self.model)),
+            **({} if self._reading() == by_default._reading() else {"reading": self._reading()}),
         }
 
+    def _reading(self) -> str:
+        return repr((self.source_format, self.options.reading, self.options.limits))
 
-def quickstart(path: Path, assets: Assets, *, verbose: bool, logs: bool, timeout: float) -> None:
+
+def quickstart(sources: Sources, assets: Assets, *, verbose: bool, logs: bool, timeout: float) -> None:
     """Build what has changed, start the services, and answer what is asked at the prompt or piped in."""
-    sources = Sources.of(path, assets.knowledge, assets.model)
     build_if_changed(sources)
-    served = replace(assets, model=sources.model, knowledge=sources.out)
-    launches = plan(served, free_ports=True)
+    launches = plan(assets, free_ports=True)
     with prompting(launches, verbose=verbose, logs=logs, timeout=timeout) as prompt:
         retriever = next(launch.target for launch in launches if launch.name == "retriever")
         api, asking = prompt.started.target, ask_command(prompt.started)
@@ -83,23 +113,23 @@ def build_if_changed(sources: Sources) -> None:
         FailedPreconditionError: the directory holds something that quickstart did not make.
         InvalidInputError: no document can be read.
     """
-    from retriever_svc.build import BuildOptions, build_knowledge_base  # noqa: PLC0415  (slow to import)
+    from retriever_svc.build import build_knowledge_base  # noqa: PLC0415  (slow to import)
 
     state, known = sources.state(), _known_state(sources.out)
     if known is not None and {key: value for key, value in known.items() if key != "version"} == state:
         console.note(f"{sources.path} has not changed: using {sources.out}")
         return
     others = OtherWrites.since(sources.out, known.get("version")) if known else None
-    options = BuildOptions(skip_bad_rows=True, notify=console.note)
     told = interrupts.saying(lambda: interrupts.RESUMABLE)
     with told, _name_out(), console.progress_bar("embedding", unit="passages") as bar:
         made = build_knowledge_base(
             sources.path,
             sources.out,
             sources.model,
+            source_format=sources.source_format,
             replace=known is not None,
             progress=lambda progress: bar.update(progress.done, progress.total),
-            build=options,
+            build=sources.options,
         )
     with file_errors("write", sources.out / STATE_FILE):
         (sources.out / STATE_FILE).write_text(json.dumps({**state, "version": made.version}), encoding="utf-8")

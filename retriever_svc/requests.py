@@ -9,7 +9,14 @@ import numpy as np
 
 from ragserve.arguments import check_range
 from ragserve.errors import FailedPreconditionError, InvalidInputError
-from ragserve.passage_rules import MAX_PASSAGE_BYTES, MAX_TEXT_BYTES, PassageLimits, passage_problem, size_problem
+from ragserve.passage_rules import (
+    MAX_PASSAGE_BYTES,
+    MAX_TEXT_BYTES,
+    PassageLimits,
+    passage_problem,
+    row_problem,
+    size_problem,
+)
 from ragserve.printable import counted
 from retriever_svc.filters import check_filter
 from retriever_svc.index import SearchOptions
@@ -28,8 +35,14 @@ class RequestLimits:
     max_query_characters: int = 10_000
     max_upsert_passages: int = 100_000
     max_passage_bytes: int = MAX_PASSAGE_BYTES
+    max_text_bytes: int = MAX_TEXT_BYTES
     max_stream_requests: int = 256
     max_message_bytes: int = 64 * 2**20
+
+    @property
+    def passage(self) -> PassageLimits:
+        """The largest row and passage of an upsert."""
+        return PassageLimits(self.max_passage_bytes, self.max_text_bytes)
 
 
 def require_passages(snapshot: Snapshot) -> None:
@@ -111,7 +124,7 @@ def check_new_passages(
     """Raises InvalidInputError for the first passage that cannot be stored.
 
     They are counted from `first`, and `seen` holds the ids of those before them; these ids are added to it. `split`:
-    a text may be as long as that of a row of a source, since it is split before it is stored.
+    texts without vectors are split before they are stored, and their parts are checked then.
     """
     if first + len(passages) > limits.max_upsert_passages:
         raise InvalidInputError(
@@ -121,8 +134,12 @@ def check_new_passages(
         )
     for number, new in enumerate(passages, start=first):
         field = f"passages[{number}]"
-        most = limits.max_passage_bytes + (MAX_TEXT_BYTES if split and new.vector is None else 0)
-        _check_passage(f"{field}.passage", new.passage, PassageLimits(most))
+        find_problem = row_problem if split and new.vector is None else passage_problem
+        one = new.passage
+        problem = find_problem(one.id, one.title, one.text, one.metadata_json, limits.passage)
+        if problem is not None:
+            name = f"{field}.passage.{problem.column}"
+            raise InvalidInputError(name, f"{name} {problem.reason}")
         if new.passage.id in seen:
             raise InvalidInputError(
                 f"{field}.passage.id", f"{field}.passage.id is {new.passage.id!r} for a second time"
@@ -187,12 +204,6 @@ def check_ids(ids: Sequence[str], limits: RequestLimits) -> None:
     for number, identifier in enumerate(ids):
         if not identifier:
             raise InvalidInputError(f"ids[{number}]", f"ids[{number}] is empty")
-
-
-def _check_passage(field: str, passage: Passage, limits: PassageLimits) -> None:
-    problem = passage_problem(passage.id, passage.title, passage.text, passage.metadata_json, limits)
-    if problem is not None:
-        raise InvalidInputError(f"{field}.{problem.column}", f"{field}.{problem.column} {problem.reason}")
 
 
 def _check_text(field: str, text: str, max_characters: int) -> None:

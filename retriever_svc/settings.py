@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from ragserve.passage_rules import MAX_PASSAGE_BYTES
+from ragserve.passage_rules import MAX_PASSAGE_BYTES, MAX_TEXT_BYTES
 from ragserve.serving.settings import ServerSettings
 from retriever_svc.device import Device
 from retriever_svc.editing import EditOptions
@@ -110,6 +110,9 @@ class RetrieverSettings(BaseSettings):
     max_passage_bytes: int = Field(
         MAX_PASSAGE_BYTES, ge=1, description="largest passage: id, title, text and metadata in bytes of UTF-8"
     )
+    max_text_bytes: int = Field(
+        MAX_TEXT_BYTES, ge=1, description="longest text of an upsert before it is split, in bytes of UTF-8"
+    )
     max_k: int = Field(100, ge=1, description="most passages that a query may ask for")
     max_batch_queries: int = Field(64, ge=1, description="most queries in one request, and in one joined batch")
     max_query_characters: int = Field(10_000, ge=1, description="longest question, in characters")
@@ -137,6 +140,7 @@ class RetrieverSettings(BaseSettings):
                 max_query_characters=self.max_query_characters,
                 max_upsert_passages=self.max_upsert_passages,
                 max_passage_bytes=self.max_passage_bytes,
+                max_text_bytes=self.max_text_bytes,
                 max_message_bytes=self.server.max_message_bytes,
             ),
             follow=FollowOptions(

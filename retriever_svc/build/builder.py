@@ -13,7 +13,6 @@ import lance
 
 from ragserve.checkpoint import load_manifest
 from ragserve.files import file_error, file_errors
-from ragserve.passage_rules import PassageLimits
 from ragserve.printable import counted
 from retriever_svc.build.files import sync
 from retriever_svc.build.fingerprint import fingerprint
@@ -113,7 +112,7 @@ class _Job:
             staged = load_staged(journal.staged, embeddings)
             if staged is None:
                 pipe = self.found.pipe
-                rows = read_rows(source, self.source_format, build.max_text_bytes, build.reading, build.notify, pipe)
+                rows = read_rows(source, self.source_format, build.limits, build.reading, build.notify, pipe)
                 staged = self._stager(journal, cut).stage(rows, embeddings, dimension)
             for note in staged.notes():
                 build.notify(note)
@@ -126,9 +125,9 @@ class _Job:
     def _stager(self, journal: Journal, cut: Cut | None) -> Stager:
         """Reads a source into an empty directory of the journal."""
         _renew(journal.staged)
-        build, limits = self.build, PassageLimits(self.build.max_passage_bytes)
+        build = self.build
         unused = build.why_no_column_vectors(self.split_words)
-        return Stager(journal.staged, self.found.shown, cut, build.skip_bad_rows, limits, unused, build.notify)
+        return Stager(journal.staged, self.found.shown, cut, build.skip_bad_rows, build.limits, unused, build.notify)
 
 
 def _renew(directory: Path) -> None:

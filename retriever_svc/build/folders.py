@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from ragserve.printable import counted
-from retriever_svc.build.lines import open_binary
+from retriever_svc.build.lines import UTF16_MARKS, open_binary
 from retriever_svc.knowledge import DATASET_NAME
 
 ROW_ENDINGS: Mapping[str, str] = {
@@ -153,7 +153,8 @@ def _holds_objects(path: Path) -> bool:
     """Whether a JSON file begins as an array of objects. Its reader says why it cannot be read."""
     try:
         with open_binary(path) as file:
-            return ARRAY_OF_OBJECTS.match(file.read(PEEKED_BYTES)) is not None
+            start = file.read(PEEKED_BYTES)
+            return start.startswith(UTF16_MARKS) or ARRAY_OF_OBJECTS.match(start) is not None
     except (OSError, EOFError, zlib.error):
         return True
 

@@ -16,6 +16,8 @@ from ragserve.reasons import reason_of
 ESCAPED_BYTES, OTHER_BYTES = 6, 2**20
 EXPLAINED_BYTES = 2**25  # the longest line that is read to say why it is too long
 
+UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+UTF16 = "the file is UTF-16: convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)"
 TO_UTF8 = "convert the file to UTF-8 (such as with iconv -f WINDOWS-1252 -t UTF-8)"
 
 Line: TypeAlias = tuple[int, str | InvalidInputError]
@@ -45,17 +47,20 @@ def skippable(error: InvalidInputError) -> InvalidInputError:
     return InvalidInputError(error.field, f"{error.message} (skip_bad_rows leaves such rows out)")
 
 
-def too_long(source: Path, line: int, what: str, max_text_bytes: int) -> InvalidInputError:
-    """The error for a text over the limit, or what holds it."""
-    hint = f"is too long: a text may have {max_text_bytes} bytes (max_text_bytes)"
-    return bad_row(source, line, f"{what} {hint}")
+def most_bytes(max_text_bytes: int) -> int:
+    """The longest line, object, record or file of text that is read."""
+    return ESCAPED_BYTES * max_text_bytes + OTHER_BYTES
 
 
 def too_large(source: Path, line: int, what: str, max_text_bytes: int, largest: str = "") -> InvalidInputError:
-    """The error for a line or an object over the limit; `largest` says which column is large, where that is known."""
-    most = ESCAPED_BYTES * max_text_bytes + OTHER_BYTES
-    limits = f"a text may have {max_text_bytes} bytes (max_text_bytes), and {what} {most}"
-    return bad_row(source, line, f"{what} is too long: {limits}{f'. {largest}' if largest else ''}")
+    """The error for a row that is longer than `most_bytes`; `largest` says which column is large, where that is known.
+
+    A row is read whole, so that a column counts that is left out.
+    """
+    limit = f"{most_bytes(max_text_bytes)} bytes ({ESCAPED_BYTES} times max_text_bytes and 1 MiB)"
+    advice = f". {largest}: shorten it, remove it from the file" if largest else ": shorten it"
+    columns = "columns that are left out included"
+    return bad_row(source, line, f"{what} is longer than {limit}, {columns}{advice}, or raise max_text_bytes")
 
 
 def read_lines(source: Path, max_text_bytes: int, largest: Callable[[bytes], str] = lambda _line: "") -> Iterator[Line]:
@@ -66,7 +71,7 @@ def read_lines(source: Path, max_text_bytes: int, largest: Callable[[bytes], str
     Raises:
         InvalidInputError: the gzip data are damaged.
     """
-    most, number = ESCAPED_BYTES * max_text_bytes + OTHER_BYTES, 0
+    most, number = most_bytes(max_text_bytes), 0
     try:
         with open_binary(source) as file:
             while raw := file.readline(most + 1):
@@ -97,8 +102,8 @@ def open_binary(source: Path) -> BinaryIO | gzip.GzipFile:
 
 
 def _text(source: Path, number: int, raw: bytes) -> str | InvalidInputError:
-    if number == 1 and raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return bad_row(source, number, "the file is UTF-16: convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)")
+    if number == 1 and raw.startswith(UTF16_MARKS):
+        return bad_row(source, number, UTF16)
     try:
         return raw.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from ragserve.arguments import check_range
 from ragserve.errors import InvalidInputError
-from ragserve.passage_rules import MAX_PASSAGE_BYTES, MAX_TEXT_BYTES
+from ragserve.passage_rules import MAX_PASSAGE_BYTES, MAX_TEXT_BYTES, PassageLimits
 from retriever_svc.build.reading import ReadOptions
 from retriever_svc.splitting import Split, SplitOptions
 
@@ -60,12 +60,16 @@ class BuildOptions:
             raise InvalidInputError("engine", f"engine is {self.engine!r}; it must be one of {', '.join(ENGINES)}")
         self.splitting(split_words).check()
         self.reading.check()
-        check_range("max_text_bytes", self.max_text_bytes, 1, 2**30)
-        check_range("max_passage_bytes", self.max_passage_bytes, 1, 2**30)
+        self.limits.check()
         check_range("shard_passages", self.shard_passages, 0, MAX_SHARD_PASSAGES)
         check_range("workers", self.workers, 0, 2**16)
         if self.embeddings and (split_words is not None or self.split_tokens is not None):
             raise InvalidInputError("embeddings", "given vectors are those of whole rows: do not split the texts")
+
+    @property
+    def limits(self) -> PassageLimits:
+        """The largest row and passage."""
+        return PassageLimits(self.max_passage_bytes, self.max_text_bytes)
 
     def splitting(self, split_words: int | None) -> SplitOptions:
         """How texts are split: those with given vectors stay whole unless something else is asked for."""

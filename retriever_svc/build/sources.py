@@ -20,18 +20,19 @@ from ragserve.errors import InvalidInputError, NotFoundError, RagserveError
 from ragserve.files import file_errors
 from ragserve.passage_rules import (
     DEFAULT_LIMITS,
-    MAX_TEXT_BYTES,
     PassageLimits,
+    Problem,
     check_metadata,
     content_problem,
     parse_metadata,
+    row_size_problem,
     size_problem,
 )
 from ragserve.printable import counted
 from ragserve.reasons import reason_of
 from retriever_svc.build.columns import ColumnNames
 from retriever_svc.build.folders import files_in, format_of, looked_for
-from retriever_svc.build.lines import bad_row, shown_path, too_long
+from retriever_svc.build.lines import bad_row, shown_path
 from retriever_svc.build.readers import READERS
 from retriever_svc.build.reading import EMBEDDINGS, Notify, RawRow, ReadOptions
 from retriever_svc.knowledge import DATASET_NAME
@@ -108,15 +109,15 @@ def check_source(source: Path, source_format: str | None) -> str:
 def read_rows(
     source: Path,
     source_format: str | None = None,
-    max_text_bytes: int = MAX_TEXT_BYTES,
+    limits: PassageLimits = DEFAULT_LIMITS,
     options: ReadOptions | None = None,
     notify: Notify = lambda _message: None,
     pipe: str = "",
 ) -> Iterator[SourceRow]:
     """The rows of a source, in order, and an error in place of each bad row.
 
-    `notify` is told, in one line each, what is left out and what was taken for what.
-    `pipe`: what the user calls the pipe that the source is a copy of, which rows, errors and
+    `limits` hold for a row before its text is split. `notify` is told, in one line each, what is left out and what was
+    taken for what. `pipe`: what the user calls the pipe that the source is a copy of, which rows, errors and
     notes then name.
 
     Raises:
@@ -130,14 +131,14 @@ def read_rows(
 
     root = source if source.is_dir() else source.parent
     names = ColumnNames(options, root, lambda note: notify(shown(note)), is_pipe=bool(pipe))
-    rows = READERS[name](source, names, max_text_bytes)
+    rows = READERS[name](source, names, limits.text_bytes)
     for row, (file, line, values) in enumerate(_reading(source, rows, shown)):
         if isinstance(values, InvalidInputError):
             yield values
             continue
         vector = values.pop(EMBEDDINGS, None) if isinstance(values.get(EMBEDDINGS), np.ndarray) else None
         try:
-            passage = _to_passage(file, line, row, values, max_text_bytes)
+            passage = _to_passage(file, line, row, values, limits)
         except InvalidInputError as error:
             yield error
         else:
@@ -184,10 +185,14 @@ def split_row(row: SourcePassage, cut: Cut | None, limits: PassageLimits = DEFAU
     for passage in passages:
         problem = size_problem(passage.id, passage.title, passage.text, passage.metadata_json, limits)
         if problem:
-            column = problem.column.removesuffix("_json")
-            advice = _largest_column(row) if column == "metadata" else ""
-            raise bad_row(Path(row.file), row.line, f"column '{column}' {problem.reason}{advice}")
+            raise _refused(row, problem)
     return passages
+
+
+def _refused(row: SourcePassage, problem: Problem) -> InvalidInputError:
+    column = problem.column.removesuffix("_json")
+    advice = _largest_column(row) if column == "metadata" else ""
+    return bad_row(Path(row.file), row.line, f"column '{column}' {problem.reason}{advice}")
 
 
 def _largest_column(row: SourcePassage) -> str:
@@ -201,29 +206,31 @@ def _largest_column(row: SourcePassage) -> str:
     return f". {kept}: leave it out (--without-column {largest})"
 
 
-def _to_passage(source: Path, line: int, row: int, values: Mapping[str, Any], max_text_bytes: int) -> SourcePassage:
+def _to_passage(source: Path, line: int, row: int, values: Mapping[str, Any], limits: PassageLimits) -> SourcePassage:
     identifier = values.get("id")
     if isinstance(identifier, int) and not isinstance(identifier, bool):
         identifier = str(identifier)
     title = values.get("title")
     texts: dict[str, Any] = {"id": identifier, "title": "" if title is None else title, "text": values.get("text")}
     for column, value in texts.items():
-        _check_text(source, line, column, value, max_text_bytes)
+        _check_text(source, line, column, value)
     problem = content_problem(**texts)
     if problem:
         raise bad_row(source, line, f"column '{problem.column}' {problem.reason}")
     metadata, further = _metadata(source, line, values), tuple(key for key in values if key not in COLUMNS)
-    return SourcePassage(**texts, metadata_json=metadata, line=line, row=row, file=shown_path(source), further=further)
+    place = shown_path(source)
+    passage = SourcePassage(**texts, metadata_json=metadata, line=line, row=row, file=place, further=further)
+    problem = row_size_problem(**texts, metadata_json=metadata, limits=limits)
+    if problem:
+        raise _refused(passage, problem)
+    return passage
 
 
-def _check_text(source: Path, line: int, column: str, value: object, max_text_bytes: int) -> None:
+def _check_text(source: Path, line: int, column: str, value: object) -> None:
     if value is None:
         raise bad_row(source, line, f"column '{column}' is missing")
     if not isinstance(value, str):
         raise bad_row(source, line, f"column '{column}' is {reprlib.repr(value)}; it must be a text")
-    length = len(value.encode("utf-8", "surrogatepass"))
-    if length > max_text_bytes:
-        raise too_long(source, line, f"column '{column}' has {length} bytes and", max_text_bytes)
 
 
 def _metadata(source: Path, line: int, values: Mapping[str, Any]) -> str:

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
+import ragserve
 from bench.processes import ServiceProcess, start
 from ragserve.errors import InvalidInputError
 from ragserve.knowledge import StoredPassage
 from ragserve.knowledge_client import KnowledgeClient
 from ragserve_cli.adding import Adding, read_source
+from retriever_svc.build import build_knowledge_base
 from retriever_svc.build.reading import ReadOptions
 from retriever_svc.build.spool import Readable
 from retriever_svc.knowledge import describe, passage_encoder_directory
@@ -103,15 +105,15 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     (
         {"text": WHOLE},
         "none",
-        "column 'text' has 600000 bytes; id, title, text and metadata of a passage may",
+        "column 'text' has 600000 bytes; a passage (id, title, text and metadata) may have 524288 (max_passage_bytes)",
     ),
-    ({"text": "x", "html": WHOLE}, "sentences", "column 'metadata' has 600012 bytes; id, title, text and metadata"),
+    ({"text": "x", "html": WHOLE}, "sentences", "column 'metadata' has 600012 bytes; a passage (id"),
     ({"text": "x", "title": WHOLE}, "sentences", "column 'title' has 600000 bytes"),
     ({"text": "x", "id": "i" * 3000}, "sentences", "column 'id' has 3000 bytes; an id may have 2048"),
     ({"text": "x", "id": "a\nb"}, "sentences", "column 'id' holds the control character U+000A at position 1"),
     ({"text": "x\0"}, "sentences", "column 'text' holds the control character U+0000 at position 1"),
     ({"text": "x", "y": {"a": "\ud800"}}, "sentences", "column 'metadata' has a text under 'y.a' that holds half a"),
-    ({"text": "x" * 1_100_000}, "sentences", "column 'text' has 1100000 bytes and is too long"),
+    ({"text": "x" * 1_100_000}, "sentences", "column 'text' has 1100000 bytes; a text may have 1048576"),
     ({"text": "x", "id": "doc#1"}, "sentences", "column 'id' is 'doc#1', which names a part of 'doc'"),
 ]
 
@@ -134,6 +136,52 @@ def test_what_may_not_be_stored_is_named_or_left_out(
     assert [passage.id for row in source.read() for passage in row] == ["doc", "last"]
 
 
+REST = "a passage (id, title, text and metadata) may have 524288 (max_passage_bytes) and has 6000"
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"text": "x" * 1_100_000}, "has 1100000 bytes; a text may have 1048576 (max_text_bytes): divide it or raise"),
+        ({"title": WHOLE}, f"has 600000 bytes; {REST}02 without its text: shorten it"),
+        ({"metadata": {"a": WHOLE}}, f"has 600009 bytes; {REST}11 without its text: shorten it"),
+        ({"id": "i" * 3000}, "has 3000 bytes; an id may have 2048"),
+    ],
+)
+def test_every_way_in_has_the_same_limits_and_words(
+    assets: Assets, retriever: tuple[ServiceProcess, Path], tmp_path: Path, row: dict[str, Any], said: str
+) -> None:
+    path, given = tmp_path / "rows.jsonl", {"id": "ab", "text": "8 bytes.", **row}
+    path.write_text(json.dumps(given))
+    words: list[str] = []
+    for encoder in (passage_encoder_directory(assets.model), None):
+        with pytest.raises(InvalidInputError) as added:
+            read_source(Readable(path), Adding.of(None, ReadOptions(), SplitOptions(), encoder))
+        words.append(added.value.message)
+    with pytest.raises(InvalidInputError) as built:
+        build_knowledge_base(path, tmp_path / "kb", assets.model)
+    with KnowledgeClient(retriever[0].target) as client, pytest.raises(InvalidInputError) as sent:
+        client.upsert([given], split=ragserve.Split())
+    (column,) = row
+    for message in (*words, built.value.message):
+        assert message.startswith(f"{path}:1: column '{column}' {said}")
+    assert sent.value.message.startswith(f"passages[0].{column} {said}")
+
+
+def test_errors_name_the_flag_of_the_command(place: Place, assets: Assets, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"id": "a", "text": "the river"}, {"id": "b", "text": "the old city"}]
+    said = f"{path}:2: column 'text' has 12 bytes; a text may have 10 (--max-text-bytes): divide it or raise the limit"
+    refused = add(place, path, rows, "--max-text-bytes", 10)
+    assert (refused.returncode, said in refused.stderr) == (2, True)
+    done = add(place, path, rows, "--max-text-bytes", 10, "--skip-bad-rows")
+    assert (done.returncode, said in done.stderr) == (0, True)
+    build = ["kb", "build", path, tmp_path / "made", "--model", assets.model, "--max-text-bytes", 10]
+    refused, done = place.cli(*build), place.cli(*build, "--skip-bad-rows")
+    assert (refused.returncode, said in refused.stderr) == (2, True)
+    assert (done.returncode, said in done.stderr) == (0, True)
+
+
 def test_a_bad_row_is_refused_or_skipped_at_the_command_line(place: Place, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     rows = [{"id": "one", "text": "the river"}, {"id": "bad", "text": WHOLE}, {"id": "two", "text": "the city"}]
@@ -154,6 +202,7 @@ def test_a_retriever_with_a_lower_limit_refuses_by_file_and_line(cli: Cli, asset
     rows = [{"id": "a", "text": "the river"}, {"id": "b", "title": "t" * 200, "text": "x"}]
     refused = add(place, path, rows)
     assert (refused.returncode, f"{path}:2: column 'title' has 200 bytes" in refused.stderr) == (2, True)
+    assert "may have 100 ('max_passage_bytes' of the retriever)" in refused.stderr
     done = add(place, path, rows, "--skip-bad-rows")
     assert (done.returncode, json.loads(done.stdout)["inserted"]) == (0, 1)
     assert f"{path}:2: column 'title' has 200 bytes" in done.stderr

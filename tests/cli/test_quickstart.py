@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from ragserve.errors import FailedPreconditionError, InvalidInputError, Ragserve
 from ragserve_cli.files_place import Files
 from ragserve_cli.quickstart import STATE_FILE, Sources, build_if_changed
 from ragserve_cli.reach import reached
+from retriever_svc.build import BuildOptions, ReadOptions
 from retriever_svc.build.journal import open_journal
-from tests.cli.conftest import Assets
+from tests.cli.conftest import Assets, Cli
 
 
 @pytest.fixture
@@ -68,6 +70,39 @@ def test_a_knowledge_base_of_an_older_quickstart_is_not_built_again(
     (sources.out / STATE_FILE).write_text(json.dumps(state))
     build_if_changed(sources)
     assert "has not changed" in capsys.readouterr().err
+
+
+def test_how_documents_are_read_is_said_as_for_a_build(
+    assets: Assets, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.table").write_text("abstract,n\nthe tower,1\nthe sea was painted,2\n")
+
+    def build(**limits: int) -> str:
+        reading = ReadOptions(text_column="abstract", without_columns=("n",))
+        options = BuildOptions(skip_bad_rows=True, reading=reading, **limits)
+        build_if_changed(Sources.of(tmp_path / "a.table", tmp_path / "kb", assets.model, "csv", options))
+        return capsys.readouterr().err
+
+    assert "version 1, 2 passages" in build()
+    assert "has not changed" in build()
+    assert "version 2, 1 passage" in build(max_text_bytes=12)
+    assert "has not changed" in build(max_text_bytes=12)
+
+
+def test_errors_of_reading_name_the_flags_of_quickstart(cli: Cli, assets: Assets, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("abstract\nthe tower\nthe sea was painted\n")
+    command = ["quickstart", tmp_path / "a.csv", "--out", tmp_path / "kb", "--model", assets.model]
+    unnamed = cli(*command)
+    assert (unnamed.returncode, "the columns are 'abstract'; name the one" in unnamed.stderr) == (2, True)
+    assert "(--text-column)" in unnamed.stderr
+    small = cli(*command, "--text-column", "abstract", "--max-text-bytes", 3)
+    assert (small.returncode, "a text may have 3 (--max-text-bytes): divide it" in small.stderr) == (2, True)
+
+
+def test_a_pipe_is_refused(assets: Assets, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(InvalidInputError, match="is neither a file nor a folder: use ragserve kb build"):
+        Sources.of(tmp_path / "pipe.jsonl", tmp_path / "kb", assets.model)
 
 
 def test_a_file_that_is_not_read_names_those_that_are(assets: Assets, tmp_path: Path) -> None:

@@ -96,5 +96,6 @@ def test_errors_of_the_retriever_name_keywords() -> None:
     for field, said in (
         ("options.kind", "search_kind is bad"),
         ("passages[3].passage.text", "passages[3].text is bad"),
+        ("passages[3].passage.metadata_json", "passages[3].metadata is bad"),
     ):
         assert str(in_keywords(errors.InvalidInputError(field, f"{field} is bad"), RETRIEVER)) == said

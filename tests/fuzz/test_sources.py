@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ragserve.errors import InvalidInputError, RagserveError
+from ragserve.passage_rules import PassageLimits
 from retriever_svc.build.reading import QUOTES, ReadOptions
 from retriever_svc.build.sources import SourcePassage, read_rows
 from tests.fuzz.corpora import HTML, MARKDOWN, PDF
@@ -126,7 +127,7 @@ def check(name: str, content: bytes, options: ReadOptions | None = None) -> list
         began = time.perf_counter()
         rows: list[SourcePassage | InvalidInputError] = []
         try:
-            rows.extend(read_rows(source, None, 100_000, options))
+            rows.extend(read_rows(source, None, PassageLimits(text_bytes=100_000), options))
         except RagserveError as error:
             assert name in error.message  # noqa: PT017
         assert time.perf_counter() - began < SECONDS

@@ -64,4 +64,4 @@ def test_a_passage_over_the_limit_is_refused(replica: Replica, part: str) -> Non
     error = refused(lambda: replica.upsert([passage]))
     assert isinstance(error, InvalidInputError)
     assert error.field == f"passages[0].passage.{part}"
-    assert f"may have {MAX_PASSAGE_BYTES} together" in error.message
+    assert f"may have {MAX_PASSAGE_BYTES} (max_passage_bytes)" in error.message

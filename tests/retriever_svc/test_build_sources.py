@@ -17,8 +17,9 @@ import pytest
 from tokenizers import Tokenizer
 
 from ragserve.errors import InvalidInputError, NotFoundError
+from ragserve.passage_rules import MAX_TEXT_BYTES, PassageLimits
 from retriever_svc.build import BuildOptions, build_knowledge_base
-from retriever_svc.build.sources import MAX_TEXT_BYTES, read_rows
+from retriever_svc.build.sources import read_rows
 from retriever_svc.knowledge import KnowledgeBase
 from retriever_svc.loading import RetrievalOptions
 from retriever_svc.rows import MemoryRows
@@ -56,7 +57,10 @@ def test_a_folder_is_read_recursively(model: Path, options: RetrievalOptions, tm
     [
         (b"", r"docs/bad\.md:1: the file is empty"),
         (b"ab\xff", r"docs/bad\.md:1: not UTF-8 at byte 2 of the file; convert the file to UTF-8 \(such as with iconv"),
-        (b"x" * (MAX_TEXT_BYTES + 1), r"docs/bad\.md:1: the file is too long: a text may have 1048576 bytes"),
+        (
+            b"x" * (MAX_TEXT_BYTES + 1),
+            r"docs/bad\.md:1: the file has 1048577 bytes; a text may have 1048576 \(max_text_bytes\): divide it or",
+        ),
     ],
 )
 def test_a_bad_file_is_named_or_left_out(
@@ -134,9 +138,10 @@ def test_a_quote_that_does_not_end_is_given_up_at_the_limit(tmp_path: Path) -> N
     source = tmp_path / "a.tsv"
     rows = "".join(f"{number}\tsome text of a row\n" for number in range(60_000))
     source.write_text('id\ttext\nx\t"no end\n' + rows)
-    first, *others = read_rows(source, max_text_bytes=1000)
+    first, *others = read_rows(source, limits=PassageLimits(text_bytes=1000))
     assert isinstance(first, InvalidInputError)
-    assert first.message.startswith(f"{source}:2: a quoted text has no end, or is too long: a text may have 1000 bytes")
+    limit = "the record is longer than 1054576 bytes (6 times max_text_bytes and 1 MiB)"
+    assert first.message.startswith(f"{source}:2: a quoted text has no end, or {limit}, columns that are left out")
     assert len(others) == 60_000
     assert not any(isinstance(row, InvalidInputError) for row in others)
 
@@ -154,7 +159,9 @@ def test_a_text_of_ten_megabytes_is_refused_with_its_line(
             writer = csv.writer(file, delimiter="\t" if name == "a.tsv" else ",", lineterminator="\n")
             writer.writerows([["id", "text"], [0, "a"], [1, long], [2, "b"]])
     line = 2 if "jsonl" in name else 3
-    with pytest.raises(InvalidInputError, match=rf":{line}: .* too long: a text may have 1048576 bytes"):
+    with pytest.raises(
+        InvalidInputError, match=rf":{line}: the line is longer than 7340032 bytes \(6 times max_text_b"
+    ):
         build_knowledge_base(source, out, model, options=options)
     build = BuildOptions(skip_bad_rows=True)
     build_knowledge_base(source, out, model, options=options, build=build)
@@ -164,9 +171,9 @@ def test_a_text_of_ten_megabytes_is_refused_with_its_line(
 def test_a_longer_text_is_read_when_the_limit_is_raised(tmp_path: Path) -> None:
     source = tmp_path / "a.jsonl"
     source.write_text(json.dumps({"id": "1", "text": "é" * 1_000_000}) + "\n")
-    with pytest.raises(InvalidInputError, match=r":1: column 'text' has 2000000 bytes and is too long"):
+    with pytest.raises(InvalidInputError, match=r":1: column 'text' has 2000000 bytes; a text may have 1048576 \("):
         list(read_passages(source))
-    assert len(next(read_passages(source, max_text_bytes=2_000_000)).text) == 1_000_000
+    assert len(next(read_passages(source, limits=PassageLimits(text_bytes=2_000_000))).text) == 1_000_000
 
 
 def test_repeated_ids_are_named_or_left_out(model: Path, options: RetrievalOptions, tmp_path: Path) -> None:
@@ -273,8 +280,9 @@ def test_the_column_that_makes_a_line_too_long_is_named(tmp_path: Path, name: st
     first, second = read_rows(source)
     assert not isinstance(first, InvalidInputError)
     assert isinstance(second, InvalidInputError)
-    assert second.message.startswith(f"{source}:2: the line is too long: ")
-    assert f"Most of it is the column '{name}' (15000" in second.message
+    assert second.message.startswith(f"{source}:2: the line is longer than 7340032 bytes ")
+    assert f", columns that are left out included. Most of it is the column '{name}' (15000" in second.message
+    assert second.message.endswith(": shorten it, remove it from the file, or raise max_text_bytes")
 
 
 def test_the_further_column_that_makes_the_metadata_too_large_is_named(model: Path, tmp_path: Path) -> None:
@@ -287,4 +295,4 @@ def test_the_further_column_that_makes_the_metadata_too_large_is_named(model: Pa
     pq.write_table(pa.table({"id": ["a"], "text": ["one"], "metadata": [own]}), source)
     with pytest.raises(InvalidInputError, match=r"column 'metadata' has \d+ bytes") as caught:
         build_knowledge_base(source, tmp_path / "kb", model)
-    assert "without" not in caught.value.message
+    assert "without-column" not in caught.value.message

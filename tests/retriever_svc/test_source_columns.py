@@ -105,7 +105,7 @@ def test_columns_are_named_or_left_out_by_options(name: str, tmp_path: Path) -> 
     WRITERS[name](tmp_path / name, [row])
     options = ReadOptions("key", "headline", "abstract", ("secret", "text", "nothing"))
     notes: list[str] = []
-    found = list(read_rows(tmp_path / name, None, 1000, options, notes.append))
+    found = list(read_rows(tmp_path / name, options=options, notify=notes.append))
     assert [(row.id, row.title, row.text, metadata(row)) for row in found if isinstance(row, SourcePassage)] == [
         ("k1", "H", "one", {"n": "2"})
     ]

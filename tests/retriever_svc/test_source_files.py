@@ -74,10 +74,41 @@ def test_commas_in_a_text_of_several_lines_are_no_records(tmp_path: Path) -> Non
     assert [row.text for row in read_passages(source, options=ReadOptions(quotes="yes"))][1] == "two\ny,raw"
 
 
-@pytest.mark.parametrize("quotes", ["auto", "no"])
+@pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.jsonl", "a.json"])
+def test_rows_in_utf_16_are_refused_by_name(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes('[{"text": "one"}]'.encode("utf-16"))
+    for source in (tmp_path / name, tmp_path):
+        with pytest.raises(InvalidInputError, match=rf"{name}:1: the file is UTF-16: convert it to UTF-8 \(iconv "):
+            list(read_passages(source))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.tsv", "id\ttext\r1\tone\r"),
+        ("a.csv", "id,text\r1,one\r"),
+        ("a.jsonl", '{"text": "one"}\r{"text": "two"}\r'),
+    ],
+)
+def test_rows_that_end_with_cr_alone_are_refused_by_name(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content.encode())
+    with pytest.raises(InvalidInputError, match=r":1: .*holds a carriage return \(CR\): lines must end with"):
+        list(read_passages(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.md", "a.html"])
+@pytest.mark.parametrize("charset", ["utf-16", "utf-8"])
+def test_documents_may_be_utf_16_and_end_lines_with_cr(name: str, charset: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes("the river\rthe sea é\r".encode(charset))
+    (row,) = read_passages(tmp_path / name)
+    assert row.text.split() == ["the", "river", "the", "sea", "é"]
+
+
 @pytest.mark.parametrize("inside", ["a\rb", "a\x85b", "a\u2028b", "a\x0cb", "a\x0bb", "a\x1eb"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-@pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.jsonl"])
+@pytest.mark.parametrize(
+    ("name", "quotes"), [("a.tsv", "auto"), ("a.tsv", "no"), ("a.csv", "auto"), ("a.csv", "no"), ("a.jsonl", "auto")]
+)
 def test_control_characters_in_a_text_are_kept(
     name: str, end: str, inside: str, quotes: Quotes, tmp_path: Path
 ) -> None:

@@ -63,7 +63,6 @@ def test_only_arrays_of_objects_of_a_folder_are_read(tmp_path: Path) -> None:
         ('[{"text": "x"}] 3', 2, "something stands after the end of the array: '3', on line 1"),
         ('[{"text": "x", "text": "y"}]', 1, "not JSON: the key 'text' is there twice"),
         ('[{"text": "\udcff"}]', 1, "not UTF-8: "),
-        ('[{"text": "' + 9_000_000 * "x" + '"}]', 1, "the object is too long"),
         ("[" + '{"a":' * 100_000, 1, "not JSON: "),
     ],
 )
@@ -75,6 +74,20 @@ def test_what_is_no_array_of_objects_is_refused_with_its_place(
     with pytest.raises(InvalidInputError) as caught:
         list(read_rows(file))
     assert caught.value.message.startswith(f"{file}:{place}: {said}")
+
+
+def test_an_object_over_the_limit_is_one_bad_row(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps([{"text": "one"}, {"text": "two", "html": 9_000_000 * "x"}, {"text": "three"}]))
+    first, second, third = read_rows(file)
+    assert isinstance(second, InvalidInputError)
+    assert second.message.startswith(f"{file}:2: the object is longer than 7340032 bytes (6 times max_text_bytes and 1")
+    assert ". Most of it is the column 'html' (9000000 bytes): shorten it, remove it from the file" in second.message
+    assert not isinstance(first, InvalidInputError)
+    assert not isinstance(third, InvalidInputError)
+    file.write_text(json.dumps([{"text": 70_000_000 * "x"}]))
+    with pytest.raises(InvalidInputError, match="the object is longer than 7340032 bytes"):
+        list(read_rows(file))
 
 
 def test_a_bad_object_is_one_bad_row(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from ragserve.errors import InvalidInputError
 from ragserve.printable import counted
 from ragserve.reasons import reason_of
 from retriever_svc.build.columns import ColumnNames
-from retriever_svc.build.lines import ESCAPED_BYTES, OTHER_BYTES, Line, bad_row, read_lines, too_long
+from retriever_svc.build.lines import Line, bad_row, most_bytes, read_lines, too_large
 from retriever_svc.build.reading import Quotes, RawRow, Row
 
 Record: TypeAlias = tuple[int, list[str] | InvalidInputError]
@@ -87,9 +87,10 @@ class DelimitedRecords:
         text = line[1]
         if isinstance(text, InvalidInputError):
             raise text
-        self._bytes += len(text)
-        if self._bytes > ESCAPED_BYTES * self._max_text_bytes + OTHER_BYTES:
-            raise too_long(self._source, self._taken[0][0], "a quoted text has no end, or", self._max_text_bytes)
+        self._bytes += len(text.encode())
+        if self._bytes > most_bytes(self._max_text_bytes):
+            first, what = self._taken[0][0], "a quoted text has no end, or the record"
+            raise too_large(self._source, first, what, self._max_text_bytes)
         return _mark_stray_returns(text) if "\r" in text else text
 
     def _next_of_file(self) -> Line:

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ragserve.errors import InvalidInputError
+from ragserve.passage_rules import text_too_long
 from retriever_svc.build.columns import ColumnNames
 from retriever_svc.build.formats.document import Document, decode
 from retriever_svc.build.formats.html import read_html
 from retriever_svc.build.formats.markdown import read_markdown
 from retriever_svc.build.formats.pdf import NoTextError, read_pdf
-from retriever_svc.build.lines import ESCAPED_BYTES, OTHER_BYTES, TO_UTF8, bad_row, too_long
+from retriever_svc.build.lines import TO_UTF8, bad_row, most_bytes
 from retriever_svc.build.reading import RawRow, Row
 
 PDF_BYTES = 2**28
@@ -19,7 +20,7 @@ PDF_BYTES = 2**28
 
 def read_text_file(source: Path, names: ColumnNames, max_text_bytes: int) -> Iterator[RawRow]:
     """A plain text: one passage, named after its file."""
-    raw = _read(source, max_text_bytes, max_text_bytes)
+    raw = _read(source, most_bytes(max_text_bytes), max_text_bytes)
     yield source, 1, _row(source, names, names.made_id(source), Document("", _decoded(source, raw)))
 
 
@@ -37,7 +38,7 @@ def read_markdown_file(source: Path, names: ColumnNames, max_text_bytes: int) ->
 
 def read_html_file(source: Path, names: ColumnNames, max_text_bytes: int) -> Iterator[RawRow]:
     """A page of HTML: one passage."""
-    raw = _read(source, ESCAPED_BYTES * max_text_bytes + OTHER_BYTES, max_text_bytes)
+    raw = _read(source, most_bytes(max_text_bytes), max_text_bytes)
     try:
         document = read_html(raw)
     except ValueError as error:
@@ -68,9 +69,10 @@ def _row(source: Path, names: ColumnNames, identifier: str, document: Document) 
     return {"id": identifier, "title": title, "text": document.text, "metadata": metadata or None}
 
 
-def _read(source: Path, most_bytes: int, max_text_bytes: int) -> bytes:
-    if source.stat().st_size > most_bytes:
-        raise too_long(source, 1, "the file", max_text_bytes)
+def _read(source: Path, most: int, max_text_bytes: int) -> bytes:
+    size = source.stat().st_size
+    if size > most:
+        raise bad_row(source, 1, f"the file {text_too_long(size, max_text_bytes)}")
     return source.read_bytes()
 
 

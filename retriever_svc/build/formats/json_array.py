@@ -13,8 +13,8 @@ from typing import IO, BinaryIO, cast
 from ragserve.errors import InvalidInputError
 from ragserve.reasons import reason_of
 from retriever_svc.build.columns import ColumnNames
-from retriever_svc.build.formats.jsonl import DECODER
-from retriever_svc.build.lines import ESCAPED_BYTES, OTHER_BYTES, bad_row, open_binary, too_large
+from retriever_svc.build.formats.jsonl import DECODER, largest_column
+from retriever_svc.build.lines import EXPLAINED_BYTES, UTF16, UTF16_MARKS, bad_row, most_bytes, open_binary, too_large
 from retriever_svc.build.reading import RawRow, Row
 
 CHUNK = 2**16  # characters read together at first
@@ -30,12 +30,13 @@ def read_json(source: Path, names: ColumnNames, max_text_bytes: int) -> Iterator
             for number, found in objects.read(file):
                 row: Row | InvalidInputError
                 try:
-                    row = names.row(source, number, found)
+                    row = found if isinstance(found, InvalidInputError) else names.row(source, number, found)
                 except InvalidInputError as error:
                     row = error
                 yield source, number, row
     except UnicodeDecodeError as error:
-        raise bad_row(source, objects.number, f"not UTF-8: {error.reason}") from error
+        utf16 = objects.number == 1 and error.object.startswith(UTF16_MARKS)
+        raise bad_row(source, objects.number, UTF16 if utf16 else f"not UTF-8: {error.reason}") from error
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise bad_row(source, objects.number, f"the file cannot be unpacked: {reason_of(error)}") from error
 
@@ -45,12 +46,12 @@ class _Objects:
 
     def __init__(self, source: Path, max_text_bytes: int) -> None:
         self._source, self._max_text_bytes = source, max_text_bytes
-        self._most = ESCAPED_BYTES * max_text_bytes + OTHER_BYTES
+        self._most = most_bytes(max_text_bytes)
         self._text, self._start, self._line = "", 0, 1
         self._ended = False
         self.number = 1  # of the object that is read
 
-    def read(self, file: IO[str]) -> Iterator[tuple[int, Row]]:
+    def read(self, file: IO[str]) -> Iterator[tuple[int, Row | InvalidInputError]]:
         if self._next(file) != "[":
             raise bad_row(self._source, 1, f"not a JSON array of objects: {HINT}")
         self._start += 1
@@ -72,19 +73,25 @@ class _Objects:
         if sign := self._next(file):
             raise self._bad(f"something stands after the end of the array: {sign!r}")
 
-    def _object(self, file: IO[str]) -> Row:
-        """The object at this place. More is read until it is whole, twice as much each time."""
+    def _object(self, file: IO[str]) -> Row | InvalidInputError:
+        """The object at this place, or an error where it is too large.
+
+        More is read until it is whole, twice as much each time, up to what is read to say why it is too large.
+        """
         while True:
             try:
                 found, end = DECODER.raw_decode(self._text, self._start)
             except (ValueError, RecursionError) as error:
                 if isinstance(error, json.JSONDecodeError) and not self._ended:
-                    if len(self._text) - self._start > self._most:
-                        raise too_large(self._source, self.number, "the object", self._max_text_bytes) from error
+                    if len(self._text) - self._start > max(self._most, EXPLAINED_BYTES):
+                        raise self._too_large("") from error
                     self._more(file, len(self._text) - self._start)
                     continue
                 raise self._unreadable(error) from error
+            begin = self._start
             self._go_to(end)
+            if 4 * (end - begin) > self._most and len(self._text[begin:end].encode()) > self._most:
+                return self._too_large(largest_column(found))
             return dict(found)
 
     def _next(self, file: IO[str]) -> str:
@@ -108,6 +115,9 @@ class _Objects:
     def _go_to(self, place: int) -> None:
         self._line += self._text.count("\n", self._start, place)
         self._start = place
+
+    def _too_large(self, largest: str) -> InvalidInputError:
+        return too_large(self._source, self.number, "the object", self._max_text_bytes, largest)
 
     def _bad(self, message: str) -> InvalidInputError:
         return bad_row(self._source, self.number, f"{message}, on line {self._line}")

@@ -15,7 +15,7 @@ from retriever_svc.build.reading import RawRow, Row
 
 def read_jsonl(source: Path, names: ColumnNames, max_text_bytes: int) -> Iterator[RawRow]:
     """A row for every line that is not blank."""
-    for number, line in read_lines(source, max_text_bytes, _largest):
+    for number, line in read_lines(source, max_text_bytes, _largest_of):
         if isinstance(line, InvalidInputError):
             yield source, number, line
         elif line.strip():
@@ -40,18 +40,21 @@ def _parse(source: Path, number: int, line: str) -> Row:
     return row
 
 
-def _largest(line: bytes) -> str:
+def _largest_of(line: bytes) -> str:
     """Which column of a line over the limit is the largest; empty where the line cannot be read."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return ""
-    if not isinstance(row, dict) or not row:
-        return ""
+    return largest_column(row) if isinstance(row, dict) and row else ""
+
+
+def largest_column(row: Row) -> str:
+    """Which column of a row is the largest."""
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in row.items()}
     sizes = {key: len(text.encode("utf-8", "surrogatepass")) for key, text in texts.items()}
     name = max(sizes, key=lambda key: sizes[key])
-    return f"Most of it is the column {name!r} ({sizes[name]} bytes): shorten it, or remove it from the file"
+    return f"Most of it is the column {name!r} ({sizes[name]} bytes)"
 
 
 def _constant(name: str) -> None:

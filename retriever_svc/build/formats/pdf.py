@@ -56,7 +56,8 @@ def read_pdf(raw: bytes, notify: Callable[[str], None]) -> Iterator[tuple[int, D
     if without:
         few = ", ".join(map(str, without[:NAMED]))
         more = f" and {len(without) - NAMED} more" if len(without) > NAMED else ""
-        notify(f"there is no text on {len(without)} of {counted(pages, 'page')} ({few}{more}); if they are images, run OCR first")
+        where = f"{len(without)} of {counted(pages, 'page')} ({few}{more})"
+        notify(f"there is no text on {where}; if they are images, run OCR first")
 
 
 def _opens(reader: Any) -> bool:
