@@ -98,11 +98,11 @@ WordsOption = Annotated[
     typer.Option("--split-words", metavar="N", help="To passages of N words (DPR: 100).", rich_help_panel=SPLIT),
 ]
 SplitOption = Annotated[
-    Literal["sentences", "none"],
+    Literal["sentences", "none"] | None,
     typer.Option(
         "--split",
-        help="sentences: texts that the encoder would not read to their end become passages ID#0, ID#1, ...; "
-        "none: every row stays one passage.",
+        help="sentences (if unset): texts that the encoder would not read to their end become passages ID#0, ID#1, "
+        "...; none: every row stays one passage.",
         rich_help_panel=SPLIT,
     ),
 ]
@@ -192,7 +192,7 @@ def build(  # noqa: PLR0913
     skip_bad_rows: SkipOption = False,
     max_text_bytes: MaxTextOption = MAX_TEXT_BYTES,
     max_passage_bytes: MaxPassageOption = MAX_PASSAGE_BYTES,
-    split: SplitOption = "sentences",
+    split: SplitOption = None,
     split_words: WordsOption = None,
     split_tokens: TokensOption = None,
     overlap: OverlapOption = 0,

@@ -61,7 +61,7 @@ def add(  # noqa: PLR0913
     *,
     retriever: RetrieverOption = None,
     model: choices.ModelOption = None,
-    split: SplitOption = "sentences",
+    split: SplitOption = None,
     split_words: WordsOption = None,
     split_tokens: TokensOption = None,
     overlap: OverlapOption = 0,
@@ -90,9 +90,7 @@ def add(  # noqa: PLR0913
     from retriever_svc.knowledge import passage_encoder_directory  # noqa: PLC0415
     from retriever_svc.splitting import SplitOptions  # noqa: PLC0415
 
-    own_model = None if retriever else model or demo_directory() / "model"
-    if own_model:
-        load_manifest(own_model)  # names the model directory where it is none
+    own_model = _own_model(retriever, model)
     encoder = own_model and passage_encoder_directory(own_model)
     splitting = SplitOptions(split, split_words, split_tokens, overlap)
     reading = read_options(id_column, title_column, text_column, without_column, quotes)
@@ -106,6 +104,17 @@ def add(  # noqa: PLR0913
         with opened(knowledge, retriever, own_model) as place, console.progress_bar("adding", unit="passages") as bar:
             done = add_passages(place, source, batch_passages, _shown_by(bar, source.passages, batch_passages))
     _show_added(done, str(retriever or knowledge), as_json)
+
+
+def _own_model(retriever: str | None, model: Path | None) -> Path | None:
+    """The model that embeds what is added; None where a retriever does that."""
+    if retriever:
+        if model:
+            raise InvalidInputError("--model", f"--model is {model}, and a retriever has its own model: leave it out")
+        return None
+    found = model or demo_directory() / "model"
+    load_manifest(found)  # names the model directory where it is none
+    return found
 
 
 def _show_added(done: Added, where: str, as_json: bool) -> None:

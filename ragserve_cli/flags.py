@@ -28,11 +28,18 @@ PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "target": ("target", "retriever"),
     "timeout_seconds": ("timeout",),
     "knowledge_version": ("knowledge_version", "version"),
+    "without_columns": ("without_column",),
+    "words": ("split_words",),
+    "tokens": ("split_tokens",),
     "encoder_precisions": ("encoder_precision",),
 }
 # A field of a request, as a path or with an underscore; not a part of a file's name.
 _FIELD = re.compile(
-    r"(?<![\w/.'\"-])((?:options|search|sampling|queries\[\d+\])(?:\.\w+(?:\[\d+\])?)+|[a-z]+(?:_[a-z]+)+(?:\[\d+\])?)(?![\w/-]|\.\w)"
+    r"(?<![\w/.'\"-])("
+    r"(?:options|search|sampling|queries\[\d+\])(?:\.\w+(?:\[\d+\])?)+"
+    r"|split\.(?:words|tokens|overlap)"
+    r"|[a-z]+(?:_[a-z]+)+(?:\[\d+\])?"
+    r")(?![\w/-]|\.\w)"
 )
 _INDEX = re.compile(r"\[\d+\]")
 

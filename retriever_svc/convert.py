@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+import re
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 
 import numpy as np
@@ -21,6 +23,7 @@ from retriever_svc.splitting import SplitOptions
 from retriever_svc.types import Float32, Hit, NewPassage, Passage, Query, Truncated
 
 FLOAT32_BYTES = 4
+SPLIT_FIELDS = {"split_words": "split.words", "split_tokens": "split.tokens", "overlap": "split.overlap"}
 KINDS = {
     common_pb2.SEARCH_KIND_DENSE: SearchKind.DENSE,
     common_pb2.SEARCH_KIND_BM25: SearchKind.BM25,
@@ -125,6 +128,18 @@ def passage_to_proto(passage: Passage) -> common_pb2.Passage:
 def split_from_proto(message: retriever_pb2.SplitOptions) -> SplitOptions:
     """How the texts of an upsert are split."""
     return SplitOptions(words=message.words or None, tokens=message.tokens or None, overlap=message.overlap)
+
+
+@contextmanager
+def split_fields() -> Iterator[None]:
+    """Gives errors about how texts are split the names of the message's fields."""
+    try:
+        yield
+    except InvalidInputError as error:
+        if error.field not in SPLIT_FIELDS:
+            raise
+        message = re.sub(rf"\b({'|'.join(SPLIT_FIELDS)})\b", lambda found: SPLIT_FIELDS[found[1]], error.message)
+        raise InvalidInputError(SPLIT_FIELDS[error.field], message) from error
 
 
 def upsert_to_proto(

@@ -78,7 +78,8 @@ class RetrieverServicer(retriever_pb2_grpc.RetrieverServiceServicer):
         async for part in request_iterator:
             if not passages and part.HasField("split"):
                 split = convert.split_from_proto(part.split)
-                split.check()
+                with convert.split_fields():
+                    split.check()
             for start in range(0, len(part.passages), SLICE_PASSAGES):
                 messages = part.passages[start : start + SLICE_PASSAGES]
                 new = convert.new_passages_from_proto(messages, len(passages))
@@ -91,7 +92,8 @@ class RetrieverServicer(retriever_pb2_grpc.RetrieverServiceServicer):
         if not passages:
             raise InvalidInputError("passages", "passages is empty: give at least one passage")
         clock = self._engine.clock()
-        upsert, truncated = await editor.upsert(passages, clock, split, remaining_seconds(context))
+        with convert.split_fields():
+            upsert, truncated = await editor.upsert(passages, clock, split, remaining_seconds(context))
         self._engine.passages_truncated(truncated.count)
         return convert.upsert_to_proto(upsert, truncated, clock.timings())
 

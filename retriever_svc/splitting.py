@@ -55,22 +55,28 @@ def chunk_parent(identifier: str) -> str | None:
 
 @dataclass(frozen=True)
 class SplitOptions:
-    """How texts are split: by words, by tokens (each sharing `overlap` with the one before), else by `split`."""
+    """How texts are split: by words, by tokens (each sharing `overlap` with the one before), else by `split`.
 
-    split: Split = "sentences"
+    split: None is "sentences"; words and tokens go with None alone.
+    """
+
+    split: Split | None = None
     words: int | None = None
     tokens: int | None = None
     overlap: int = 0
 
     def check(self) -> None:
         """Raises InvalidInputError for what cannot be, alone or together."""
-        if self.split not in SPLITS:
+        if self.split not in (None, *SPLITS):
             raise InvalidInputError("split", f"split is {self.split!r}; it must be one of {', '.join(SPLITS)}")
         if self.words is not None:
             check_range("split_words", self.words, 1, MOST_WORDS)
         if self.words is not None and self.tokens is not None:
             problem = f"split_tokens is {self.tokens} and split_words is {self.words}: give one of them"
             raise InvalidInputError("split_tokens", problem)
+        for name, value in (("split_words", self.words), ("split_tokens", self.tokens)):
+            if self.split is not None and value is not None:
+                raise InvalidInputError("split", f"split is {self.split!r} and {name} is {value}: leave one out")
         if self.overlap and self.tokens is None:
             problem = f"overlap is {self.overlap}, which only split_tokens uses: set split_tokens, or leave it out"
             raise InvalidInputError("overlap", problem)
@@ -78,7 +84,7 @@ class SplitOptions:
     @property
     def whole(self) -> bool:
         """Whether texts are not split."""
-        return self.split == "none" and self.words is None and self.tokens is None
+        return self.split == "none"
 
     def cut(self, encoder: Path) -> Cut | None:
         """What splits texts for the passage encoder in a directory, and refuses those that it cannot encode.

@@ -134,7 +134,7 @@ class ColumnNames:
             if (found := self._find(file, line, name, wanted, getattr(self.options, f"{name}_column"))) is not None
         }
         if "text" not in columns:
-            hint = f"the columns are {_listed(names)}; name the one that holds the text (--text-column)"
+            hint = f"the columns are {_listed(wanted)}; name the one that holds the text (--text-column)"
             raise bad_row(file, line, f"column {self.options.text_column or 'text'!r} is missing: {hint}")
         if "metadata" in wanted:
             columns["metadata"] = "metadata"

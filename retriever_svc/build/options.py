@@ -25,8 +25,8 @@ AUTO_SHARDS = 1000
 class BuildOptions:
     """How to build.
 
-    split: where nothing else is said, texts that the passage encoder would not read to their end are split at
-        sentences ("sentences"), or stay whole ("none"). Rows with given vectors are never split.
+    split: texts that the passage encoder would not read to their end are split at sentences ("sentences", as where
+        nothing is said), or stay whole ("none"). Rows with given vectors are never split.
     split_tokens, overlap: split texts by the passage encoder's tokens instead of words.
     embeddings: files of vectors computed by the model's passage encoder, one for each row of the source, in order.
     allow_pickle: whether these may be pickles, which run code when they are read.
@@ -40,7 +40,7 @@ class BuildOptions:
     notify: is told, in one line, what was skipped or found finished.
     """
 
-    split: Split = "sentences"
+    split: Split | None = None
     split_tokens: int | None = None
     overlap: int = 0
     embeddings: tuple[Path, ...] = ()
@@ -58,13 +58,22 @@ class BuildOptions:
         """Raises InvalidInputError for what cannot be, alone or together."""
         if self.engine not in ENGINES:
             raise InvalidInputError("engine", f"engine is {self.engine!r}; it must be one of {', '.join(ENGINES)}")
+        if self.embeddings:
+            self._check_whole(split_words)
         self.splitting(split_words).check()
         self.reading.check()
         self.limits.check()
         check_range("shard_passages", self.shard_passages, 0, MAX_SHARD_PASSAGES)
         check_range("workers", self.workers, 0, 2**16)
-        if self.embeddings and (split_words is not None or self.split_tokens is not None):
-            raise InvalidInputError("embeddings", "given vectors are those of whole rows: do not split the texts")
+        if self.workers and self.engine == "local":
+            raise InvalidInputError("workers", f"workers is {self.workers}; it goes with the engine 'ray'")
+
+    def _check_whole(self, split_words: int | None) -> None:
+        said = {"split_words": split_words, "split_tokens": self.split_tokens, "split": self.split}
+        for name, value in said.items():
+            if value not in (None, "none"):
+                whole = "given vectors are those of whole rows"
+                raise InvalidInputError(name, f"{name} is {value!r}, and {whole}: do not split the texts")
 
     @property
     def limits(self) -> PassageLimits:

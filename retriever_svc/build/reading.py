@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -11,6 +12,7 @@ from ragserve.errors import InvalidInputError
 
 Quotes = Literal["auto", "yes", "no"]
 QUOTES = ("auto", "yes", "no")
+WITH_QUOTES, WITHOUT_COLUMNS = ("tsv", "csv", "folder"), ("text", "markdown", "html", "pdf")
 EMBEDDINGS = "embeddings"  # the column of vectors in Hugging Face's RAG data sets
 
 Row: TypeAlias = dict[str, Any]
@@ -39,11 +41,23 @@ class ReadOptions:
         """Raises InvalidInputError for what cannot be."""
         if self.quotes not in QUOTES:
             raise InvalidInputError("quotes", f"quotes is {self.quotes!r}; it must be one of {', '.join(QUOTES)}")
-        named = [name for name in (self.id_column, self.title_column, self.text_column) if name is not None]
-        for name in named:
-            if named.count(name) > 1:
-                raise InvalidInputError("text_column", f"column {name!r} is named for two of id, title and text")
-            if name in self.without_columns:
+        for (one, column), (other, same) in combinations(self._named().items(), 2):
+            if column == same:
+                raise InvalidInputError(other, f"{other} is {column!r}, as {one} is: a column holds one of them")
+        for name, column in self._named().items():
+            if column in self.without_columns:
+                raise InvalidInputError(name, f"{name} is {column!r}, which without_columns leaves out: name another")
+
+    def check_format(self, source_format: str) -> None:
+        """Raises InvalidInputError for what has no meaning for a format."""
+        if self.quotes != "auto" and source_format not in WITH_QUOTES:
+            raise InvalidInputError("quotes", f"quotes is {self.quotes!r}; the format {source_format} has no quotes")
+        if source_format in WITHOUT_COLUMNS:
+            for name, column in self._named().items():
                 raise InvalidInputError(
-                    "without_columns", f"column {name!r} is named as id, title or text, and cannot be left out"
+                    name, f"{name} is {column!r}, and a source of the format {source_format} has no columns"
                 )
+
+    def _named(self) -> dict[str, str]:
+        columns = {"id_column": self.id_column, "title_column": self.title_column, "text_column": self.text_column}
+        return {name: column for name, column in columns.items() if column is not None}

@@ -125,6 +125,7 @@ def read_rows(
         InvalidInputError: it cannot be read at all (format, header, damage).
     """
     name, options = check_source(source, source_format), options or ReadOptions()
+    options.check_format(name)
 
     def shown(text: str) -> str:
         return text.replace(str(source), pipe) if pipe else text

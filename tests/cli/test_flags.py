@@ -30,6 +30,15 @@ from tests.cli.conftest import Cli
         ("kb search", "query", "query is empty", "QUERY | QUERY is empty"),
         ("kb rollback", "knowledge_version", "kb has no version 9", "VERSION | kb has no version 9"),
         ("kb build", "source_format", "source_format is 'x'", "--format | --format is 'x'"),
+        (
+            "kb build",
+            "split",
+            "split is 'none' and split_words is 4",
+            "--split | --split is 'none' and --split-words is 4",
+        ),
+        ("kb add", "split.tokens", "split.tokens is 9", "--split-tokens | --split-tokens is 9"),
+        ("kb add", "a.csv:1", "split.txt has (max_text_bytes)", "a.csv:1 | split.txt has (--max-text-bytes)"),
+        ("quickstart", "x", "'max_text_bytes' (max_passage_bytes)", "x | 'max_text_bytes' (--max-passage-bytes)"),
         ("kb info", "/a/n_docs/x", "/a/num_beams/n_docs.json is bad", "/a/n_docs/x | /a/num_beams/n_docs.json is bad"),
     ],
 )

@@ -70,9 +70,9 @@ def test_a_text_that_was_split_is_deleted_by_its_id(client: KnowledgeClient) -> 
 def test_what_cannot_be_split_is_refused_by_field(replica: Replica, client: KnowledgeClient) -> None:
     for rows, split, field in (
         ([{"id": "a", "text": "x"}, {"id": "a#1", "text": "y"}], ragserve.Split(), "passages[1].passage.id"),
-        ([{"id": "a", "text": "x"}], ragserve.Split(words=1, tokens=1), "split_tokens"),
-        ([{"id": "a", "text": "x"}], ragserve.Split(tokens=1000), "split_tokens"),
-        ([{"id": "a", "text": "x"}], ragserve.Split(overlap=3), "overlap"),
+        ([{"id": "a", "text": "x"}], ragserve.Split(words=1, tokens=1), "split.tokens"),
+        ([{"id": "a", "text": "x"}], ragserve.Split(tokens=1000), "split.tokens"),
+        ([{"id": "a", "text": "x"}], ragserve.Split(overlap=3), "split.overlap"),
         ([{"id": "a", "text": "x" * 2_000_000}], ragserve.Split(), "passages[0].passage.text"),
     ):
         with pytest.raises(ragserve.InvalidInputError) as refused:

@@ -99,6 +99,32 @@ def test_ids_are_made_of_file_and_line_where_there_are_none(name: str, tmp_path:
     assert notes[0].endswith(f"has no column 'id': ids are made of file and line, as in {name}:1")
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("a.jsonl", {"quotes": "no"}, "quotes is 'no'; the format jsonl has no quotes"),
+        ("a.md", {"text_column": "x"}, "text_column is 'x', and a source of the format markdown has no columns"),
+        ("a.txt", {"id_column": "x"}, "id_column is 'x', and a source of the format text has no columns"),
+        ("a.csv", {"id_column": "x", "text_column": "x"}, "text_column is 'x', as id_column is: a column holds one of"),
+        (
+            "a.csv",
+            {"text_column": "x", "without_columns": ("x",)},
+            "text_column is 'x', which without_columns leaves out: name another",
+        ),
+        ("a.csv", {"without_columns": ("text",)}, "{file}:1: column 'text' is missing: the columns are 'n'; name"),
+    ],
+)
+def test_options_that_contradict_each_other_or_the_format(
+    name: str, options: dict[str, Any], said: str, model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text("n,text\n1,one\n")
+    build = BuildOptions(reading=ReadOptions(**options))
+    with pytest.raises(InvalidInputError) as refused:
+        build_knowledge_base(tmp_path / name, tmp_path / "kb", model, build=build)
+    assert refused.value.message.startswith(said.format(file=tmp_path / name))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 @pytest.mark.parametrize("name", WRITERS)
 def test_columns_are_named_or_left_out_by_options(name: str, tmp_path: Path) -> None:
     row = {"key": "k1", "headline": "H", "abstract": "one", "secret": "s", "n": "2", "text": "other"}
