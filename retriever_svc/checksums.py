@@ -11,8 +11,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -92,24 +92,25 @@ class FileChecks:
 
         A failure is logged: the rows are safe.
         """
-        with self._writing() as known:
+
+        def write(known: set[str]) -> None:
             for name, kind in self._files(dataset):
                 if name not in known or kind == MANIFESTS:
                     with suppress(FileNotFoundError):  # a compaction has removed it
                         self._write(name, sha256_of(self._dataset / kind / name))
 
+        self._logging_failures(write)
+
     def record_manifest(self, version: int) -> None:
         """As `record`, the manifest only: of a rollback, which makes no other files."""
-        with self._writing():
-            manifest = file_of(self._dataset, version)
-            self._write(manifest.name, sha256_of(manifest))
+        manifest = file_of(self._dataset, version)
+        self._logging_failures(lambda _known: self._write(manifest.name, sha256_of(manifest)))
 
-    @contextmanager
-    def _writing(self) -> Iterator[set[str]]:
-        """Gives the names of the checksums that are there."""
+    def _logging_failures(self, write: Callable[[set[str]], None]) -> None:
+        """`write` is told the names of the checksums that are there."""
         try:
             self._sums.mkdir(exist_ok=True)
-            yield set(os.listdir(self._sums))
+            write(set(os.listdir(self._sums)))
         except OSError as error:
             log.warning("checksums not written", extra=fields(path=self._sums, reason=error))
 

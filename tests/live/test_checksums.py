@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import lance
@@ -12,6 +13,7 @@ from ragserve.errors import DataLossError
 from ragserve_cli.plan import demo_directory
 from retriever_svc.checksums import CHECKSUMS_NAME, FileChecks
 from retriever_svc.knowledge import DATASET_NAME, KnowledgeBase
+from retriever_svc.live.writer import KnowledgeWriter
 from retriever_svc.manifests import file_of
 from tests.live.harness import Home, eventually, found, new_passage, refused
 from tests.live.test_damage import ONES, refused_start
@@ -123,6 +125,16 @@ def test_files_without_a_checksum_are_taken_as_they_are_until_the_next_commit(ho
         replica.stop()
     home.grow(1)
     assert checksums(home) == {file.name for file in data_files(home)} | manifests(home, 1, 2)
+
+
+def test_checksums_that_cannot_be_written_are_logged(home: Home, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.rmtree(home.knowledge / CHECKSUMS_NAME)
+    (home.knowledge / CHECKSUMS_NAME).write_text("no folder")
+    home.grow(1)
+    assert [record.message for record in caplog.records] == ["checksums not written"]
+    assert KnowledgeBase.open(home.knowledge).passages == 41
+    KnowledgeWriter(home.knowledge, KnowledgeBase.open(home.knowledge).encoder).rollback(1)
+    assert KnowledgeBase.open(home.knowledge).passages == 40
 
 
 def test_a_file_is_hashed_once_and_again_when_it_changes(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
