@@ -1,12 +1,13 @@
 """Filters as the command line says them: KEY=VALUE, KEY=A,B, KEY!=VALUE, KEY>=VALUE.
 
-A key or value with a sign or comma of its own stands in double quotes, as JSON writes it: place="Paris, Texas".
+A key or value with a sign (= < >) or comma of its own stands in double quotes, as JSON writes it: place="Paris, Texas".
 """
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +21,8 @@ BOUNDS = {">=": "at_least", ">": "above", "<=": "at_most", "<": "below"}
 FORMS = "Write KEY=VALUE, KEY=A,B or KEY>=VALUE"
 QUOTED = r'"(?:[^"\\]|\\.)*"'
 CONDITION = re.compile(rf'\s*({QUOTED}|[^<>=!"]*)\s*([<>=!]+)(.*)', re.DOTALL)
+# A value, and another condition behind it, whose key may be left out: "1950 and year<1970", "1950<1970".
+FURTHER = re.compile(r"(.*?)(?:[\s,;&]|\band\b)*([^<>=!\s,;&]*)\s*(!?[<>=]+)(.*)", re.DOTALL | re.IGNORECASE)
 ITEM = re.compile(rf"\s*({QUOTED}|[^,]*)\s*(,|\Z)", re.DOTALL)
 # Signs of other languages, and ours.
 MEANT = {"=>": ">=", "=<": "<=", "<>": "!=", "=!": "!=", "!": "!=", "===": "=", "!==": "!="}
@@ -88,7 +91,7 @@ def _values(part: _Part) -> tuple[str, ...]:
             raise _unreadable(part.given)
         if not item[1].strip() and part.value:
             raise _unreadable(part.given, 'An alternative is empty. Write "" for the empty text.')
-        found.append(_unquoted(part.given, item[1].strip()))
+        found.append(_value(part, item[1].strip(), "<>="))
         start, more = item.end(), item[2] == ","
     return tuple(found)
 
@@ -101,7 +104,37 @@ def _range(key: str, sign: str, bound: str) -> Condition:
 def _bound(part: _Part) -> str:
     if not part.value:
         raise _unreadable(part.given, f"Write a value after {part.sign}.")
-    return _unquoted(part.given, part.value)
+    return _value(part, part.value, "<>=,")
+
+
+def _value(part: _Part, text: str, signs: str) -> str:
+    """A value without its double quotes. Raises InvalidInputError where it has none and holds one of the signs."""
+    sign = None if text.startswith('"') else next((one for one in text if one in signs), None)
+    if sign is None:
+        return _unquoted(part.given, text)
+    separate = _conditions(part.key, part.sign, part.value)
+    if len(separate) > 1:
+        advice = f"{OPTION} takes one condition. Write: {' '.join(f'{OPTION} {shlex.quote(one)}' for one in separate)}."
+    else:
+        advice = f"{OPTION} takes one condition, and {part.sign} takes one value. Write decimals with a point, as 0.5."
+    quoted = shlex.quote(f"{part.key}{part.sign}{json.dumps(text, ensure_ascii=False)}")
+    what = "the comma" if sign == "," else sign
+    raise InvalidInputError(
+        OPTION,
+        f"Cannot read the filter {part.given!r}. {advice} If {what} belongs to the value, put the value in double "
+        f"quotes: {OPTION} {quoted}.",
+    )
+
+
+def _conditions(key: str, sign: str, value: str) -> list[str]:
+    """The conditions that somebody meant who wrote several as one."""
+    found = FURTHER.fullmatch(value)
+    if found is None:
+        return [f"{key}{sign}{value}"]
+    first, other, next_sign, rest = found.groups()
+    if not first:  # no second key: 1950<1970
+        first, other = other, key
+    return [f"{key}{sign}{first}", *_conditions(other or key, next_sign, rest.strip())]
 
 
 def _unquoted(given: str, text: str) -> str:

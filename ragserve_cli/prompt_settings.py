@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
@@ -44,6 +45,8 @@ class Settings:
             InvalidInputError: there is no such setting, or the value is bad.
         """
         name = self._known(name)
+        if len(value) > 1 and value[0] == value[-1] == "'":  # typed as in a shell
+            value = value[1:-1]
         parameter = self._parameters[name]
         if parameter.is_flag and value not in (ON, OFF):
             raise InvalidInputError(name, f"cannot be {value!r}. Give {ON} or {OFF}.")
@@ -72,7 +75,7 @@ class Settings:
 
     def value(self, name: str) -> str:
         """What a setting is set to; empty where it has its default."""
-        return "  ".join(self._values.get(self._known(name), ()))
+        return " and ".join(self._values.get(self._known(name), ()))
 
     def meaning(self, name: str) -> str:
         """The help of the flag."""
@@ -91,7 +94,9 @@ class Settings:
     def in_names(self, error: RagserveError) -> RagserveError:
         """The error with names of settings for fields of a request and for flags."""
         if error.field in self._named:
-            return InvalidInputError(self._named[error.field], error.message)
+            setting = self._named[error.field]
+            said = re.sub(rf"(?<![:.]) (?={error.field} )", " and ", error.message)  # one line for each at the prompt
+            return InvalidInputError(setting, said.replace(f"{error.field} ", f"/set {setting} "))
         return renamed(error, self._shown)
 
     def _known(self, name: str) -> str:

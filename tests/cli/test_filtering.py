@@ -19,10 +19,11 @@ from ragserve_cli.filtering import parse_filters
         ("kind != a,b", Condition("kind", none_of=("a", "b"))),
         ("day>2020-01-01", Condition("day", above="2020-01-01")),
         ("day<=2021-01-01", Condition("day", at_most="2021-01-01")),
-        ("day>=Smith, John", Condition("day", at_least="Smith, John")),
+        ('day>="Smith, John"', Condition("day", at_least="Smith, John")),
+        ("day<12:30 and more", Condition("day", below="12:30 and more")),
         ("empty=", Condition("empty", equals="")),
         ('kind!=""', Condition("kind", none_of=("",))),
-        ("eq=a=b>c", Condition("eq", equals="a=b>c")),
+        ('eq="a=b>c"', Condition("eq", equals="a=b>c")),
         ("path=~/a!", Condition("path", equals="~/a!")),
         ('quote=5" disk', Condition("quote", equals='5" disk')),
         ('title="Paris, Texas", b', Condition("title", any_of=("Paris, Texas", "b"))),
@@ -35,6 +36,36 @@ from ragserve_cli.filtering import parse_filters
 )
 def test_each_form(text: str, condition: Condition) -> None:
     assert parse_filters([text]) == (condition,)
+
+
+@pytest.mark.parametrize(
+    ("text", "separate"),
+    [
+        ("year>=1950 year<1970", "--filter 'year>=1950' --filter 'year<1970'"),
+        ("year>=1950 and year<1970", "--filter 'year>=1950' --filter 'year<1970'"),
+        ("year >= 1950, year < 1970", "--filter 'year>=1950' --filter 'year<1970'"),
+        ("year>1950<1960", "--filter 'year>1950' --filter 'year<1960'"),
+        ("year>=1950 AND <=1960", "--filter 'year>=1950' --filter 'year<=1960'"),
+        ("kind=a,b year>=3", "--filter kind=a,b --filter 'year>=3'"),
+        ("lang!=en&&year>3 kind=a", "--filter 'lang!=en' --filter 'year>3' --filter kind=a"),
+    ],
+)
+def test_two_conditions_in_one_option_are_refused(text: str, separate: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        parse_filters([text])
+    said = f"Cannot read the filter {text!r}. --filter takes one condition. Write: {separate}. If "
+    assert caught.value.message.startswith(said)
+
+
+@pytest.mark.parametrize("text", ["year>1950,1960", "year<=0,5"])
+def test_a_bound_with_a_comma_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInputError, match=r"takes one value\. Write decimals with a point, as 0\.5\.") as caught:
+        parse_filters([text])
+    quoted = text.replace("=", '="').replace("1950", '"1950') + '"'
+    assert caught.value.message.endswith(
+        f"If the comma belongs to the value, put the value in double quotes: --filter {quoted!r}."
+    )
+    assert len(parse_filters([quoted]) or ()) == 1
 
 
 def test_conditions_on_one_key_go_together() -> None:

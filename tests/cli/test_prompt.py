@@ -114,7 +114,9 @@ SETTINGS = """\
 /set docs 3
 /set beams 2
 /set returns 2
-/set filter number<9
+/set filter 'number<9'
+/set filter number>=0 number<8
+/set filter number>=0
 who was the painter?
 /set beams many
 /set mode fast
@@ -135,6 +137,11 @@ def test_settings_hold_for_the_next_questions(cli: Cli, assets: Assets, tmp_path
     assert found.returncode == 0, found.stderr
     assert re.findall(r"^ *(\d)  ", found.stdout, re.MULTILINE) == ["1", "2", "1", "2", "3"]
     errors = [line for line in found.stderr.splitlines() if line.startswith("error: ")]
+    assert errors.pop(0).startswith(
+        "error: Cannot read the filter 'number>=0 number<8'. /set filter takes one condition. Write: "
+        "/set filter 'number>=0' and /set filter 'number<8'. If "
+    )
+    assert "filter is number<9 and number>=0" in found.stderr
     assert [line.split(": ")[1] for line in errors] == [
         *("beams", "mode", "there is no setting 'nothing'. Type /set to see all."),
         "Cannot read the filter 'number~9'. Write KEY=VALUE, KEY=A,B or KEY>=VALUE.",
