@@ -102,6 +102,7 @@ def test_score_retrieve_info_and_search(cli: Cli, target: str, up: Up) -> None:
         cli("info", "--retriever", places["retriever"], "--generator", places["generator"], "--json").stdout
     )
     assert (info["generator"]["model_type"], info["retriever"]["dimension"]) == ("bart", 32)
+    assert (info["generator"]["trained_mode"], info["retriever"]["loaded_versions"]) == ("token", [1])
 
 
 def test_filters_reach_the_retriever(cli: Cli, target: str) -> None:
