@@ -375,7 +375,8 @@ class RetrieverEngine:
         if version not in snapshots:
             known = ", ".join(map(str, sorted(snapshots)))
             raise NotFoundError(
-                f"knowledge_version {version} is not loaded; loaded: {known} (0 means the newest)",
+                f"knowledge_version {version} is not loaded; loaded: {known} (0 means the newest). The retriever's "
+                "setting keep_versions says how many stay loaded; a rollback brings an older one back",
                 field="knowledge_version",
             )
         return snapshots[version]
