@@ -10,11 +10,10 @@ from rich.text import Text
 
 from ragserve.results import Answer, AnswerScore, Hypothesis, Passage, Retrieval
 from ragserve_cli import console
-from ragserve_cli.text import excerpt
+from ragserve_cli.text import excerpt, percent
 
 TEXT_LINES = 4  # of a passage in a table
 NARROWEST_TEXT = 20  # terminal cells
-SMALLEST_SHOWN = 0.001  # a smaller probability is written with an exponent
 # How a stage of `timings_seconds` is called here, and what it is.
 STAGES = {
     "queue": ("queue", "waiting for a free worker"),
@@ -94,8 +93,7 @@ def show_timings(timings: Mapping[str, float], *, verbose: bool) -> None:
 
 
 def _show_probability(probability: float, log_prob: float) -> None:
-    shown = f"{probability:.1%}" if probability >= SMALLEST_SHOWN else f"{probability:.0e}"
-    console.out.print(f"p(y|x) = {shown}   log p(y|x) = {log_prob:.4f}", style="dim")
+    console.out.print(f"p(y|x) = {percent(probability)}   log p(y|x) = {log_prob:.4f}", style="dim")
 
 
 def _token_table(score: AnswerScore) -> Table:

@@ -12,6 +12,7 @@ from string import Template
 from ragserve.files import file_errors
 from ragserve.printable import printable
 from ragserve.results import Answer, Passage, TokenPosterior
+from ragserve_cli.text import percent
 
 # From these probabilities on, a cell is so saturated that its figure needs the other ink (WCAG contrast 4.5).
 STRONG, MIDDLE = 0.75, 0.5
@@ -48,7 +49,7 @@ def escape(text: str) -> str:
 def _facts(answer: Answer) -> str:
     facts = [
         ("log p(y|x)", f"{answer.log_prob:.3f}"),
-        ("p(y|x)", f"{answer.probability:.1%}"),
+        ("p(y|x)", escape(percent(answer.probability))),
         ("tokens", str(len(answer.token_ids))),
         ("documents", str(len(answer.passages))),
     ]

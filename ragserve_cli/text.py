@@ -8,6 +8,7 @@ from ragserve.printable import printable
 
 LEAD = 0.4  # part of an excerpt that may stand before the words it shows
 ELLIPSIS = "…"
+LEAST_SHOWN = 1e-6  # a smaller probability is shown as below that
 
 
 def is_utf8(text: str) -> bool:
@@ -17,6 +18,13 @@ def is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def percent(probability: float) -> str:
+    """A probability as a percentage with a digit after the point, a small one with two significant digits."""
+    if 0 < probability < LEAST_SHOWN:
+        return f"<{LEAST_SHOWN * 100:g}%"
+    return f"{probability * 100:.2g}%" if 0 < probability < 0.01 else f"{probability:.1%}"
 
 
 def excerpt(text: str, cells: int, around: str = "") -> str:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from ragserve_cli.text import excerpt
+from ragserve_cli.text import excerpt, percent
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,24 @@ from ragserve_cli.text import excerpt
 )
 def test_examples(text: str, cells: int, around: str, expected: str) -> None:
     assert excerpt(text, cells, around) == expected
+
+
+@pytest.mark.parametrize(
+    ("probability", "expected"),
+    [
+        (1.0, "100.0%"),
+        (0.9432, "94.3%"),
+        (0.05, "5.0%"),
+        (0.00423, "0.42%"),
+        (0.00004, "0.004%"),
+        (0.0000426, "0.0043%"),
+        (0.000001, "0.0001%"),
+        (1e-30, "<0.0001%"),
+        (0.0, "0.0%"),
+    ],
+)
+def test_a_probability_is_a_percentage(probability: float, expected: str) -> None:
+    assert percent(probability) == expected
 
 
 @given(st.text(max_size=200), st.integers(2, 100), st.text(max_size=20))

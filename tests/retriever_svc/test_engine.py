@@ -181,7 +181,7 @@ async def test_k_above_the_number_of_passages_is_refused(
 
 async def test_an_unknown_version_lists_the_loaded_ones(engine: RetrieverEngine) -> None:
     assert (await engine.retrieve([Query("a")], 1, knowledge_version=1)).knowledge_version == 1
-    with pytest.raises(NotFoundError, match="loaded: 1 .*keep_versions .*rollback") as caught:
+    with pytest.raises(NotFoundError, match=r"loaded: 1 .*keep_versions .*rollback") as caught:
         await engine.retrieve([Query("a")], 1, knowledge_version=9)
     assert caught.value.field == "knowledge_version"
 
