@@ -182,7 +182,8 @@ def record(field: str, name: str, cls: type[T], value: Any) -> T:
     values = dict(value)
     for key in values:
         if key not in known:
-            raise InvalidInputError(f"{field}.{key}", f"{name} has no {key!r}; it may have {', '.join(sorted(known))}")
+            more = ". Put further values into metadata" if "metadata" in known else ""
+            raise InvalidInputError(field, f"{name}: unknown key {key!r}; it may have {', '.join(sorted(known))}{more}")
     try:
         return cls(**values)
     except TypeError as error:

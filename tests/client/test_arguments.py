@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from ragserve.arguments import check_range
+from ragserve.arguments import check_range, record
 from ragserve.errors import InvalidInputError
+from ragserve.knowledge import NewPassage
+from ragserve.options import Document
 
 
 @pytest.mark.parametrize(
@@ -49,3 +51,16 @@ def test_numbers_out_of_bounds(value: float, bounds: dict[str, Any], said: str |
     if said:
         assert caught.value.message == said
     assert len(caught.value.message) < 200
+
+
+@pytest.mark.parametrize(
+    ("name", "cls", "key", "said"),
+    [
+        ("documents[0]", Document, "contents", "log_prior, text, title"),
+        ("passages[2]", NewPassage, "year", "id, metadata, text, title, vector. Put further values into metadata"),
+    ],
+)
+def test_an_unknown_key_of_a_mapping_is_named(name: str, cls: type, key: str, said: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        record(name, name, cls, {"text": "a", key: "b"})
+    assert str(caught.value) == f"{name}: unknown key {key!r}; it may have {said}"
