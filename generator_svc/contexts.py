@@ -45,8 +45,10 @@ class Context:
         return self.truncated_tokens > 0
 
 
-def build_contexts(command: OpenCommand, rag: RagSettings, codec: ContextCodec, max_tokens: int) -> tuple[Context, ...]:
-    """One context for each document of the command.
+def build_contexts(
+    command: OpenCommand, rag: RagSettings, codec: ContextCodec, max_tokens: int, most: int = 0
+) -> tuple[Context, ...]:
+    """One context for each document of the command. `most`: what `max_tokens` may be raised to, for errors.
 
     Raises:
         InvalidInputError: the question alone is longer than a context may be, or a text holds a token that the model
@@ -54,7 +56,7 @@ def build_contexts(command: OpenCommand, rag: RagSettings, codec: ContextCodec, 
     """
     contexts = []
     for number, document in enumerate(command.documents):
-        context = build_context(document, command.question, rag, codec, max_tokens, command.truncation)
+        context = build_context(document, command.question, rag, codec, max_tokens, command.truncation, most)
         if (token := codec.unknown_token(context.token_ids)) is not None:
             asked = codec.unknown_token(codec.encode(command.question))
             if asked is not None or not command.skip_unknown_tokens:
@@ -86,7 +88,13 @@ def _unknown(token: str, command: OpenCommand, number: int) -> InvalidInputError
 
 
 def build_context(
-    document: Document, question: str, rag: RagSettings, codec: ContextCodec, max_tokens: int, truncation: Truncation
+    document: Document,
+    question: str,
+    rag: RagSettings,
+    codec: ContextCodec,
+    max_tokens: int,
+    truncation: Truncation,
+    most: int = 0,
 ) -> Context:
     """The context of one document, of at most `max_tokens` tokens."""
     passage = _passage(document, rag)
@@ -97,7 +105,7 @@ def build_context(
     ends = codec.token_ends(passage)
     if truncation == "right":
         return Context(tuple(codec.encode_truncated(text, max_tokens)), len(ids) - max_tokens, len(ends))
-    kept, n_kept = _shorten(passage, ends, question, rag, codec, max_tokens)
+    kept, n_kept = _shorten(passage, ends, question, rag, codec, max_tokens, most)
     return Context(tuple(kept), len(ends) - n_kept, len(ends))
 
 
@@ -112,14 +120,16 @@ def _passage(document: Document, rag: RagSettings) -> str:
 
 
 def _shorten(
-    passage: str, ends: list[int], question: str, rag: RagSettings, codec: ContextCodec, max_tokens: int
+    passage: str, ends: list[int], question: str, rag: RagSettings, codec: ContextCodec, max_tokens: int, most: int
 ) -> tuple[list[int], int]:
     """Drop tokens from the end of the passage until the context fits: the most that fit, by bisection."""
     best = codec.encode(context_text("", question, rag))
     if len(best) > max_tokens:
+        raised = f", or raise max_context_tokens (this model reads up to {most})" if most > max_tokens else ""
         raise InvalidInputError(
             "open.question",
-            f"the question alone takes {len(best)} tokens, a context may have {max_tokens}: shorten it",
+            f"the question alone takes {len(best)} tokens; question and passage together may have {max_tokens} "
+            f"(max_context_tokens). Shorten the question{raised}",
         )
     fits, too_many = 0, len(ends)
     while too_many - fits > 1:

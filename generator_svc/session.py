@@ -238,7 +238,7 @@ class DecodeSession:
         """The contexts, and how many characters of the question are not in the vocabulary."""
         limit = self._limits.max_context_tokens
         wanted = command.max_context_tokens or min(self._loaded.rag.max_combined_length, limit)
-        contexts = build_contexts(command, self._loaded.rag, self._loaded.codec, wanted)
+        contexts = build_contexts(command, self._loaded.rag, self._loaded.codec, wanted, limit)
         return contexts, self._loaded.codec.unknown_characters(command.question)
 
     def _targets(self, command: ScoreCommand) -> list[tuple[int, ...]]:

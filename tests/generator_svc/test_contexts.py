@@ -80,6 +80,12 @@ def test_the_title_goes_when_nothing_else_is_left() -> None:
     with pytest.raises(InvalidInputError) as caught:
         contexts_of("bart", RagSettings(), "passage", limit=least - 1)
     assert caught.value.field == "open.question"
+    together = f"question and passage together may have {least - 1} (max_context_tokens). Shorten the question"
+    assert caught.value.message == f"the question alone takes {least} tokens; {together}"
+    command = OpenCommand(QUESTION, (Document("Tower", "a tower " * least),), "token", 4)
+    with pytest.raises(InvalidInputError) as caught:
+        build_contexts(command, RagSettings(), codec, least - 1, 900)
+    assert caught.value.message.endswith(f"{together}, or raise max_context_tokens (this model reads up to 900)")
 
 
 def test_random_passages_fit_and_end_with_the_question() -> None:
