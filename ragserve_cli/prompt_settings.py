@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
+from ragserve.arguments import refused
 from ragserve.errors import InvalidInputError, RagserveError
 from ragserve.requests import generate_request
 from ragserve_cli.asking import ask, keywords
@@ -55,8 +56,7 @@ class Settings:
             found = self._parsed(changed)
             generate_request(QUESTION, found)  # type: ignore[arg-type]
         except typer.TyperException as error:
-            reason = str(getattr(error, "message", error)).removeprefix("Value error, ").rstrip(".")
-            raise InvalidInputError(name, f"cannot be {value!r}: {reason}.") from error
+            raise refused(name, name, value, self._wanted(name)) from error
         except InvalidInputError as error:
             raise self.in_names(error) from error
         self._values = changed
@@ -98,6 +98,13 @@ class Settings:
             said = re.sub(rf"(?<![:.]) (?={error.field} )", " and ", error.message)  # one line for each at the prompt
             return InvalidInputError(setting, said.replace(f"{error.field} ", f"/set {setting} "))
         return renamed(error, self._shown)
+
+    def _wanted(self, name: str) -> str:
+        """What the value of a setting is, in the words of the client."""
+        if choices := self.choices(name):
+            return f"one of {', '.join(map(repr, choices))}"
+        kinds = get_args(get_type_hints(ask)[self._parameters[name].name])
+        return "a whole number" if int in kinds else "a number" if float in kinds else "a text"
 
     def _known(self, name: str) -> str:
         found = name.removeprefix("--").replace("_", "-")

@@ -14,6 +14,7 @@ from prompt_toolkit.history import FileHistory, InMemoryHistory
 from prompt_toolkit.output import create_output
 from prompt_toolkit.patch_stdout import patch_stdout
 
+from ragserve_cli import console
 from ragserve_cli.prompt import POLL_SECONDS, PROMPT
 from ragserve_cli.up import Running
 
@@ -47,11 +48,12 @@ class TerminalLines:
         )
 
     def read(self) -> str | None:
-        """The next line; None at the end. Ctrl-C clears a line that was begun, and ends on an empty one.
+        """The next line; None at the end. Ctrl-C clears a line that was begun; twice on an empty one, it ends.
 
         Raises:
             UnavailableError: a service has ended.
         """
+        interrupted = False
         while not self._started.stop.is_set():
             try:
                 with patch_stdout(raw=True):
@@ -59,8 +61,12 @@ class TerminalLines:
             except EOFError:
                 return None
             except KeyboardInterrupt:
-                if not self._session.default_buffer.text:
+                empty = not self._session.default_buffer.text
+                if empty and interrupted:
                     return None
+                if empty:
+                    console.note("Ctrl-C again, or Ctrl-D, ends.")
+                interrupted = empty
         return None
 
     async def _read(self) -> str:
