@@ -267,7 +267,11 @@ def split_values(
             f"'ragserve kb {command} --retriever HOST:PORT {rest}'",
         )
     if at_most is not None and len(given) > at_most:
-        raise InvalidInputError("KB", f"{given[at_most]!r} is one value too many; with --retriever, leave out KB")
+        if retriever is None:
+            raise InvalidInputError("KB", f"{given[at_most]!r} is one value too many")
+        command = f". Write: ragserve kb {USAGE[name].partition(' ')[0]} --retriever {retriever} " if name else ""
+        rest = " ".join(given[-at_most:]) if name else ""
+        raise InvalidInputError("KB", f"leave out KB ({given[0]!r}), as --retriever says where it is{command}{rest}")
     return knowledge, given
 
 
