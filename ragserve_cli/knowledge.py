@@ -151,7 +151,9 @@ class Wanted:
 
 
 def _search_files(wanted: Wanted, knowledge: Path, model: Path | None) -> tuple[list[dict[str, Any]], Sequence[str]]:
-    from retriever_svc import filters  # noqa: PLC0415  (slow to import)
+    from ragserve.responses import metadata  # noqa: PLC0415  (slow to import)
+    from ragserve.results import Passage  # noqa: PLC0415
+    from retriever_svc import filters  # noqa: PLC0415
     from retriever_svc.kinds import LookupOptions, SearchKind  # noqa: PLC0415
     from retriever_svc.loading import RetrievalOptions  # noqa: PLC0415
     from retriever_svc.search import search_offline  # noqa: PLC0415
@@ -166,17 +168,17 @@ def _search_files(wanted: Wanted, knowledge: Path, model: Path | None) -> tuple[
         RetrievalOptions(knowledge_version=wanted.knowledge_version or 0, lexical=kind is not SearchKind.DENSE),
         LookupOptions(filters.Filter(conditions), kind=kind),
     )
-    rows = [
-        {
-            "id": hit.passage.id,
-            "title": hit.passage.title,
-            "text": hit.passage.text,
-            "score": hit.score,
-            "prior": math.exp(hit.log_prior),
-        }
+    found = (
+        Passage(
+            *(hit.passage.id, hit.passage.title, hit.passage.text),
+            score=hit.score,
+            prior=math.exp(hit.log_prior),
+            posterior=0.0,
+            metadata=metadata(hit.passage.metadata_json),
+        )
         for hit in hits
-    ]
-    return rows, warnings
+    )
+    return [one.to_dict(posterior=False) for one in found], warnings
 
 
 def _search_running(target: str, wanted: Wanted) -> tuple[list[dict[str, Any]], Sequence[str]]:
@@ -190,8 +192,7 @@ def _search_running(target: str, wanted: Wanted) -> tuple[list[dict[str, Any]], 
             knowledge_version=wanted.knowledge_version,
             search_kind=wanted.search_kind,
         )
-    shown = ("id", "title", "text", "score", "prior")
-    return [{key: row[key] for key in shown} for row in found.to_dict()["passages"]], found.warnings
+    return [one.to_dict(posterior=False) for one in found.passages], found.warnings
 
 
 def _listed(keys: Mapping[str, int]) -> str:

@@ -26,6 +26,7 @@ def test_the_default_adapts_with_a_warning(cli: Cli, assets: Assets, three: Path
     assert (shown.returncode, shown.stderr) == (0, f"searching {three}\nwarning: {WARNING}\n")
     plain = json.loads(cli("kb", "search", "old city", *place, "--json").stdout)
     assert (len(plain["passages"]), plain["warnings"]) == (3, [WARNING])
+    assert {tuple(passage["metadata"]) for passage in plain["passages"]} == {("number",)}
     asked = json.loads(cli("kb", "search", "old city", *place, "--json", "-k", 2).stdout)
     assert (len(asked["passages"]), asked["warnings"]) == (2, [])
     refused = cli("kb", "search", "old city", *place, "-k", 4)
