@@ -183,8 +183,8 @@ def require_words(snapshot: Snapshot) -> Bm25Index:
     """The index of words. Raises FailedPreconditionError where it is not held."""
     if snapshot.words is None:
         raise FailedPreconditionError(
-            "this retriever has no word index: start it with --lexical (as 'ragserve up --lexical' does), or search by "
-            "vector (dense)",
+            "this retriever has no word index: start it with --lexical (so do 'ragserve up', 'demo' and 'quickstart' "
+            "with that flag), or search by vector (dense)",
             field="options.kind",
         )
     return snapshot.words

@@ -128,7 +128,7 @@ def test_filters_reach_the_retriever(cli: Cli, target: str) -> None:
         (["--beams", 1000], "--beams"),
         (["--length-penalty", -1, "--early-stopping", "never", "--beams", 2], "--length-penalty"),
         (["--knowledge-version", 9], "--knowledge-version"),
-        (["--search-kind", "bm25"], "ragserve up --lexical"),
+        (["--search-kind", "bm25"], "start it with --lexical (so do 'ragserve up', 'demo' and 'quickstart'"),
     ],
 )
 def test_bad_requests_are_one_line_and_the_services_go_on(
