@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
 from ragserve.options import Decoding, Mode, QuestionForm, Truncation
 
@@ -15,6 +16,22 @@ DEFAULT_TIMEOUT = 60.0  # seconds
 
 EarlyStopping = Literal["heuristic", "first", "never"]
 SearchKind = Literal["dense", "bm25", "weighted", "rrf"]
+
+
+class QuestionCommand(TyperCommand):
+    """A command whose arguments are sentences: several words without quotes are told how to stand."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The arguments that are left over, of which there are none. Raises as typer does."""
+        try:
+            return super().parse_args(ctx, args)
+        except typer.TyperException as error:
+            message = str(getattr(error, "message", ""))
+            if "unexpected extra argument" in message:
+                texts = [one.name for one in self.params if one.param_type_name == "argument"]
+                error.message = f"{message}: put the {' and the '.join(texts)} in quotes"
+            raise
+
 
 Question = Annotated[str, typer.Argument(help="What to ask.")]
 TargetOption = Annotated[
@@ -58,7 +75,7 @@ SearchKindOption = Annotated[
     typer.Option(
         "--search-kind",
         help="Find passages by vector (dense), by words (bm25), or by both. All but dense need a retriever that was "
-        "started with --lexical, as by 'ragserve up --lexical'.",
+        "started with --lexical, as by 'ragserve up --lexical' (demo and quickstart have that flag too).",
     ),
 ]
 

@@ -60,9 +60,9 @@ app = typer.Typer(
 for command in (changing.add, changing.delete, changing.versions, changing.rollback, changing.diff, changing.compact):
     kb.command(command.__name__)(command)
 app.add_typer(kb, name="kb")
-app.command("ask")(asking.ask)
-app.command("score")(asking.score)
-app.command("retrieve")(asking.retrieve)
+app.command("ask", cls=choices.QuestionCommand)(asking.ask)
+app.command("score", cls=choices.QuestionCommand)(asking.score)
+app.command("retrieve", cls=choices.QuestionCommand)(asking.retrieve)
 app.command("info")(asking.info)
 app.command("import-checkpoint")(import_command)
 app.command("quantize-encoder")(quantize_command)

@@ -57,6 +57,20 @@ def test_places_of_services_that_cannot_be_are_named(line: str, field: str, said
     assert caught.value.field == f"retriever {field}"
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("ask who designed it", "(designed it): put the question in quotes"),
+        ("retrieve who designed it", "(designed it): put the question in quotes"),
+        ("score who designed it", "(it): put the question and the answer in quotes"),
+    ],
+)
+def test_questions_without_quotes_are_told_how_to_stand(words: str, said: str) -> None:
+    found = CliRunner(env={"COLUMNS": "200"}).invoke(app, words.split())
+    assert found.exit_code == 2
+    assert said in found.output
+
+
 def test_the_script_is_installed(cli: Cli) -> None:
     assert "import-checkpoint" in cli("--help").stdout
 
