@@ -254,7 +254,7 @@ def _check_search(
 
 def _check_lengths(resolved: Resolved) -> None:
     most = resolved.max_length
-    why = f"the longest answer of this request has {most} tokens, the start token included"
+    why = f"the longest answer of this request has {most} tokens, the start token included; or raise max_new_tokens"
     check_range("options.min_length", resolved.min_length, most=most, why=why)
     check_range("options.min_new_tokens", resolved.min_new_tokens, most=most - 1, why=why)
 
