@@ -313,13 +313,15 @@ class _Run:
 
 def given_documents(sources: Sources) -> Evidence:
     """The caller's documents by falling prior, which is normalized."""
-    documents = sorted(sources.documents, key=lambda one: -one.log_prior)
+    numbers = sorted(range(len(sources.documents)), key=lambda number: -sources.documents[number].log_prior)
+    documents = [sources.documents[number] for number in numbers]
     log_prior = log_normalize([one.log_prior for one in documents])
     return Evidence(
         passages=tuple(Passage("", one.title, one.text) for one in documents),
         scores=tuple(one.log_prior for one in documents),
         log_prior=log_prior.astype(np.float32).astype(np.float64),
         knowledge_version=0,
+        numbers=tuple(numbers),
     )
 
 

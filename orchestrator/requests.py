@@ -143,6 +143,7 @@ class Evidence:
     posterior: npt.NDArray[np.float64] | None = None  # [n_docs]; None before there is an answer
     truncated_tokens: tuple[int, ...] = ()  # of each context; empty before there is a session
     warnings: tuple[str, ...] = ()  # such as fewer passages than the default
+    numbers: tuple[int, ...] = ()  # of the caller's documents, in the request; empty for retrieved passages
     query_encoder: str = ""  # of the retriever's model directory; empty: not known, or the caller's documents
 
     @property

@@ -65,7 +65,9 @@ def unknown_warnings(evidence: Evidence, lengths: Sequence[ContextLength]) -> li
 
 def _name(evidence: Evidence, number: int) -> str:
     passage = evidence.passages[number]
-    return f"passage {passage.id!r}" if passage.id else f"document {number + 1} by prior ({passage.title!r})"
+    if not evidence.numbers:
+        return f"passage {passage.id!r}"
+    return f"documents[{evidence.numbers[number]}]{f' ({passage.title!r})' if passage.title else ''}"
 
 
 def _warning(name: str, one: ContextLength, truncation: Truncation) -> str:

@@ -19,8 +19,8 @@ CUT = re.compile(r"The generator read only the first (\d+) of (\d+) tokens of (.
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_passage_that_is_cut_is_named_in_the_answer(family: str, stack: Stack, launcher: Launcher) -> None:
     documents = [
-        generator_pb2.Document(title="Long", text=LONG, log_prior=0.0),
         generator_pb2.Document(title="Short", text="a river", log_prior=-1.0),
+        generator_pb2.Document(title="Long", text=LONG, log_prior=0.0),
     ]
     counter = "ragserve_truncated_documents_total"
     before = scrape(stack.generators[family])[counter]
@@ -35,7 +35,7 @@ def test_a_passage_that_is_cut_is_named_in_the_answer(family: str, stack: Stack,
         long, short = response.passages
         assert (long.truncated_tokens > whole - 60, short.truncated_tokens) == (True, 0)
         (found,) = filter(None, map(CUT.match, response.warnings))
-        assert found.groups() == (str(whole - long.truncated_tokens), str(whole), "document 1 by prior ('Long')")
+        assert found.groups() == (str(whole - long.truncated_tokens), str(whole), "documents[1] ('Long')")
     assert scrape(stack.generators[family])[counter] == before + 2
 
 
