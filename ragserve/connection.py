@@ -14,6 +14,7 @@ import grpc.aio
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from ragserve.boundary import debugging
 from ragserve.calls import TimeLeft
 from ragserve.errors import FailedPreconditionError, InternalError, RagserveError, UnavailableError
 from ragserve.failures import SERVICES, Called, Service, explained, outcome_unknown
@@ -107,7 +108,7 @@ class Connection(_Connection):
         try:
             return getattr(self._stub(), method)(request, timeout=left.seconds())
         except FAILURES as error:
-            raise self._failure(error, left) from error
+            raise self._failure(error, left) from _cause(error)
 
     def stream(self, method: str, request: Any, left: TimeLeft) -> Generator[Any, None, None]:
         """The responses of a method that has several. Closing the generator cancels the call."""
@@ -119,7 +120,7 @@ class Connection(_Connection):
                 except StopIteration:
                     return
                 except FAILURES as error:
-                    raise self._failure(error, left) from error
+                    raise self._failure(error, left) from _cause(error)
                 yield response
         finally:
             call.cancel()
@@ -156,14 +157,14 @@ class AsyncConnection(_Connection):
             call = getattr(self._stub(), method)(request, timeout=left.seconds())
             return await (call if isinstance(request, Message) else ClientStream(call).response())
         except ASYNC_FAILURES as error:
-            raise await self._failure(error, left) from error
+            raise await self._failure(error, left) from _cause(error)
 
     async def stream(self, method: str, request: Any, left: TimeLeft) -> AsyncGenerator[Any, None]:
         """The responses of a method that has several. Closing the generator cancels the call."""
         try:
             call: ClientStream[Any, Any] = ClientStream(getattr(self._stub(), method)(request, timeout=left.seconds()))
         except ASYNC_FAILURES as error:
-            raise await self._failure(error, left) from error
+            raise await self._failure(error, left) from _cause(error)
         responses = aiter(call)
         try:
             while True:
@@ -172,7 +173,7 @@ class AsyncConnection(_Connection):
                 except StopAsyncIteration:
                     return
                 except ASYNC_FAILURES as error:
-                    raise await self._failure(error, left) from error
+                    raise await self._failure(error, left) from _cause(error)
                 yield response
         finally:
             call.cancel()
@@ -214,6 +215,11 @@ def _is_own_cancellation() -> bool:
     """Whether somebody cancelled the task. gRPC also raises CancelledError when the server cancels a call."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+def _cause(error: BaseException) -> BaseException | None:
+    """What an uncaught error shows in front of itself: the text of gRPC where somebody debugs, else nothing."""
+    return error if debugging() else None
 
 
 def _code(error: BaseException) -> grpc.StatusCode | None:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -48,8 +49,9 @@ async def test_nobody_listens(listening: socket.socket) -> None:
     target = place(listening)
     listening.close()
     says = rf"^nothing listens at {target} \(connection refused\): is the orchestrator running\?$"
-    with pytest.raises(UnavailableError, match=says):
+    with pytest.raises(UnavailableError, match=says) as caught:
         ask(target)
+    assert "_InactiveRpcError" not in "".join(traceback.format_exception(caught.value))
     with pytest.raises(UnavailableError, match=says):
         await ask_async(target)
     with ragserve.KnowledgeClient(target, max_attempts=1) as client:
