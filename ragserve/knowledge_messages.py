@@ -161,7 +161,7 @@ def lookup_result(response: pb.RetrieverServiceRetrieveResponse) -> LookupResult
 
 def _nothing_found(result: pb.QueryResult, version: int) -> str:
     reason = nothing_found_from_proto(result.nothing_found)
-    keys = FilterKeys(tuple(result.unknown_keys), tuple(result.metadata_keys))
+    keys = FilterKeys(*map(tuple, (result.unknown_keys, result.metadata_keys, result.nested_keys, result.number_keys)))
     return explanation(reason, version, keys=keys) if reason else ""
 
 

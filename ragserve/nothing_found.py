@@ -25,17 +25,25 @@ class NothingFound(StrEnum):
 class FilterKeys:
     """Keys of a filter that no passage has a value for, and the keys that passages have, the most frequent first.
 
-    `known` has at most NAMED_KEYS + 1 keys. The last of that many only says that there are more.
+    `known` has at most NAMED_KEYS + 1 keys. The last of that many only says that there are more. `nested`: those of
+    `unknown` that have lists or objects. `numbers`: keys whose values are all numbers, with a text as a bound.
     """
 
     unknown: tuple[str, ...] = ()
     known: tuple[str, ...] = ()
+    nested: tuple[str, ...] = ()
+    numbers: tuple[str, ...] = ()
 
     def sentences(self) -> str:
-        """What can be filtered by; empty where every key of the filter is known."""
+        """What is wrong with keys and bounds of the filter, and what can be filtered by; empty where nothing is."""
+        if self.numbers:
+            values = f"but all values of {_listed(self.numbers, 'and')} are numbers"
+            return f"A bound is a text, {values}. Write a number with a decimal point, such as 0.5."
         if not self.unknown:
             return ""
         said = f"None has a text, number or boolean under the metadata key {_listed(self.unknown, 'or')}."
+        if self.nested:
+            said += f" Lists and objects, as those of {_listed(self.nested, 'and')}, cannot be filtered."
         if parts := [key for key in self.unknown if key in NOT_METADATA]:
             said += f" Only metadata can be filtered, not {' or '.join(parts)}."
         if not self.known:

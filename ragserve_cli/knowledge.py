@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,16 +53,16 @@ def info(
 
     described = describe(knowledge or demo_directory() / "kb")
     found = {key: _plain(value) for key, value in asdict(described).items()}
-    keys = metadata_keys(described.path, described.version)
+    keys, nested = metadata_keys(described.path, described.version)
     if as_json:
-        console.print_json({**found, "metadata_keys": keys})
+        console.print_json({**found, "metadata_keys": keys, "nested_metadata_keys": nested})
         return
     table = Table(show_header=False, box=None)
     for key, value in found.items():
         shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
         table.add_row(key.replace("_", " "), escape(shown))
     counted = f" (of the first {COUNTED_ROWS:,} passages)" if described.passages > COUNTED_ROWS else ""
-    table.add_row("metadata keys", escape(_listed(keys) + counted))
+    table.add_row("metadata keys", escape(_listed(keys, nested) + counted))
     console.out.print(table)
 
 
@@ -195,10 +194,14 @@ def _search_running(target: str, wanted: Wanted) -> tuple[list[dict[str, Any]], 
     return [one.to_dict(posterior=False) for one in found.passages], found.warnings
 
 
-def _listed(keys: Mapping[str, int]) -> str:
-    """The most frequent keys with the number of passages that have them."""
-    shown = ", ".join(f"{excerpt(key, KEY_CELLS)} ({count})" for key, count in islice(keys.items(), LISTED_KEYS))
-    return (shown or "none") + (f" and {len(keys) - LISTED_KEYS} more" if len(keys) > LISTED_KEYS else "")
+def _listed(keys: Mapping[str, int], nested: Mapping[str, int]) -> str:
+    """The most frequent keys with the number of passages that have them, and the keys of lists and objects."""
+    listed = [f"{excerpt(key, KEY_CELLS)} ({count})" for key, count in keys.items()]
+    listed += [
+        f"{excerpt(key, KEY_CELLS)} ({count}, lists or objects: not filterable)" for key, count in nested.items()
+    ]
+    more = f" and {len(listed) - LISTED_KEYS} more" if len(listed) > LISTED_KEYS else ""
+    return (", ".join(listed[:LISTED_KEYS]) or "none") + more
 
 
 def _plain(value: Any) -> Any:

@@ -106,6 +106,8 @@ def retrieval_to_proto(retrieval: Retrieval) -> retriever_pb2.RetrieverServiceRe
         message = response.results.add(decoded_query=result.decoded_query, nothing_found=nothing_found)
         message.unknown_keys.extend(result.filter_keys.unknown)
         message.metadata_keys.extend(result.filter_keys.known if result.filter_keys.unknown else ())
+        message.nested_keys.extend(result.filter_keys.nested)
+        message.number_keys.extend(result.filter_keys.numbers)
         _add_hits(message, result.hits)
     return response
 

@@ -125,7 +125,12 @@ def _check_order(field: str, of_key: str, low: tuple[str, str], high: tuple[str,
     least, most = number_of(low_text), number_of(high_text)
     given = f"{field}{of_key} has {low_name} {shown(low_text)} and {high_name} {shown(high_text)}"
     if (least is None) != (most is None):
-        raise InvalidInputError(f"{field}.{high_name}", f"{given}: one of them is a number, the other is not")
+        text, number = (low_text, high_text) if least is None else (high_text, low_text)
+        raise InvalidInputError(
+            f"{field}.{high_name}",
+            f"{given}: {shown(text)} is a text and {shown(number)} a number. Give two numbers, with decimal points, or "
+            "two texts",
+        )
     if least is None or most is None:
         empty, equal = low_text > high_text, low_text == high_text
     else:
@@ -148,6 +153,7 @@ class MetadataColumns:
             metadata if isinstance(metadata, pa.ChunkedArray) else pa.chunked_array([metadata])
         )
         self._columns: dict[_Name, _Column] = {}
+        self._nested: dict[str, NDArray[np.int32]] = {}  # rows that have a list or an object, by key
         self._masks: OrderedDict[Filter, Mask] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -174,6 +180,19 @@ class MetadataColumns:
                 found[key] += column.count(alive)
             return +found
 
+    def nested(self, alive: Mask | None = None) -> Counter[str]:
+        """How many of the rows that are alive (None: all) have a list or an object, by key. Raises as `load`."""
+        with self._lock:
+            self._load()
+            counts = {key: len(rows) if alive is None else alive[rows].sum() for key, rows in self._nested.items()}
+            return +Counter({key: int(count) for key, count in counts.items()})
+
+    def only_numbers(self, key: str) -> bool:
+        """Whether all values of a key that can be filtered read as numbers, or there are none. Raises as `load`."""
+        with self._lock:
+            self._load()
+            return all(self._columns[name].only_numbers for name in _names(key) if name in self._columns)
+
     def mask(self, wanted: Filter) -> Mask:
         """Which rows pass, [n_rows], read-only; the filter must have passed `check_filter`. Raises as `load`."""
         with self._lock:
@@ -188,7 +207,7 @@ class MetadataColumns:
 
     def _load(self) -> None:
         if self._unread is not None:
-            self._columns = _parse(self._unread)
+            self._columns, self._nested = _parse(self._unread)
             self._unread = None
 
     def _evaluate(self, wanted: Filter) -> Mask:
@@ -229,6 +248,11 @@ class _Column:
         mask = np.zeros(n_rows, dtype=np.bool_)
         mask[self._rows] = passing
         return mask
+
+    @property
+    def only_numbers(self) -> bool:
+        """Whether every value reads as a number."""
+        return not np.isnan(self._as_floats()).any()
 
     def count(self, alive: Mask | None) -> int:
         """How many of the rows that are alive have a value."""
@@ -294,22 +318,30 @@ def _mask(array: pa.Array) -> Mask:
     return np.array(array.to_numpy(zero_copy_only=False), np.bool_)
 
 
-def _parse(metadata: pa.ChunkedArray) -> dict[_Name, _Column]:
+def _parse(metadata: pa.ChunkedArray) -> tuple[dict[_Name, _Column], dict[str, NDArray[np.int32]]]:
+    """The columns, and by key the rows that have a list or an object."""
+    nested: defaultdict[str, list[int]] = defaultdict(list)
     rows: dict[_Name, list[NDArray[np.int32]]] = {}
     values: dict[_Name, list[pa.Array]] = {}
-    for texts, numbers in _parse_blocks(metadata):
+    for texts, numbers in _parse_blocks(metadata, nested):
         for found, numeric in ((texts, False), (numbers, True)):
             for key, (places, kept) in found.items():
                 rows.setdefault((key, numeric), []).append(np.asarray(places, dtype=np.int32))
                 values.setdefault((key, numeric), []).append(_to_strings(kept))
-    return {name: _Column(np.concatenate(rows[name]), pa.chunked_array(values[name]), numeric=name[1]) for name in rows}
+    columns = {
+        name: _Column(np.concatenate(rows[name]), pa.chunked_array(values[name]), numeric=name[1]) for name in rows
+    }
+    return columns, {key: np.array(places, np.int32) for key, places in nested.items()}
 
 
 _Found: TypeAlias = defaultdict[str, tuple[list[int], list[Any]]]  # by key: row numbers and values
 
 
-def _parse_blocks(metadata: pa.ChunkedArray) -> Iterator[tuple[_Found, _Found]]:
-    """For each block of rows, the texts (str) and the numbers (bytes) of each key in it."""
+def _parse_blocks(metadata: pa.ChunkedArray, nested: defaultdict[str, list[int]]) -> Iterator[tuple[_Found, _Found]]:
+    """For each block of rows, the texts (str) and the numbers (bytes) of each key in it.
+
+    The rows that have a list or an object are added to `nested`, by key.
+    """
     for start in range(0, len(metadata), BLOCK_ROWS):
         blocks = metadata.slice(start, BLOCK_ROWS).to_pylist()
         filled = [row for row, text in enumerate(blocks) if text]
@@ -324,6 +356,8 @@ def _parse_blocks(metadata: pa.ChunkedArray) -> Iterator[tuple[_Found, _Found]]:
                 elif isinstance(value, bytes):
                     places, kept = numbers[key]
                 else:
+                    if value is not None:
+                        nested[key].append(start + row)
                     continue
                 places.append(start + row)
                 kept.append(value)

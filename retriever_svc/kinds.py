@@ -13,11 +13,12 @@ import numpy as np
 
 from ragserve.errors import FailedPreconditionError
 from ragserve.nothing_found import NAMED_KEYS, FilterKeys, NothingFound
-from retriever_svc.filters import Filter
+from retriever_svc.filters import BOUNDS, Condition, Filter
 from retriever_svc.lexical import WEIGHT, Bm25Index
 from retriever_svc.lexical.analysis import terms_of, words_of
 from retriever_svc.lexical.fusion import Candidates, reciprocal_rank_fusion, weighted_sum
 from retriever_svc.live.snapshot import Snapshot, View
+from retriever_svc.numerals import number_of
 from retriever_svc.ranking import find_nearest, scan_nearest
 from retriever_svc.types import Float32, Int64, Query
 
@@ -127,11 +128,23 @@ def why_nothing(lookup: Lookup, query: Query) -> NothingFound:
 
 
 def filter_keys(lookup: Lookup) -> FilterKeys:
-    """Which keys of a filter that nothing matches no passage has, and which there are."""
-    known = lookup.snapshot.metadata_keys()
-    wanted = [one.key for one in lookup.options.filter.conditions if one.none_of is None and one.key not in known]
+    """Why nothing matches a filter: keys that no passage has, keys of lists, texts as bounds of numbers."""
+    snapshot, conditions = lookup.snapshot, lookup.options.filter.conditions
+    known, nested = snapshot.metadata_keys(), snapshot.nested_keys()
+    unknown = dict.fromkeys(one.key for one in conditions if one.none_of is None and one.key not in known)
     most = sorted(known, key=lambda key: (-known[key], key))[: NAMED_KEYS + 1]
-    return FilterKeys(tuple(dict.fromkeys(wanted)), tuple(most))
+    with_text = dict.fromkeys(one.key for one in conditions if one.key in known and _has_text_bound(one))
+    return FilterKeys(
+        tuple(unknown),
+        tuple(most),
+        tuple(key for key in unknown if key in nested),
+        tuple(key for key in with_text if snapshot.only_numbers(key)),
+    )
+
+
+def _has_text_bound(condition: Condition) -> bool:
+    """Whether a bound does not read as a number, so that no number is within it."""
+    return any((bound := getattr(condition, name)) is not None and number_of(bound) is None for name in BOUNDS)
 
 
 def nearest(view: View, queries: Float32, k: int) -> list[Ranked]:

@@ -174,16 +174,21 @@ def describe(path: Path, version: int = 0) -> KnowledgeInfo:
     )
 
 
-def metadata_keys(path: Path, version: int = 0) -> dict[str, int]:
+def metadata_keys(path: Path, version: int = 0) -> tuple[dict[str, int], dict[str, int]]:
     """How many of the first COUNTED_ROWS passages have a value that can be filtered, by key, the most frequent first.
+
+    The second mapping counts lists and objects, which cannot be filtered.
 
     Raises as `KnowledgeBase.open`, and DataLossError where metadata is damaged.
     """
     knowledge = KnowledgeBase.open(path, version)
     with reading(path, knowledge.version):
         rows = knowledge.dataset.to_table(columns=["metadata"], limit=COUNTED_ROWS)
-    found = MetadataColumns(pc.fill_null(rows.column("metadata"), "")).keys()
-    return dict(sorted(found.items(), key=lambda one: (-one[1], one[0])))
+    columns = MetadataColumns(pc.fill_null(rows.column("metadata"), ""))
+    keys, nested = (
+        sorted(one.items(), key=lambda pair: (-pair[1], pair[0])) for one in (columns.keys(), columns.nested())
+    )
+    return dict(keys), dict(nested)
 
 
 def passage_encoder_directory(model: Path) -> Path:

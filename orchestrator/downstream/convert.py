@@ -47,7 +47,9 @@ def evidence_from_proto(response: retriever_pb2.RetrieverServiceRetrieveResponse
         # A retriever of an older version does not say why.
         likely = NothingFound.FILTER if search.filter else NothingFound.WORDS
         reason = nothing_found_from_proto(result.nothing_found) or likely
-        keys = FilterKeys(tuple(result.unknown_keys), tuple(result.metadata_keys))
+        keys = FilterKeys(
+            *map(tuple, (result.unknown_keys, result.metadata_keys, result.nested_keys, result.number_keys))
+        )
         message = explanation(reason, response.knowledge_version, NAMES.filter, NAMES.kind, keys)
         raise NotFoundError(message, field=NAMES.blamed(reason))
     return Evidence(

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from ragserve.v1 import common_pb2 as ragserve_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bragserve/v1/retriever.proto\x12\x0bragserve.v1\x1a\x18ragserve/v1/common.proto\"2\n\x05Query\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x10\n\x06vector\x18\x02 \x01(\x0cH\x00\x42\x07\n\x05query\"\xae\x01\n\x1fRetrieverServiceRetrieveRequest\x12#\n\x07queries\x18\x01 \x03(\x0b\x32\x12.ragserve.v1.Query\x12\t\n\x01k\x18\x02 \x01(\r\x12\x19\n\x11knowledge_version\x18\x03 \x01(\x04\x12+\n\x07options\x18\x04 \x01(\x0b\x32\x1a.ragserve.v1.SearchOptions\x12\x13\n\x0b\x61llow_fewer\x18\x05 \x01(\x08\"b\n\x15RetrieveStreamRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12=\n\x07request\x18\x02 \x01(\x0b\x32,.ragserve.v1.RetrieverServiceRetrieveRequest\"\x9d\x01\n\x16RetrieveStreamResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x41\n\x08response\x18\x02 \x01(\x0b\x32-.ragserve.v1.RetrieverServiceRetrieveResponseH\x00\x12)\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x18.ragserve.v1.StreamErrorH\x00\x42\t\n\x07outcome\"X\n\x0bStreamError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x1b\n\x13retry_after_seconds\x18\x04 \x01(\x01\"\xb1\x01\n\x0bQueryResult\x12,\n\x08passages\x18\x01 \x03(\x0b\x32\x1a.ragserve.v1.ScoredPassage\x12\x15\n\rdecoded_query\x18\x02 \x01(\t\x12\x30\n\rnothing_found\x18\x03 \x01(\x0e\x32\x19.ragserve.v1.NothingFound\x12\x14\n\x0cunknown_keys\x18\x04 \x03(\t\x12\x15\n\rmetadata_keys\x18\x05 \x03(\t\"\xbc\x01\n RetrieverServiceRetrieveResponse\x12)\n\x07results\x18\x01 \x03(\x0b\x32\x18.ragserve.v1.QueryResult\x12\x19\n\x11knowledge_version\x18\x02 \x01(\x04\x12)\n\x07timings\x18\x03 \x03(\x0b\x32\x18.ragserve.v1.StageTiming\x12\x10\n\x08warnings\x18\x04 \x03(\t\x12\x15\n\rquery_encoder\x18\x05 \x01(\t\" \n\x1eRetrieverServiceGetInfoRequest\"\x9d\x02\n\x1fRetrieverServiceGetInfoResponse\x12\x19\n\x11knowledge_version\x18\x01 \x01(\x04\x12\x10\n\x08passages\x18\x02 \x01(\x04\x12\x11\n\tdimension\x18\x03 \x01(\r\x12\x15\n\rindex_factory\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\x13\n\x0bscore_scale\x18\x06 \x01(\x02\x12\r\n\x05max_k\x18\x07 \x01(\r\x12\x19\n\x11max_batch_queries\x18\x08 \x01(\r\x12\x17\n\x0floaded_versions\x18\t \x03(\x04\x12\x10\n\x08writable\x18\n \x01(\x08\x12\x16\n\x0e\x64\x65lta_passages\x18\x0b \x01(\x04\x12\x11\n\tdead_rows\x18\x0c \x01(\x04\"C\n\nNewPassage\x12%\n\x07passage\x18\x01 \x01(\x0b\x32\x14.ragserve.v1.Passage\x12\x0e\n\x06vector\x18\x02 \x01(\x0c\"l\n\x15UpsertPassagesRequest\x12)\n\x08passages\x18\x01 \x03(\x0b\x32\x17.ragserve.v1.NewPassage\x12(\n\x05split\x18\x02 \x01(\x0b\x32\x19.ragserve.v1.SplitOptions\">\n\x0cSplitOptions\x12\r\n\x05words\x18\x01 \x01(\r\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12\x0f\n\x07overlap\x18\x03 \x01(\r\"\xcc\x01\n\x16UpsertPassagesResponse\x12\x19\n\x11knowledge_version\x18\x01 \x01(\x04\x12\x10\n\x08inserted\x18\x02 \x01(\x04\x12\x0f\n\x07updated\x18\x03 \x01(\x04\x12)\n\x07timings\x18\x04 \x03(\x0b\x32\x18.ragserve.v1.StageTiming\x12\x1a\n\x12truncated_passages\x18\x05 \x01(\x04\x12\x15\n\rtruncated_ids\x18\x06 \x03(\t\x12\x16\n\x0eremoved_chunks\x18\x07 \x01(\x04\"4\n\x15\x44\x65letePassagesRequest\x12\x0b\n\x03ids\x18\x01 \x03(\t\x12\x0e\n\x06\x63hunks\x18\x02 \x01(\x08\"Y\n\x16\x44\x65letePassagesResponse\x12\x19\n\x11knowledge_version\x18\x01 \x01(\x04\x12\x0f\n\x07\x64\x65leted\x18\x02 \x01(\x04\x12\x13\n\x0bmissing_ids\x18\x03 \x03(\t\"<\n\x12GetPassagesRequest\x12\x0b\n\x03ids\x18\x01 \x03(\t\x12\x19\n\x11knowledge_version\x18\x02 \x01(\x04\"m\n\x13GetPassagesResponse\x12&\n\x08passages\x18\x01 \x03(\x0b\x32\x14.ragserve.v1.Passage\x12\x13\n\x0bmissing_ids\x18\x02 \x03(\t\x12\x19\n\x11knowledge_version\x18\x03 \x01(\x04\"\x15\n\x13ListVersionsRequest\"v\n\x10KnowledgeVersion\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x1c\n\x14\x63reated_unix_seconds\x18\x02 \x01(\x01\x12\x10\n\x08passages\x18\x03 \x01(\x04\x12\x11\n\toperation\x18\x04 \x01(\t\x12\x0e\n\x06loaded\x18\x05 \x01(\x08\"G\n\x14ListVersionsResponse\x12/\n\x08versions\x18\x01 \x03(\x0b\x32\x1d.ragserve.v1.KnowledgeVersion\",\n\x0fRollbackRequest\x12\x19\n\x11knowledge_version\x18\x01 \x01(\x04\"-\n\x10RollbackResponse\x12\x19\n\x11knowledge_version\x18\x01 \x01(\x04\"N\n\x13\x44iffVersionsRequest\x12\x14\n\x0c\x66rom_version\x18\x01 \x01(\x04\x12\x12\n\nto_version\x18\x02 \x01(\x04\x12\r\n\x05limit\x18\x03 \x01(\r\"\x98\x01\n\x14\x44iffVersionsResponse\x12\x11\n\tadded_ids\x18\x01 \x03(\t\x12\x13\n\x0b\x63hanged_ids\x18\x02 \x03(\t\x12\x13\n\x0bremoved_ids\x18\x03 \x03(\t\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x04 \x01(\x04\x12\x0f\n\x07\x63hanged\x18\x05 \x01(\x04\x12\x0f\n\x07removed\x18\x06 \x01(\x04\x12\x12\n\nto_version\x18\x07 \x01(\x04\"\x10\n\x0eRefreshRequest\",\n\x0fRefreshResponse\x12\x19\n\x11knowledge_version\x18\x01 \x01(\x04\"j\n\x0e\x43ompactRequest\x12\x1a\n\rkeep_versions\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x19\n\x0ckeep_seconds\x18\x02 \x01(\x01H\x01\x88\x01\x01\x42\x10\n\x0e_keep_versionsB\x0f\n\r_keep_seconds\"]\n\x0f\x43ompactResponse\x12\x19\n\x11knowledge_version\x18\x01 \x01(\x04\x12\x18\n\x10versions_removed\x18\x02 \x01(\x04\x12\x15\n\rbytes_removed\x18\x03 \x01(\x04*\xa0\x01\n\x0cNothingFound\x12\x1d\n\x19NOTHING_FOUND_UNSPECIFIED\x10\x00\x12\x18\n\x14NOTHING_FOUND_FILTER\x10\x01\x12\x1a\n\x16NOTHING_FOUND_NO_WORDS\x10\x02\x12\x17\n\x13NOTHING_FOUND_WORDS\x10\x03\x12\"\n\x1eNOTHING_FOUND_WORDS_AND_FILTER\x10\x04\x32\xc9\x07\n\x10RetrieverService\x12g\n\x08Retrieve\x12,.ragserve.v1.RetrieverServiceRetrieveRequest\x1a-.ragserve.v1.RetrieverServiceRetrieveResponse\x12]\n\x0eRetrieveStream\x12\".ragserve.v1.RetrieveStreamRequest\x1a#.ragserve.v1.RetrieveStreamResponse(\x01\x30\x01\x12\x64\n\x07GetInfo\x12+.ragserve.v1.RetrieverServiceGetInfoRequest\x1a,.ragserve.v1.RetrieverServiceGetInfoResponse\x12[\n\x0eUpsertPassages\x12\".ragserve.v1.UpsertPassagesRequest\x1a#.ragserve.v1.UpsertPassagesResponse(\x01\x12Y\n\x0e\x44\x65letePassages\x12\".ragserve.v1.DeletePassagesRequest\x1a#.ragserve.v1.DeletePassagesResponse\x12P\n\x0bGetPassages\x12\x1f.ragserve.v1.GetPassagesRequest\x1a .ragserve.v1.GetPassagesResponse\x12S\n\x0cListVersions\x12 .ragserve.v1.ListVersionsRequest\x1a!.ragserve.v1.ListVersionsResponse\x12G\n\x08Rollback\x12\x1c.ragserve.v1.RollbackRequest\x1a\x1d.ragserve.v1.RollbackResponse\x12S\n\x0c\x44iffVersions\x12 .ragserve.v1.DiffVersionsRequest\x1a!.ragserve.v1.DiffVersionsResponse\x12\x44\n\x07Refresh\x12\x1b.ragserve.v1.RefreshRequest\x1a\x1c.ragserve.v1.RefreshResponse\x12\x44\n\x07\x43ompact\x12\x1b.ragserve.v1.CompactRequest\x1a\x1c.ragserve.v1.CompactResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bragserve/v1/retriever.proto\x12\x0bragserve.v1\x1a\x18ragserve/v1/common.proto\"2\n\x05Query\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x10\n\x06vector\x18\x02 \x01(\x0cH\x00\x42\x07\n\x05query\"\xae\x01\n\x1fRetrieverServiceRetrieveRequest\x12#\n\x07queries\x18\x01 \x03(\x0b\x32\x12.ragserve.v1.Query\x12\t\n\x01k\x18\x02 \x01(\r\x12\x19\n\x11knowledge_version\x18\x03 \x01(\x04\x12+\n\x07options\x18\x04 \x01(\x0b\x32\x1a.ragserve.v1.SearchOptions\x12\x13\n\x0b\x61llow_fewer\x18\x05 \x01(\x08\"b\n\x15RetrieveStreamRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12=\n\x07request\x18\x02 \x01(\x0b\x32,.ragserve.v1.RetrieverServiceRetrieveRequest\"\x9d\x01\n\x16RetrieveStreamResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x41\n\x08response\x18\x02 \x01(\x0b\x32-.ragserve.v1.RetrieverServiceRetrieveResponseH\x00\x12)\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x18.ragserve.v1.StreamErrorH\x00\x42\t\n\x07outcome\"X\n\x0bStreamError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x1b\n\x13retry_after_seconds\x18\x04 \x01(\x01\"\xdb\x01\n\x0bQueryResult\x12,\n\x08passages\x18\x01 \x03(\x0b\x32\x1a.ragserve.v1.ScoredPassage\x12\x15\n\rdecoded_query\x18\x02 \x01(\t\x12\x30\n\rnothing_found\x18\x03 \x01(\x0e\x32\x19.ragserve.v1.NothingFound\x12\x14\n\x0cunknown_keys\x18\x04 \x03(\t\x12\x15\n\rmetadata_keys\x18\x05 \x03(\t\x12\x13\n\x0bnested_keys\x18\x06 \x03(\t\x12\x13\n\x0bnumber_keys\x18\x07 \x03(\t\"\xbc\x01\n RetrieverServiceRetrieveResponse\x12)\n\x07results\x18\x01 \x03(\x0b\x32\x18.ragserve.v1.QueryResult\x12\x19\n\x11knowledge_version\x18\x02 \x01(\x04\x12)\n\x07timings\x18\x03 \x03(\x0b\x32\x18.ragserve.v1.StageTiming\x12\x10\n\x08warnings\x18\x04 \x03(\t\x12\x15\n\rquery_encoder\x18\x05 \x01(\t\" \n\x1eRetrieverServiceGetInfoRequest\"\x9d\x02\n\x1fRetrieverServiceGetInfoResponse\x12\x19\n\x11knowledge_version\x18\x01 \x01(\x04\x12\x10\n\x08passages\x18\x02 \x01(\x04\x12\x11\n\tdimension\x18\x03 \x01(\r\x12\x15\n\rindex_factory\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\x13\n\x0bscore_scale\x18\x06 \x01(\x02\x12\r\n\x05max_k\x18\x07 \x01(\r\x12\x19\n\x11max_batch_queries\x18\x08 \x01(\r\x12\x17\n\x0floaded_versions\x18\t \x03(\x04\x12\x10\n\x08writable\x18\n \x01(\x08\x12\x16\n\x0e\x64\x65lta_passages\x18\x0b \x01(\x04\x12\x11\n\tdead_rows\x18\x0c \x01(\x04\"C\n\nNewPassage\x12%\n\x07passage\x18\x01 \x01(\x0b\x32\x14.ragserve.v1.Passage\x12\x0e\n\x06vector\x18\x02 \x01(\x0c\"l\n\x15UpsertPassagesRequest\x12)\n\x08passages\x18\x01 \x03(\x0b\x32\x17.ragserve.v1.NewPassage\x12(\n\x05split\x18\x02 \x01(\x0b\x32\x19.ragserve.v1.SplitOptions\">\n\x0cSplitOptions\x12\r\n\x05words\x18\x01 \x01(\r\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12\x0f\n\x07overlap\x18\x03 \x01(\r\"\xcc\x01\n\x16UpsertPassagesResponse\x12\x19\n\x11knowledge_version\x18\x01 \x01(\x04\x12\x10\n\x08inserted\x18\x02 \x01(\x04\x12\x0f\n\x07updated\x18\x03 \x01(\x04\x12)\n\x07timings\x18\x04 \x03(\x0b\x32\x18.ragserve.v1.StageTiming\x12\x1a\n\x12truncated_passages\x18\x05 \x01(\x04\x12\x15\n\rtruncated_ids\x18\x06 \x03(\t\x12\x16\n\x0eremoved_chunks\x18\x07 \x01(\x04\"4\n\x15\x44\x65letePassagesRequest\x12\x0b\n\x03ids\x18\x01 \x03(\t\x12\x0e\n\x06\x63hunks\x18\x02 \x01(\x08\"Y\n\x16\x44\x65letePassagesResponse\x12\x19\n\x11knowledge_version\x18\x01 \x01(\x04\x12\x0f\n\x07\x64\x65leted\x18\x02 \x01(\x04\x12\x13\n\x0bmissing_ids\x18\x03 \x03(\t\"<\n\x12GetPassagesRequest\x12\x0b\n\x03ids\x18\x01 \x03(\t\x12\x19\n\x11knowledge_version\x18\x02 \x01(\x04\"m\n\x13GetPassagesResponse\x12&\n\x08passages\x18\x01 \x03(\x0b\x32\x14.ragserve.v1.Passage\x12\x13\n\x0bmissing_ids\x18\x02 \x03(\t\x12\x19\n\x11knowledge_version\x18\x03 \x01(\x04\"\x15\n\x13ListVersionsRequest\"v\n\x10KnowledgeVersion\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x1c\n\x14\x63reated_unix_seconds\x18\x02 \x01(\x01\x12\x10\n\x08passages\x18\x03 \x01(\x04\x12\x11\n\toperation\x18\x04 \x01(\t\x12\x0e\n\x06loaded\x18\x05 \x01(\x08\"G\n\x14ListVersionsResponse\x12/\n\x08versions\x18\x01 \x03(\x0b\x32\x1d.ragserve.v1.KnowledgeVersion\",\n\x0fRollbackRequest\x12\x19\n\x11knowledge_version\x18\x01 \x01(\x04\"-\n\x10RollbackResponse\x12\x19\n\x11knowledge_version\x18\x01 \x01(\x04\"N\n\x13\x44iffVersionsRequest\x12\x14\n\x0c\x66rom_version\x18\x01 \x01(\x04\x12\x12\n\nto_version\x18\x02 \x01(\x04\x12\r\n\x05limit\x18\x03 \x01(\r\"\x98\x01\n\x14\x44iffVersionsResponse\x12\x11\n\tadded_ids\x18\x01 \x03(\t\x12\x13\n\x0b\x63hanged_ids\x18\x02 \x03(\t\x12\x13\n\x0bremoved_ids\x18\x03 \x03(\t\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x04 \x01(\x04\x12\x0f\n\x07\x63hanged\x18\x05 \x01(\x04\x12\x0f\n\x07removed\x18\x06 \x01(\x04\x12\x12\n\nto_version\x18\x07 \x01(\x04\"\x10\n\x0eRefreshRequest\",\n\x0fRefreshResponse\x12\x19\n\x11knowledge_version\x18\x01 \x01(\x04\"j\n\x0e\x43ompactRequest\x12\x1a\n\rkeep_versions\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x19\n\x0ckeep_seconds\x18\x02 \x01(\x01H\x01\x88\x01\x01\x42\x10\n\x0e_keep_versionsB\x0f\n\r_keep_seconds\"]\n\x0f\x43ompactResponse\x12\x19\n\x11knowledge_version\x18\x01 \x01(\x04\x12\x18\n\x10versions_removed\x18\x02 \x01(\x04\x12\x15\n\rbytes_removed\x18\x03 \x01(\x04*\xa0\x01\n\x0cNothingFound\x12\x1d\n\x19NOTHING_FOUND_UNSPECIFIED\x10\x00\x12\x18\n\x14NOTHING_FOUND_FILTER\x10\x01\x12\x1a\n\x16NOTHING_FOUND_NO_WORDS\x10\x02\x12\x17\n\x13NOTHING_FOUND_WORDS\x10\x03\x12\"\n\x1eNOTHING_FOUND_WORDS_AND_FILTER\x10\x04\x32\xc9\x07\n\x10RetrieverService\x12g\n\x08Retrieve\x12,.ragserve.v1.RetrieverServiceRetrieveRequest\x1a-.ragserve.v1.RetrieverServiceRetrieveResponse\x12]\n\x0eRetrieveStream\x12\".ragserve.v1.RetrieveStreamRequest\x1a#.ragserve.v1.RetrieveStreamResponse(\x01\x30\x01\x12\x64\n\x07GetInfo\x12+.ragserve.v1.RetrieverServiceGetInfoRequest\x1a,.ragserve.v1.RetrieverServiceGetInfoResponse\x12[\n\x0eUpsertPassages\x12\".ragserve.v1.UpsertPassagesRequest\x1a#.ragserve.v1.UpsertPassagesResponse(\x01\x12Y\n\x0e\x44\x65letePassages\x12\".ragserve.v1.DeletePassagesRequest\x1a#.ragserve.v1.DeletePassagesResponse\x12P\n\x0bGetPassages\x12\x1f.ragserve.v1.GetPassagesRequest\x1a .ragserve.v1.GetPassagesResponse\x12S\n\x0cListVersions\x12 .ragserve.v1.ListVersionsRequest\x1a!.ragserve.v1.ListVersionsResponse\x12G\n\x08Rollback\x12\x1c.ragserve.v1.RollbackRequest\x1a\x1d.ragserve.v1.RollbackResponse\x12S\n\x0c\x44iffVersions\x12 .ragserve.v1.DiffVersionsRequest\x1a!.ragserve.v1.DiffVersionsResponse\x12\x44\n\x07Refresh\x12\x1b.ragserve.v1.RefreshRequest\x1a\x1c.ragserve.v1.RefreshResponse\x12\x44\n\x07\x43ompact\x12\x1b.ragserve.v1.CompactRequest\x1a\x1c.ragserve.v1.CompactResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ragserve.v1.retriever_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_NOTHINGFOUND']._serialized_start=2922
-  _globals['_NOTHINGFOUND']._serialized_end=3082
+  _globals['_NOTHINGFOUND']._serialized_start=2964
+  _globals['_NOTHINGFOUND']._serialized_end=3124
   _globals['_QUERY']._serialized_start=70
   _globals['_QUERY']._serialized_end=120
   _globals['_RETRIEVERSERVICERETRIEVEREQUEST']._serialized_start=123
@@ -45,51 +45,51 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STREAMERROR']._serialized_start=559
   _globals['_STREAMERROR']._serialized_end=647
   _globals['_QUERYRESULT']._serialized_start=650
-  _globals['_QUERYRESULT']._serialized_end=827
-  _globals['_RETRIEVERSERVICERETRIEVERESPONSE']._serialized_start=830
-  _globals['_RETRIEVERSERVICERETRIEVERESPONSE']._serialized_end=1018
-  _globals['_RETRIEVERSERVICEGETINFOREQUEST']._serialized_start=1020
-  _globals['_RETRIEVERSERVICEGETINFOREQUEST']._serialized_end=1052
-  _globals['_RETRIEVERSERVICEGETINFORESPONSE']._serialized_start=1055
-  _globals['_RETRIEVERSERVICEGETINFORESPONSE']._serialized_end=1340
-  _globals['_NEWPASSAGE']._serialized_start=1342
-  _globals['_NEWPASSAGE']._serialized_end=1409
-  _globals['_UPSERTPASSAGESREQUEST']._serialized_start=1411
-  _globals['_UPSERTPASSAGESREQUEST']._serialized_end=1519
-  _globals['_SPLITOPTIONS']._serialized_start=1521
-  _globals['_SPLITOPTIONS']._serialized_end=1583
-  _globals['_UPSERTPASSAGESRESPONSE']._serialized_start=1586
-  _globals['_UPSERTPASSAGESRESPONSE']._serialized_end=1790
-  _globals['_DELETEPASSAGESREQUEST']._serialized_start=1792
-  _globals['_DELETEPASSAGESREQUEST']._serialized_end=1844
-  _globals['_DELETEPASSAGESRESPONSE']._serialized_start=1846
-  _globals['_DELETEPASSAGESRESPONSE']._serialized_end=1935
-  _globals['_GETPASSAGESREQUEST']._serialized_start=1937
-  _globals['_GETPASSAGESREQUEST']._serialized_end=1997
-  _globals['_GETPASSAGESRESPONSE']._serialized_start=1999
-  _globals['_GETPASSAGESRESPONSE']._serialized_end=2108
-  _globals['_LISTVERSIONSREQUEST']._serialized_start=2110
-  _globals['_LISTVERSIONSREQUEST']._serialized_end=2131
-  _globals['_KNOWLEDGEVERSION']._serialized_start=2133
-  _globals['_KNOWLEDGEVERSION']._serialized_end=2251
-  _globals['_LISTVERSIONSRESPONSE']._serialized_start=2253
-  _globals['_LISTVERSIONSRESPONSE']._serialized_end=2324
-  _globals['_ROLLBACKREQUEST']._serialized_start=2326
-  _globals['_ROLLBACKREQUEST']._serialized_end=2370
-  _globals['_ROLLBACKRESPONSE']._serialized_start=2372
-  _globals['_ROLLBACKRESPONSE']._serialized_end=2417
-  _globals['_DIFFVERSIONSREQUEST']._serialized_start=2419
-  _globals['_DIFFVERSIONSREQUEST']._serialized_end=2497
-  _globals['_DIFFVERSIONSRESPONSE']._serialized_start=2500
-  _globals['_DIFFVERSIONSRESPONSE']._serialized_end=2652
-  _globals['_REFRESHREQUEST']._serialized_start=2654
-  _globals['_REFRESHREQUEST']._serialized_end=2670
-  _globals['_REFRESHRESPONSE']._serialized_start=2672
-  _globals['_REFRESHRESPONSE']._serialized_end=2716
-  _globals['_COMPACTREQUEST']._serialized_start=2718
-  _globals['_COMPACTREQUEST']._serialized_end=2824
-  _globals['_COMPACTRESPONSE']._serialized_start=2826
-  _globals['_COMPACTRESPONSE']._serialized_end=2919
-  _globals['_RETRIEVERSERVICE']._serialized_start=3085
-  _globals['_RETRIEVERSERVICE']._serialized_end=4054
+  _globals['_QUERYRESULT']._serialized_end=869
+  _globals['_RETRIEVERSERVICERETRIEVERESPONSE']._serialized_start=872
+  _globals['_RETRIEVERSERVICERETRIEVERESPONSE']._serialized_end=1060
+  _globals['_RETRIEVERSERVICEGETINFOREQUEST']._serialized_start=1062
+  _globals['_RETRIEVERSERVICEGETINFOREQUEST']._serialized_end=1094
+  _globals['_RETRIEVERSERVICEGETINFORESPONSE']._serialized_start=1097
+  _globals['_RETRIEVERSERVICEGETINFORESPONSE']._serialized_end=1382
+  _globals['_NEWPASSAGE']._serialized_start=1384
+  _globals['_NEWPASSAGE']._serialized_end=1451
+  _globals['_UPSERTPASSAGESREQUEST']._serialized_start=1453
+  _globals['_UPSERTPASSAGESREQUEST']._serialized_end=1561
+  _globals['_SPLITOPTIONS']._serialized_start=1563
+  _globals['_SPLITOPTIONS']._serialized_end=1625
+  _globals['_UPSERTPASSAGESRESPONSE']._serialized_start=1628
+  _globals['_UPSERTPASSAGESRESPONSE']._serialized_end=1832
+  _globals['_DELETEPASSAGESREQUEST']._serialized_start=1834
+  _globals['_DELETEPASSAGESREQUEST']._serialized_end=1886
+  _globals['_DELETEPASSAGESRESPONSE']._serialized_start=1888
+  _globals['_DELETEPASSAGESRESPONSE']._serialized_end=1977
+  _globals['_GETPASSAGESREQUEST']._serialized_start=1979
+  _globals['_GETPASSAGESREQUEST']._serialized_end=2039
+  _globals['_GETPASSAGESRESPONSE']._serialized_start=2041
+  _globals['_GETPASSAGESRESPONSE']._serialized_end=2150
+  _globals['_LISTVERSIONSREQUEST']._serialized_start=2152
+  _globals['_LISTVERSIONSREQUEST']._serialized_end=2173
+  _globals['_KNOWLEDGEVERSION']._serialized_start=2175
+  _globals['_KNOWLEDGEVERSION']._serialized_end=2293
+  _globals['_LISTVERSIONSRESPONSE']._serialized_start=2295
+  _globals['_LISTVERSIONSRESPONSE']._serialized_end=2366
+  _globals['_ROLLBACKREQUEST']._serialized_start=2368
+  _globals['_ROLLBACKREQUEST']._serialized_end=2412
+  _globals['_ROLLBACKRESPONSE']._serialized_start=2414
+  _globals['_ROLLBACKRESPONSE']._serialized_end=2459
+  _globals['_DIFFVERSIONSREQUEST']._serialized_start=2461
+  _globals['_DIFFVERSIONSREQUEST']._serialized_end=2539
+  _globals['_DIFFVERSIONSRESPONSE']._serialized_start=2542
+  _globals['_DIFFVERSIONSRESPONSE']._serialized_end=2694
+  _globals['_REFRESHREQUEST']._serialized_start=2696
+  _globals['_REFRESHREQUEST']._serialized_end=2712
+  _globals['_REFRESHRESPONSE']._serialized_start=2714
+  _globals['_REFRESHRESPONSE']._serialized_end=2758
+  _globals['_COMPACTREQUEST']._serialized_start=2760
+  _globals['_COMPACTREQUEST']._serialized_end=2866
+  _globals['_COMPACTRESPONSE']._serialized_start=2868
+  _globals['_COMPACTRESPONSE']._serialized_end=2961
+  _globals['_RETRIEVERSERVICE']._serialized_start=3127
+  _globals['_RETRIEVERSERVICE']._serialized_end=4096
 # @@protoc_insertion_point(module_scope)

@@ -233,6 +233,8 @@ class QueryResult(_message.Message):
     NOTHING_FOUND_FIELD_NUMBER: _builtins.int
     UNKNOWN_KEYS_FIELD_NUMBER: _builtins.int
     METADATA_KEYS_FIELD_NUMBER: _builtins.int
+    NESTED_KEYS_FIELD_NUMBER: _builtins.int
+    NUMBER_KEYS_FIELD_NUMBER: _builtins.int
     decoded_query: _builtins.str
     """The query as the query encoder read it: its token ids decoded again (lower-cased for uncased encoders).
     Hugging Face feeds this form to the generator. Empty for a query given as a vector.
@@ -251,6 +253,14 @@ class QueryResult(_message.Message):
     def metadata_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """With unknown_keys: keys of the passages' metadata, the most frequent first; at most 21."""
 
+    @_builtins.property
+    def nested_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """With unknown_keys: those of them whose values are lists or objects, which cannot be filtered."""
+
+    @_builtins.property
+    def number_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """With NOTHING_FOUND_FILTER: keys that have a text as a bound, while all of their values are numbers."""
+
     def __init__(
         self,
         *,
@@ -259,10 +269,12 @@ class QueryResult(_message.Message):
         nothing_found: Global___NothingFound.ValueType = ...,
         unknown_keys: _abc.Iterable[_builtins.str] | None = ...,
         metadata_keys: _abc.Iterable[_builtins.str] | None = ...,
+        nested_keys: _abc.Iterable[_builtins.str] | None = ...,
+        number_keys: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decoded_query", b"decoded_query", "metadata_keys", b"metadata_keys", "nothing_found", b"nothing_found", "passages", b"passages", "unknown_keys", b"unknown_keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decoded_query", b"decoded_query", "metadata_keys", b"metadata_keys", "nested_keys", b"nested_keys", "nothing_found", b"nothing_found", "number_keys", b"number_keys", "passages", b"passages", "unknown_keys", b"unknown_keys"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

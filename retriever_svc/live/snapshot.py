@@ -154,6 +154,14 @@ class Snapshot:
         """How many passages have a value that can be filtered, by key."""
         return self._base_metadata.keys(self.alive) + self._overlay_metadata.keys()
 
+    def nested_keys(self) -> Counter[str]:
+        """How many passages have a list or an object, by key."""
+        return self._base_metadata.nested(self.alive) + self._overlay_metadata.nested()
+
+    def only_numbers(self, key: str) -> bool:
+        """Whether all values of a key that can be filtered read as numbers."""
+        return self._base_metadata.only_numbers(key) and self._overlay_metadata.only_numbers(key)
+
     def read_metadata(self) -> None:
         """Parse the metadata for filters: about two seconds for a million rows, once for each base.
 

@@ -21,7 +21,7 @@ def test_build_info_search(cli: Cli, assets: Assets, tmp_path: Path) -> None:
     info = json.loads(cli("kb", "info", out, "--json").stdout)
     assert info["passages"] > 6
     assert (info["dimension"], info["precision"], info["version"]) == (32, "float16", 1)
-    assert info["metadata_keys"] == {}
+    assert info["metadata_keys"] == info["nested_metadata_keys"] == {}
     assert "passages" in cli("kb", "info", out).stdout
 
     offline = ["--knowledge", out, "--model", assets.model]
@@ -35,6 +35,21 @@ def test_build_info_search(cli: Cli, assets: Assets, tmp_path: Path) -> None:
     assert "exists" in again.stderr
     bad = cli("kb", "search", "old city", "--k", 0, *offline)
     assert (bad.returncode, "\nerror: --k is 0" in bad.stderr) == (2, True)
+
+
+def test_info_lists_the_keys_of_the_metadata(cli: Cli, assets: Assets, tmp_path: Path) -> None:
+    rows = [
+        {"id": "a", "text": "a tower", "tags": ["x"], "year": 1990, "none": None},
+        {"id": "b", "text": "a king", "tags": {"x": 1}, "year": "old"},
+        {"id": "c", "text": "a river", "tags": "x"},
+    ]
+    source = tmp_path / "passages.jsonl"
+    source.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert cli("kb", "build", source, tmp_path / "kb", "--model", assets.model).returncode == 0
+    info = json.loads(cli("kb", "info", tmp_path / "kb", "--json").stdout)
+    assert (info["metadata_keys"], info["nested_metadata_keys"]) == ({"year": 2, "tags": 1}, {"tags": 2})
+    shown = " ".join(cli("kb", "info", tmp_path / "kb").stdout.split())
+    assert "metadata keys year (2), tags (1), tags (2, lists or objects: not filterable)" in shown
 
 
 @pytest.mark.long

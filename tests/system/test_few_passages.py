@@ -104,6 +104,24 @@ EMPTY = [
         "metadata key 'lang'. The metadata keys there are: 'kind' and 'year'.",
     ),
     (
+        {"filter": {"tags": "x"}},
+        "search.filter",
+        "No passage of knowledge version 1 matches filter. None has a text, number or boolean under the metadata key "
+        "'tags'. Lists and objects, as those of 'tags', cannot be filtered. The metadata keys there are: 'kind' and "
+        "'year'.",
+    ),
+    (
+        {"filter": {"year": ragserve.Range(at_least="abc"), "kind": ragserve.Range(at_least="zz")}},
+        "search.filter",
+        "No passage of knowledge version 1 matches filter. A bound is a text, but all values of 'year' are numbers. "
+        "Write a number with a decimal point, such as 0.5.",
+    ),
+    (
+        {"filter": {"kind": ragserve.Range(at_least="zz")}},
+        "search.filter",
+        "No passage of knowledge version 1 matches filter. Remove a condition.",
+    ),
+    (
         {"filter": {"title": "x", "kind": "y"}},
         "search.filter",
         "No passage of knowledge version 1 matches filter. None has a text, number or boolean under the "
