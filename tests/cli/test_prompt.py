@@ -144,7 +144,7 @@ def test_settings_hold_for_the_next_questions(cli: Cli, assets: Assets, tmp_path
     assert "filter is number<9 and number>=0" in found.stderr
     assert [line.split(": ")[1] for line in errors] == [
         *("beams is 'many'; it must be a whole number", "mode is 'fast'; it must be one of 'token', 'sequence'"),
-        *("there is no setting 'nothing'. Type /set to see all."),
+        "there is no setting 'nothing'. Type /set to see all.",
         "Cannot read the filter 'number~9'. Write KEY=VALUE, KEY=A,B or KEY>=VALUE.",
         "docs is 0; it must be between 1 and 100",
     ]
