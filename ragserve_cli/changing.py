@@ -268,7 +268,7 @@ def split_values(
         )
     if at_most is not None and len(given) > at_most:
         if retriever is None:
-            raise InvalidInputError("KB", f"{given[at_most]!r} is one value too many")
+            raise InvalidInputError("KB", f"{given[at_most]!r} is one value too many after KB")
         command = f". Write: ragserve kb {USAGE[name].partition(' ')[0]} --retriever {retriever} " if name else ""
         rest = " ".join(given[-at_most:]) if name else ""
         raise InvalidInputError("KB", f"leave out KB ({given[0]!r}), as --retriever says where it is{command}{rest}")
