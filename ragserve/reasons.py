@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 MOST_CHARACTERS = 200
@@ -30,6 +31,8 @@ ABOUT_CODE = re.compile(r"'\w+' object|\w\(\) |unsupported operand|not supported
 def reason_of(error: BaseException, otherwise: str = "it is damaged") -> str:
     """One short line that goes on after a colon; `otherwise` where the error says nothing of use."""
     text = str(error)
+    if isinstance(error, json.JSONDecodeError) and error.lineno == 1:
+        text = f"{error.msg} at character {error.colno}"
     for pattern, meaning in MEANINGS:
         if re.search(pattern, text, re.DOTALL):
             return meaning

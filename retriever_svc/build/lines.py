@@ -5,11 +5,12 @@ from __future__ import annotations
 import codecs
 import gzip
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 from ragserve.errors import InvalidInputError
+from ragserve.printable import counted
 from ragserve.reasons import reason_of
 
 # A line or record holds a text, which JSON may write with six characters a byte, and 1 MiB of other columns.
@@ -32,11 +33,26 @@ class NoColumnError(InvalidInputError):
     """A column that an option names is in no row so far: the option is wrong, and not the row."""
 
 
+class UnreadFileError(InvalidInputError):
+    """A document, or a file or folder within a folder, that cannot be read: it is left out as a bad row is."""
+
+
+def skipped_note(rows: str, files: int, count: int, reasons: Sequence[str]) -> str:
+    """What was left out, and a line for each reason; `rows` names the rows, if any, of all `count` rows and files."""
+    what = " and ".join(part for part in (rows, counted(files, "file") if files else "") if part)
+    begin = ", beginning with:" if count > len(reasons) else ":"
+    return "\n  ".join((f"skipped {what}{begin}", *reasons))
+
+
 def bad_row(
-    source: Path, line: int, message: str, kind: type[InvalidInputError] = InvalidInputError
+    source: Path,
+    line: int,
+    message: str,
+    kind: type[InvalidInputError] = InvalidInputError,
+    column: int | None = None,
 ) -> InvalidInputError:
-    """The error for a bad row, with file and line in front."""
-    place = f"{shown_path(source)}:{line}"
+    """The error for a bad row, with file and line in front; `column`: the character of the line, from 1."""
+    place = f"{shown_path(source)}:{line}" + ("" if column is None else f", column {column}")
     return kind(place, f"{place}: {message}")
 
 

@@ -10,6 +10,7 @@ from ragserve.files import file_error
 from retriever_svc.build.columns import ColumnNames
 from retriever_svc.build.folders import files_in, format_of
 from retriever_svc.build.formats import arrow, delimited, documents, json_array, jsonl
+from retriever_svc.build.lines import NoColumnError, UnreadFileError
 from retriever_svc.build.reading import RawRow
 
 Reader = Callable[[Path, ColumnNames, int], Iterator[RawRow]]
@@ -26,14 +27,13 @@ def _read_folder(source: Path, names: ColumnNames, max_text_bytes: int) -> Itera
         try:
             yield from READERS[format_of(file.name) or "text"](file, names, max_text_bytes)
         except InvalidInputError as error:
-            yield file, 1, error
+            yield file, 1, error if isinstance(error, NoColumnError) else UnreadFileError(error.field, error.message)
         except OSError as error:
             yield file, 1, _unreadable(file, error)
 
 
 def _unreadable(path: Path, error: OSError) -> InvalidInputError:
-    """A file or folder within a folder counts as one bad row."""
-    return InvalidInputError(str(path), file_error(error, "read", path).message)
+    return UnreadFileError(str(path), file_error(error, "read", path).message)
 
 
 READERS: Mapping[str, Reader] = {

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ragserve.printable import counted
 from retriever_svc.build.files import unfinished_work, write_atomically
+from retriever_svc.build.lines import skipped_note
 from retriever_svc.build.vectors import VectorFile
 from retriever_svc.types import Int64
 
@@ -33,6 +34,7 @@ class Staged:
     skipped: int  # rows left out
     examples: tuple[str, ...]  # what was wrong with the first of them
     vectors: VectorFile | None  # by row
+    files: int = 0  # whole files left out, which are among `rows` and `skipped`
 
     def batches(self, start: int, stop: int, size: int) -> Iterator[pa.RecordBatch]:
         """The passages to keep among those stored at `start` to `stop`, in order, at most `size` at a time."""
@@ -45,9 +47,11 @@ class Staged:
                     yield kept
 
     def notes(self) -> Iterator[str]:
-        """What was skipped and what was read, a line each."""
+        """What was skipped, a line for each reason, and what was read."""
         if self.skipped:
-            yield f"skipped {self.skipped} of {counted(self.rows, 'row')}, beginning with: {'; '.join(self.examples)}"
+            skipped, rows = self.skipped - self.files, self.rows - self.files
+            named = f"{skipped:,} of {counted(rows, 'row')}" if skipped else ""
+            yield skipped_note(named, self.files, self.skipped, self.examples)
         yield f"read {counted(self.rows - self.skipped, 'row')} as {counted(self.passages, 'passage')}"
 
     def save(self) -> None:

@@ -17,7 +17,7 @@ from ragserve.printable import counted
 from retriever_svc.build.column_vectors import ColumnVectors
 from retriever_svc.build.duplicates import NameTable
 from retriever_svc.build.files import write_batches
-from retriever_svc.build.lines import bad_row, skippable
+from retriever_svc.build.lines import UnreadFileError, bad_row, skippable
 from retriever_svc.build.reading import EMBEDDINGS, Notify
 from retriever_svc.build.sources import SourcePassage, SourceRow, no_passages, split_row
 from retriever_svc.build.staged import DROPPED, RAW_VECTORS, TEXTS, Staged, among, scan
@@ -55,7 +55,7 @@ class Stager:
     ) -> None:
         self._directory, self._source, self._cut, self._skip = directory, source, cut, skip
         self._limits, self._no_column_vectors, self._notify = limits, no_column_vectors, notify
-        self._rows = self._stored = self._unread = 0
+        self._rows = self._stored = self._unread = self._unread_files = 0
         self._examples: list[str] = []
 
     def stage(self, rows: Iterable[SourceRow], embeddings: tuple[Path, ...], dimension: int) -> Staged:
@@ -75,9 +75,8 @@ class Stager:
         dropped, passages = self._drop(np.union1d(repeated, bad))
         self._check_some(passages)
         skipped = self._unread + dropped
-        staged = Staged(
-            self._directory, self._rows, self._stored, passages, skipped, tuple(self._examples[:NAMED]), vectors
-        )
+        examples, files = tuple(self._examples[:NAMED]), self._unread_files
+        staged = Staged(self._directory, self._rows, self._stored, passages, skipped, examples, vectors, files)
         staged.save()
         return staged
 
@@ -100,6 +99,7 @@ class Stager:
                 passages = self._of_row(row, names, column)
             except InvalidInputError as error:
                 self._unread += 1
+                self._unread_files += isinstance(error, UnreadFileError)
                 self._bad(error)
                 continue
             yield from passages

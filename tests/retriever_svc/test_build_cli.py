@@ -28,7 +28,7 @@ def test_bad_rows_are_reported_and_the_status_says_what_was_wrong(model: Path, t
     assert "(--skip-bad-rows leaves such rows out)" in refused.stderr
     kept = kb_build(source, out, "--model", model, "--skip-bad-rows", "--split-tokens", 8, "--overlap", 2)
     assert kept.returncode == 0, kept.stderr
-    assert f"skipped 1 of 3 rows, beginning with: {source}:3: badly quoted" in kept.stderr
+    assert f"skipped 1 of 3 rows:\n  {source}:3: badly quoted" in kept.stderr
     assert "version 1, 2 passages of 32 dimensions" in kept.stderr
 
 

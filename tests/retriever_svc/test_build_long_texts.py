@@ -60,7 +60,7 @@ def test_a_row_with_a_large_column_is_refused_by_name(model: Path, options: Retr
     skip = BuildOptions(skip_bad_rows=True, notify=told.append)
     build_knowledge_base(source, out, model, options=options, build=skip)
     assert ids(out) == ["0"]
-    assert told[0].startswith("skipped 2 of 3 rows, beginning with: ")
+    assert told[0].startswith("skipped 2 of 3 rows:\n  ")
     raised = BuildOptions(max_passage_bytes=10**6)
     build_knowledge_base(source, tmp_path / "larger", model, options=options, build=raised)
     assert ids(tmp_path / "larger") == ["0", "1", "2"]

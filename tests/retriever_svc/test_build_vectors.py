@@ -121,7 +121,7 @@ def test_bad_rows_and_bad_vectors_are_left_out_together(source: Path, model: Pat
     info = build_knowledge_base(source, tmp_path / "kb", model, build=build)
     assert info.passages == N - 3
     np.testing.assert_array_equal(stored(tmp_path / "kb"), np.delete(given, [2, 7, 9], axis=0))
-    assert told[0].startswith(f"skipped 3 of {N} rows, beginning with: ")
+    assert told[0].startswith(f"skipped 3 of {N} rows:\n  ")
 
 
 def write_pickles(directory: Path, given: np.ndarray, prefix: str = "") -> Path:

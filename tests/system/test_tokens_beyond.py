@@ -150,7 +150,7 @@ def test_passages_with_such_a_token_are_named_at_the_build(model: Path, tmp_path
     notes: list[str] = []
     build = BuildOptions(skip_bad_rows=True, notify=notes.append)
     assert build_knowledge_base(source, tmp_path / "kb", model, build=build).passages == 3
-    assert notes[0].startswith(f"skipped 1 of 4 rows, beginning with: {source}:4: column 'text' holds '[place]'")
+    assert notes[0].startswith(f"skipped 1 of 4 rows:\n  {source}:4: column 'text' holds '[place]'")
 
 
 def test_what_the_encoder_does_not_read_or_encode_may_hold_it(model: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from retriever_svc.build.formats.document import Document, decode
 from retriever_svc.build.formats.html import read_html
 from retriever_svc.build.formats.markdown import read_markdown
 from retriever_svc.build.formats.pdf import NoTextError, read_pdf
-from retriever_svc.build.lines import TO_UTF8, bad_row, most_bytes
+from retriever_svc.build.lines import TO_UTF8, UnreadFileError, bad_row, most_bytes
 from retriever_svc.build.reading import RawRow, Row
 
 PDF_BYTES = 2**28
@@ -64,7 +64,8 @@ def read_pdf_file(source: Path, names: ColumnNames, max_text_bytes: int) -> Iter
 
 def _row(source: Path, names: ColumnNames, identifier: str, document: Document) -> Row | InvalidInputError:
     if not document.text.strip():
-        return bad_row(source, 1, "the file holds no text" if source.stat().st_size else "the file is empty")
+        problem = "the file holds no text" if source.stat().st_size else "the file is empty"
+        return bad_row(source, 1, problem, UnreadFileError)
     title, metadata = document.title or names.title(source), names.wanted(document.metadata)
     return {"id": identifier, "title": title, "text": document.text, "metadata": metadata or None}
 

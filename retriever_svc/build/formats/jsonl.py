@@ -30,10 +30,12 @@ def _parse(source: Path, number: int, line: str) -> Row:
     try:
         row = DECODER.decode(line.strip())
     except (ValueError, RecursionError) as error:
-        hint = ""
+        reason, hint, column = reason_of(error), "", None
+        if isinstance(error, json.JSONDecodeError):
+            reason, column = error.msg, error.colno + len(line) - len(line.lstrip())
         if "\r" in line.strip():
             hint = ". The line holds a carriage return (CR): lines must end with LF or CRLF"
-        raise bad_row(source, number, f"not JSON: {reason_of(error)}{hint}") from error
+        raise bad_row(source, number, f"not JSON: {reason}{hint}", column=column) from error
     if not isinstance(row, dict):
         hint = ": write one object a line, without a list around them" if isinstance(row, list) else ""
         raise bad_row(source, number, f"not a JSON object{hint}")
