@@ -21,11 +21,14 @@ Record: TypeAlias = tuple[int, list[str] | InvalidInputError]
 # Stands for a carriage return inside a line, which csv takes for a line end. No text decoded from UTF-8 holds it.
 STRAY_CR = "\udc0d"
 HOW_TO_QUOTE = "if quotes are characters of the text, say so (--quotes no)"
+DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "vertical bar"}
+QUOTED = re.compile(r'"[^"]*"')
 LETTERS, DIGITS = re.compile(r"[^\W\d_]+"), re.compile(r"\d+")
 
 
 def read_delimited(source: Path, delimiter: str, names: ColumnNames, max_text_bytes: int) -> Iterator[RawRow]:
-    """A row for every record after the header."""
+    """A row for every record after the header. An empty field of a further column is no value."""
+    delimiter = _delimiter(source, delimiter, names, max_text_bytes)
     records = DelimitedRecords(source, delimiter, max_text_bytes, names.options.quotes)
     first = records.next_record()
     if first is None:
@@ -40,7 +43,7 @@ def read_delimited(source: Path, delimiter: str, names: ColumnNames, max_text_by
         plan = names.plan(source, line, header)
     except InvalidInputError as error:
         raise type(error)(error.field, f"{error.message}; the first line must name the columns") from None
-    id_column = dict(plan.columns).get("id")
+    id_column, further = dict(plan.columns).get("id"), frozenset(plan.further)
     records.expect(len(header), header.index(id_column) if id_column in header else None)
     while record := records.next_record():
         line, values = record
@@ -48,8 +51,24 @@ def read_delimited(source: Path, delimiter: str, names: ColumnNames, max_text_by
         if isinstance(values, InvalidInputError):
             row = values
         else:
-            row = names.row(source, line, dict(zip(header, values, strict=True)))
+            fields = zip(header, values, strict=True)
+            row = names.row(source, line, {name: value for name, value in fields if value or name not in further})
         yield source, line, row
+
+
+def _delimiter(source: Path, usual: str, names: ColumnNames, max_text_bytes: int) -> str:
+    """What separates the columns: the usual character, or, where the header has none, the one it has most often.
+
+    Excel separates the columns of CSV with semicolons where a comma stands in decimal numbers.
+    """
+    lines = (text for _, text in read_lines(source, max_text_bytes) if isinstance(text, str))
+    header = next(filter(str.strip, lines), "")
+    bare = QUOTED.sub("", header)
+    found = max(DELIMITERS, key=bare.count)
+    if usual in bare or found not in bare or header.strip() == names.options.text_column:
+        return usual
+    names.note(f"{source}: its first line has no {DELIMITERS[usual]}, so columns end at a {DELIMITERS[found]}")
+    return found
 
 
 class DelimitedRecords:
