@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ragserve.errors import FailedPreconditionError, InvalidInputError, NotFoundError
+from ragserve.errors import FailedPreconditionError, InvalidInputError
 from ragserve.files import file_error, file_errors, parse_json
 from ragserve.printable import counted
 from ragserve_cli import console, interrupts
@@ -50,11 +50,11 @@ class Sources:
         source_format: str | None = None,
         build: BuildOptions | None = None,
     ) -> Sources:
-        """Raises NotFoundError for a path or model that is not there, InvalidInputError for a file that is not read."""
+        """Raises InvalidInputError for a path that is not there or not read, NotFoundError for a missing model."""
         from retriever_svc.build.folders import format_of, looked_for  # noqa: PLC0415  (slow to import)
 
         if not path.exists():
-            raise NotFoundError(f"{path} does not exist: name a file or a folder of documents", field="PATH")
+            raise InvalidInputError("PATH", f"{path} does not exist: name a file or a folder of documents")
         if not path.is_dir() and not path.is_file():
             raise InvalidInputError("PATH", f"{path} is neither a file nor a folder: use ragserve kb build")
         if not path.is_dir() and source_format is None and format_of(path.name) is None:

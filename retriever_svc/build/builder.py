@@ -70,8 +70,9 @@ def build_knowledge_base(  # noqa: PLR0913
     same build goes on from there. A pipe, or `-` for standard input, is copied to a temporary file first.
 
     Raises:
-        InvalidInputError: a bad row or vector, a duplicate id, no rows, or options that do not go together.
-        NotFoundError: source or model is not there.
+        InvalidInputError: the source is not there, a bad row or vector, a duplicate id, no rows, or options that do not
+            go together.
+        NotFoundError: the model is not there.
         FailedPreconditionError: `out` exists and may not be replaced, is not empty and no knowledge base, or is being
             built.
     """

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ragserve.errors import InvalidInputError, NotFoundError, RagserveError
+from ragserve.errors import InvalidInputError, RagserveError
 from ragserve.files import file_errors
 from ragserve.passage_rules import (
     DEFAULT_LIMITS,
@@ -90,19 +90,18 @@ def check_source(source: Path, source_format: str | None) -> str:
     """The format of a source that is there.
 
     Raises:
-        NotFoundError: it is not there.
-        InvalidInputError: the format is unknown.
+        InvalidInputError: it is not there, or the format is unknown.
     """
     if source_format is not None and source_format not in FORMATS:
         raise InvalidInputError(
             "source_format", f"source_format is {source_format!r}; it must be one of {', '.join(FORMATS)}"
         )
     if not source.exists():
-        raise NotFoundError(f"{source} does not exist", field="source")
+        raise InvalidInputError("source", f"{source} does not exist")
     name = source_format or guess_format(source)
     if not (source.is_dir() if name in DIRECTORIES else source.is_file()):
         kind = "directory" if name in DIRECTORIES else "file"
-        raise NotFoundError(f"{source} is not a {kind}, which the format {name} needs", field="source")
+        raise InvalidInputError("source", f"{source} is not a {kind}, which the format {name} needs")
     return name
 
 
@@ -121,8 +120,7 @@ def read_rows(
     notes then name.
 
     Raises:
-        NotFoundError: the source is not there.
-        InvalidInputError: it cannot be read at all (format, header, damage).
+        InvalidInputError: the source is not there, or it cannot be read at all (format, header, damage).
     """
     name, options = check_source(source, source_format), options or ReadOptions()
     options.check_format(name)
@@ -143,6 +141,7 @@ def read_rows(
         except InvalidInputError as error:
             yield error
         else:
+            names.accepted(passage.id)
             yield passage if vector is None else replace(passage, vector=vector)
     names.report_unknown()
 

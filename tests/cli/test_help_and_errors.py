@@ -86,7 +86,7 @@ def test_start_is_quick_because_heavy_things_load_late() -> None:
     ("arguments", "status", "said"),
     [
         (["kb", "info", "/nowhere/kb"], 1, "/nowhere/kb is not a knowledge base"),
-        (["kb", "build", "/nowhere.jsonl", "OUT", "--model", "/nowhere"], 1, "/nowhere.jsonl does not exist"),
+        (["kb", "build", "/nowhere.jsonl", "OUT", "--model", "/nowhere"], 2, "/nowhere.jsonl does not exist"),
         (["import-checkpoint", "/nowhere", "OUT"], 1, "/nowhere is not a directory"),
         (["quantize-encoder", "/nowhere", "--precision", "int8"], 1, "/nowhere/ragserve.json is missing"),
         (["up", "--config", "/nowhere.toml"], 2, "error: --config: cannot read /nowhere.toml"),

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer
 
-from ragserve.errors import InvalidInputError, NotFoundError
+from ragserve.errors import InvalidInputError
 from ragserve.passage_rules import MAX_TEXT_BYTES, PassageLimits
 from retriever_svc.build import BuildOptions, build_knowledge_base
 from retriever_svc.build.sources import read_rows
@@ -75,7 +75,7 @@ def test_a_bad_file_is_named_or_left_out(
     build = BuildOptions(skip_bad_rows=True, notify=told.append)
     build_knowledge_base(tmp_path / "docs", tmp_path / "kb", model, options=options, build=build)
     assert [row.id for row in stored(tmp_path / "kb")] == ["good.md"]
-    assert without_counts(told)[0].startswith("skipped 1 of 2 rows")
+    assert without_counts(told)[0].startswith("skipped 1 file:\n  ")
 
 
 def test_a_knowledge_base_and_a_lance_dataset_are_sources(
@@ -90,9 +90,9 @@ def test_a_knowledge_base_and_a_lance_dataset_are_sources(
     (tmp_path / "y.lance").mkdir()
     with pytest.raises(InvalidInputError, match="not a Lance dataset"):
         list(read_passages(tmp_path / "y.lance"))
-    with pytest.raises(NotFoundError, match="nothing does not exist"):
+    with pytest.raises(InvalidInputError, match="nothing does not exist"):
         list(read_passages(tmp_path / "nothing", "folder"))
-    with pytest.raises(NotFoundError, match="is not a file, which the format csv needs"):
+    with pytest.raises(InvalidInputError, match="is not a file, which the format csv needs"):
         list(read_passages(tmp_path, "csv"))
 
 
@@ -129,7 +129,7 @@ def test_broken_quoting_names_its_line_and_good_rows_are_kept_only_when_asked(
         ("9", "last"),
     ]
     assert info.passages == 5
-    assert told[0].startswith("skipped 4 of 9 rows, beginning with: ")
+    assert told[0].startswith("skipped 4 of 9 rows:\n  ")
     for place in (":3: badly quoted", ":6: badly quoted", ":7: 4 columns; the header has 3", ":10: badly quoted"):
         assert f"{source}{place}" in told[0]
 
@@ -188,7 +188,7 @@ def test_repeated_ids_are_named_or_left_out(model: Path, options: RetrievalOptio
     info = build_knowledge_base(source, out, model, split_words=10, options=options, build=build)
     assert [row.id for row in stored(out)] == ["a#0", "a#1", "a#2", "b", "c"]
     assert info.passages == 5
-    assert told[0].startswith("skipped 3 of 6 rows")
+    assert told[0].startswith("skipped 3 of 6 rows:\n  ")
     assert "a.jsonl:4: column 'id' is 'b', as in line 2" in told[0]
 
 
@@ -202,7 +202,7 @@ def test_repeats_are_found_across_many_rows(model: Path, tmp_path: Path) -> None
 def test_nothing_but_bad_rows_is_refused(model: Path, tmp_path: Path) -> None:
     source = tmp_path / "a.jsonl"
     source.write_text("{\n[]\n")
-    with pytest.raises(InvalidInputError, match=r"holds no passages: 2 bad rows, .*a\.jsonl:1: not JSON"):
+    with pytest.raises(InvalidInputError, match=r"holds no passages: 2 bad rows, .*a\.jsonl:1, column 2: not JSON"):
         build_knowledge_base(source, tmp_path / "kb", model, build=BuildOptions(skip_bad_rows=True))
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
