@@ -10,14 +10,17 @@ from pathlib import Path
 
 from ragserve.errors import InvalidInputError, RagserveError
 from ragserve.passage_rules import DEFAULT_LIMITS, PassageLimits
+from ragserve.printable import counted
 from ragserve_cli import console, interrupts
 from ragserve_cli.places import Place
-from retriever_svc.build.lines import bad_row, skippable
-from retriever_svc.build.reading import EMBEDDINGS, Notify, ReadOptions
+from retriever_svc.build.lines import UnreadFileError, bad_row, skippable, skipped_note
+from retriever_svc.build.reading import EMBEDDINGS, MadeId, Notify, ReadOptions
 from retriever_svc.build.sources import SourcePassage, no_passages, read_rows, split_row
 from retriever_svc.build.spool import Readable
 from retriever_svc.splitting import Cut, SplitOptions, chunk_parent
 
+NAMED = 5  # bad rows that are quoted
+MOST_COMPARED = 100_000  # ids of one kind in the comparison of two versions, which a message holds
 PASSAGE_FIELD = re.compile(r"passages\[(\d+)\]")
 # A limit of the retriever, which is no flag of this command.
 SETTING = re.compile(r"\((max_\w+)\)")
@@ -72,12 +75,13 @@ class Source:
     found: Readable
     adding: Adding
     passages: int = 0
-    bad_rows: tuple[str, ...] = ()
+    bad_rows: tuple[InvalidInputError, ...] = ()
     refused: frozenset[str] = frozenset()  # ids ID#N beside a row ID: while texts are split, they name chunks of it
+    made: frozenset[str] = frozenset()  # ids made of files' names
 
     def read(
         self,
-        bad_rows: list[str] | None = None,
+        bad_rows: list[InvalidInputError] | None = None,
         ids: set[str] | None = None,
         notify: Notify = lambda _message: None,
     ) -> Iterator[list[SourcePassage]]:
@@ -116,11 +120,19 @@ class Source:
                 raise _bad(row, f"column 'id' is {name!r}, as in {where}")
         return passages
 
-    def _skip(self, error: InvalidInputError, bad_rows: list[str] | None) -> None:
+    def _skip(self, error: InvalidInputError, bad_rows: list[InvalidInputError] | None) -> None:
         if not self.adding.skip_bad_rows:
             raise skippable(error)
         if bad_rows is not None:
-            bad_rows.append(error.message)
+            bad_rows.append(error)
+
+    def skipped_note(self) -> str:
+        """What was left out, and the first few reasons, a line each; empty for nothing."""
+        if not self.bad_rows:
+            return ""
+        count, files = len(self.bad_rows), sum(isinstance(error, UnreadFileError) for error in self.bad_rows)
+        rows = counted(count - files, "row") if count > files else ""
+        return skipped_note(rows, files, count, [error.message for error in self.bad_rows[:NAMED]])
 
 
 def _bad(row: SourcePassage, message: str) -> InvalidInputError:
@@ -129,8 +141,12 @@ def _bad(row: SourcePassage, message: str) -> InvalidInputError:
 
 @dataclass
 class Added:
-    """What was committed, and which of it is longer than the passage encoder reads (the first few, by FILE:LINE)."""
+    """What was committed, and which of it is longer than the passage encoder reads (the first few, by FILE:LINE).
 
+    replaced_by_name: ids made of files' names whose earlier content is gone.
+    """
+
+    version_before: int = 0
     knowledge_version: int = 0
     inserted: int = 0
     updated: int = 0
@@ -138,6 +154,7 @@ class Added:
     removed_chunks: int = 0
     truncated_passages: int = 0
     truncated: list[str] = field(default_factory=list)
+    replaced_by_name: list[str] = field(default_factory=list)
 
 
 def read_source(found: Readable, adding: Adding, notify: Notify = lambda _message: None) -> Source:
@@ -146,10 +163,9 @@ def read_source(found: Readable, adding: Adding, notify: Notify = lambda _messag
     `notify` is told what is left out and what was taken for what.
 
     Raises:
-        NotFoundError: it is not there.
-        InvalidInputError: a bad row, an id that comes twice or names a chunk of another row, or no rows.
+        InvalidInputError: it is not there, a bad row, an id that comes twice or names a chunk of another row; no rows.
     """
-    source, bad_rows, ids = Source(found, adding), list[str](), set[str]()
+    source, bad_rows, ids = Source(found, adding), list[InvalidInputError](), set[str]()
     passages = sum(len(row) for row in source.read(bad_rows, ids, notify))
     if not adding.split.whole:
         refused = frozenset(identifier for identifier in ids if chunk_parent(identifier) in ids)
@@ -157,8 +173,9 @@ def read_source(found: Readable, adding: Adding, notify: Notify = lambda _messag
             source, bad_rows = replace(source, refused=refused), []
             passages = sum(len(row) for row in source.read(bad_rows))
     if not passages:
-        raise no_passages(found.shown, len(bad_rows), bad_rows)
-    return replace(source, passages=passages, bad_rows=tuple(bad_rows))
+        raise no_passages(found.shown, len(bad_rows), [error.message for error in bad_rows])
+    made = frozenset(identifier for identifier in ids if isinstance(identifier, MadeId))
+    return replace(source, passages=passages, bad_rows=tuple(bad_rows), made=made)
 
 
 def add_passages(place: Place, source: Source, batch_passages: int, report: Callable[[int], None]) -> Added:
@@ -179,6 +196,7 @@ def add_passages(place: Place, source: Source, batch_passages: int, report: Call
             elif done.commits:
                 console.note(_what_is_committed(done, sent, 0))
             raise
+    done.replaced_by_name = _replaced_by_name(place, source, done)
     return done
 
 
@@ -202,6 +220,7 @@ def _add_batch(
                 raise skippable(refused) from error
             console.warn(f"skipped a row: {refused.message}")
             continue
+        done.version_before = done.version_before or found.knowledge_version - 1
         done.knowledge_version = found.knowledge_version
         done.inserted += found.inserted
         done.updated += found.updated
@@ -211,6 +230,19 @@ def _add_batch(
         done.truncated += _places(found.truncated_ids, rows)
         break
     return sum(len(row) for row in rows)
+
+
+def _replaced_by_name(place: Place, source: Source, done: Added) -> list[str]:
+    """The passages with ids made of files' names whose content this replaced: another file may have had the name."""
+    if not source.made or not (done.updated or done.removed_chunks):
+        return []
+    try:
+        found = place.diff(done.version_before, done.knowledge_version, MOST_COMPARED)
+    except RagserveError as error:
+        console.warn(f"cannot tell which passages with ids made of files' names were replaced: {error.message}")
+        return []
+    gone = (*found.changed_ids, *found.removed_ids)
+    return sorted(name for name in gone if name in source.made or chunk_parent(name) in source.made)
 
 
 def _in_the_file(error: InvalidInputError, row: SourcePassage) -> InvalidInputError:

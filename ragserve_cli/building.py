@@ -81,6 +81,15 @@ WithoutColumnOption = Annotated[
         "--without-column", metavar="NAME", help="Leave a column out; may be repeated.", rich_help_panel=INPUT
     ),
 ]
+IdPrefixOption = Annotated[
+    str,
+    typer.Option(
+        "--id-prefix",
+        metavar="TEXT",
+        help="Begins the ids that are made of a file's name, such as 2024/, so that files of one name differ.",
+        rich_help_panel=INPUT,
+    ),
+]
 Quotes = Literal["auto", "yes", "no"]
 QuotesOption = Annotated[Quotes, typer.Option("--quotes", help=QUOTES, rich_help_panel=INPUT)]
 MaxTextOption = Annotated[
@@ -153,12 +162,17 @@ WorkersOption = Annotated[
 
 
 def read_options(
-    id_column: str | None, title_column: str | None, text_column: str | None, without: list[str] | None, quotes: Quotes
+    id_column: str | None,
+    title_column: str | None,
+    text_column: str | None,
+    without: list[str] | None,
+    quotes: Quotes,
+    id_prefix: str,
 ) -> ReadOptions:
     """How the columns of a source are read, by the flags that build, add and quickstart share."""
     from retriever_svc.build.reading import ReadOptions  # noqa: PLC0415  (slow to import)
 
-    return ReadOptions(id_column, title_column, text_column, tuple(without or ()), quotes)
+    return ReadOptions(id_column, title_column, text_column, tuple(without or ()), quotes, id_prefix)
 
 
 def words_of(context: typer.Context) -> Callable[[str], str]:
@@ -189,6 +203,7 @@ def build(  # noqa: PLR0913
     text_column: TextColumnOption = None,
     without_column: WithoutColumnOption = None,
     quotes: QuotesOption = "auto",
+    id_prefix: IdPrefixOption = "",
     skip_bad_rows: SkipOption = False,
     max_text_bytes: MaxTextOption = MAX_TEXT_BYTES,
     max_passage_bytes: MaxPassageOption = MAX_PASSAGE_BYTES,
@@ -207,7 +222,7 @@ def build(  # noqa: PLR0913
     from retriever_svc.build import BuildOptions  # noqa: PLC0415  (slow to import)
 
     options = BuildOptions(
-        reading=read_options(id_column, title_column, text_column, without_column, quotes),
+        reading=read_options(id_column, title_column, text_column, without_column, quotes, id_prefix),
         split=split,
         split_tokens=split_tokens,
         overlap=overlap,

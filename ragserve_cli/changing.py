@@ -17,6 +17,7 @@ from ragserve_cli import choices, console
 from ragserve_cli.building import (
     FormatOption,
     IdColumnOption,
+    IdPrefixOption,
     MaxPassageOption,
     MaxTextOption,
     OverlapOption,
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
 DEFAULT_BATCH = 10_000
 ID_LIMIT = 1_000
-NAMED = 5  # bad rows that are quoted
 USAGE = {"SOURCE": "add SOURCE", "ID": "delete ID...", "VERSION": "rollback VERSION", "A": "diff A [B]"}
 
 RetrieverOption = Annotated[
@@ -73,6 +73,7 @@ def add(  # noqa: PLR0913
     text_column: TextColumnOption = None,
     without_column: WithoutColumnOption = None,
     quotes: QuotesOption = "auto",
+    id_prefix: IdPrefixOption = "",
     skip_bad_rows: SkipOption = False,
     batch_passages: Annotated[
         int, typer.Option("--batch-passages", metavar="N", min=1, help="Passages in one commit.")
@@ -93,17 +94,16 @@ def add(  # noqa: PLR0913
     own_model = _own_model(retriever, model)
     encoder = own_model and passage_encoder_directory(own_model)
     splitting = SplitOptions(split, split_words, split_tokens, overlap)
-    reading = read_options(id_column, title_column, text_column, without_column, quotes)
+    reading = read_options(id_column, title_column, text_column, without_column, quotes, id_prefix)
     limits = PassageLimits(max_passage_bytes, max_text_bytes)
     adding = Adding.of(source_format, reading, splitting, encoder, limits, skip_bad_rows=skip_bad_rows)
     with readable(Path(path), source_format, console.note) as found:
         source = read_source(found, adding, notes_of(context))
-        if source.bad_rows:
-            named = words_of(context)("; ".join(source.bad_rows[:NAMED]))
-            console.warn(f"skipped {counted(len(source.bad_rows), 'row')} of {path}, beginning with: {named}")
+        if skipped := source.skipped_note():
+            console.warn(words_of(context)(skipped))
         with opened(knowledge, retriever, own_model) as place, console.progress_bar("adding", unit="passages") as bar:
             done = add_passages(place, source, batch_passages, _shown_by(bar, source.passages, batch_passages))
-    _show_added(done, str(retriever or knowledge), as_json)
+    _show_added(done, knowledge, retriever, as_json)
 
 
 def _own_model(retriever: str | None, model: Path | None) -> Path | None:
@@ -117,9 +117,21 @@ def _own_model(retriever: str | None, model: Path | None) -> Path | None:
     return found
 
 
-def _show_added(done: Added, where: str, as_json: bool) -> None:
+def _replaced_words(done: Added, where: str) -> str:
+    """What was replaced because files have the same name, and how to get it back."""
+    ids = done.replaced_by_name
+    one = len(ids) == 1
+    what = f"{counted(len(ids), 'passage')} with {'an id' if one else 'ids'} made of the file's name"
+    begin = f"{'was' if one else 'were'} replaced{':' if one else ', beginning with'} {ids[0]}"
+    back = f"'ragserve kb rollback {where} {done.version_before}'"
+    return f"{what} {begin}. If this is another file, roll back with {back} and add the file with --id-prefix"
+
+
+def _show_added(done: Added, knowledge: Path | None, retriever: str | None, as_json: bool) -> None:
     from retriever_svc.types import truncated_passages  # noqa: PLC0415  (slow to import)
 
+    if done.replaced_by_name:
+        console.warn(_replaced_words(done, f"--retriever {retriever}" if retriever else str(knowledge)))
     if done.truncated_passages:
         console.warn(truncated_passages(done.truncated_passages, done.truncated))
     if as_json:
@@ -128,7 +140,7 @@ def _show_added(done: Added, where: str, as_json: bool) -> None:
     what = f"{counted(done.inserted, 'passage')} added, {done.updated} replaced, in {counted(done.commits, 'commit')}"
     if done.removed_chunks:
         what += f"; {counted(done.removed_chunks, 'part')} of earlier texts removed"
-    console.note(f"{where}: version {done.knowledge_version}, {what}")
+    console.note(f"{retriever or knowledge}: version {done.knowledge_version}, {what}")
 
 
 def _shown_by(bar: console.ProgressBar, passages: int, batch_passages: int) -> Callable[[int], None]:

@@ -145,6 +145,7 @@ def quickstart_command(  # noqa: PLR0913
     text_column: building.TextColumnOption = None,
     without_column: building.WithoutColumnOption = None,
     quotes: building.QuotesOption = "auto",
+    id_prefix: building.IdPrefixOption = "",
     max_text_bytes: building.MaxTextOption = MAX_TEXT_BYTES,
     max_passage_bytes: building.MaxPassageOption = MAX_PASSAGE_BYTES,
     verbose: choices.VerboseOption = False,
@@ -158,7 +159,7 @@ def quickstart_command(  # noqa: PLR0913
 
     build = BuildOptions(
         skip_bad_rows=True,
-        reading=building.read_options(id_column, title_column, text_column, without_column, quotes),
+        reading=building.read_options(id_column, title_column, text_column, without_column, quotes, id_prefix),
         max_text_bytes=max_text_bytes,
         max_passage_bytes=max_passage_bytes,
         notify=building.notes_of(context),

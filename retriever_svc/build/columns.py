@@ -15,7 +15,7 @@ import numpy as np
 from ragserve.errors import InvalidInputError
 from ragserve.passage_rules import IN_AN_ID, USUAL_NAMES
 from retriever_svc.build.lines import NoColumnError, bad_row
-from retriever_svc.build.reading import EMBEDDINGS, Notify, ReadOptions, Row
+from retriever_svc.build.reading import EMBEDDINGS, MadeId, Notify, ReadOptions, Row
 
 RESERVED = (*USUAL_NAMES, "metadata")
 PANDAS_INDEX = re.compile(r"__index_level_\d+__|")  # in Parquet; in CSV it has no name
@@ -49,6 +49,9 @@ class ColumnNames:
     _plans: dict[tuple[str, ...], Plan] = field(default_factory=dict)
     _noted: set[str] = field(default_factory=set)
     _seen: set[str] = field(default_factory=set)
+    _made_ids: bool = False
+    _explained: set[Plan] = field(default_factory=set)  # without ids, and a note has said so
+    _unexplained: tuple[Plan, Path] | None = None
     _file: tuple[Path | None, bool] = (None, True)  # the one being read, and whether its first row has an id
 
     def row(self, file: Path, line: int, values: Row) -> Row:
@@ -61,6 +64,7 @@ class ColumnNames:
         found = {name: values[column] for name, column in plan.columns}
         if self._file[0] != file:
             self._file = (file, plan.has_id)
+            self._unexplained = None if plan.has_id or plan in self._explained else (plan, file)
         if not plan.has_id:
             if self._file[1]:
                 raise bad_row(file, line, "column 'id' is missing")
@@ -86,14 +90,27 @@ class ColumnNames:
             self._seen.update(names)
         return plan
 
-    def made_id(self, file: Path, line: int | None = None) -> str:
+    def made_id(self, file: Path, line: int | None = None) -> MadeId:
         """An id of the file's name below the source, and the line. Raises InvalidInputError where no id may be so."""
         name = self.name(file)
         if wrong := IN_AN_ID.search(name):
             code = ord(wrong[0])
             why = "is not UTF-8" if code >= FIRST_SURROGATE else f"holds the control character U+{code:04X}"
             raise bad_row(file, line or 1, f"the file's name {why}, and ids are made of it: rename the file")
-        return name if line is None else f"{name}:{line}"
+        self._made_ids = True
+        return MadeId(self.options.id_prefix + (name if line is None else f"{name}:{line}"))
+
+    def accepted(self, identifier: str) -> None:
+        """Note how ids are made, now that a row with such an id is good: before, an error may follow."""
+        if self._unexplained is None:
+            return
+        plan, file = self._unexplained
+        if not identifier.startswith(f"{self.options.id_prefix}{self.name(file)}:"):
+            return
+        self._unexplained = None
+        self._explained.add(plan)
+        what = "a digest of its content and the line" if self.is_pipe else "file and line"
+        self.note(f"{file} has no column 'id': ids are made of {what}, as in {identifier}")
 
     def name(self, file: Path) -> str:
         """A file's name below the source."""
@@ -105,7 +122,7 @@ class ColumnNames:
         return "" if self.is_pipe else file.stem
 
     def report_unknown(self) -> None:
-        """Note the columns that the options name and that no row had."""
+        """Note what the options say that had no effect: columns that no row had, a prefix of ids that none needed."""
         for flag, names in (
             ("--without-column", self.options.without_columns),
             ("--title-column", (self.options.title_column,)),
@@ -113,6 +130,8 @@ class ColumnNames:
             for name in names:
                 if name is not None and self._seen and name not in self._seen:
                     self.notify(f"no column is named {name!r} ({flag})")
+        if self.options.id_prefix and self._seen and not self._made_ids:
+            self.notify(f"no id begins with {self.options.id_prefix!r} (--id-prefix): all rows have ids of their own")
 
     def wanted(self, values: Row) -> Row:
         """The values of a document that are not left out by an option."""
@@ -163,9 +182,6 @@ class ColumnNames:
             )
         if found:
             self.note(f"reading the column {found[0]!r} as the {name}")
-        elif name == "id":
-            what = "a digest of its content and the line" if self.is_pipe else "file and line"
-            self.note(f"{file} has no column 'id': ids are made of {what}, as in {self.name(file)}:{line}")
         return found[0] if found else None
 
     def _left_out(self, column: str) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from bench.processes import ServiceProcess
+from ragserve.knowledge_client import KnowledgeClient
 from tests.cli.conftest import N_PASSAGES, RAGSERVE, Assets, Cli
 
 ROWS = [
@@ -57,7 +59,7 @@ def test_bad_rows_are_refused_or_skipped(cli: Cli, as_json: Json, assets: Assets
     rows.write_text("\n".join([lines[0], lines[1], *lines[3:]]) + "\n")
     skipped = cli("kb", "add", files, rows, "--model", assets.model, "--skip-bad-rows", "--json")
     assert skipped.returncode == 0, skipped.stderr
-    assert "skipped 2 rows" in skipped.stderr
+    assert "skipped 2 rows:\n  " in skipped.stderr
     assert "rows.tsv:3" in skipped.stderr
     assert "rows.tsv:4" in skipped.stderr
     done = json.loads(skipped.stdout)
@@ -167,7 +169,7 @@ def test_two_writers_of_the_same_files(cli: Cli, as_json: Json, assets: Assets, 
         (["rollback", "/nowhere", "x"], 2, "error: VERSION: 'x' is not a version"),
         (["diff", "/nowhere", "1", "0"], 2, "error: VERSION: '0' is not a version"),
         (["rollback", "KB", "99"], 1, "has no version 99"),
-        (["add", "KB", "/nowhere.jsonl"], 1, "/nowhere.jsonl does not exist"),
+        (["add", "KB", "/nowhere.jsonl"], 2, "/nowhere.jsonl does not exist"),
         (["delete", "KB", "wh\udcff"], 2, "is not UTF-8 text"),
         (["add", "KB", "SOURCE"], 1, "was embedded by another passage encoder"),
         (["versions", "--retriever", "127.0.0.1:9"], 1, "nothing listens at 127.0.0.1:9"),
@@ -209,3 +211,31 @@ def test_a_terminal_sees_what_is_at_work(files: Path, source: Path, assets: Asse
         os.close(master)
         assert process.returncode == 0, shown
         assert seen in shown.decode()
+
+
+def test_files_of_one_name_replace_each_other_with_a_warning(
+    cli: Cli, retriever: tuple[ServiceProcess, Path], tmp_path: Path
+) -> None:
+    process, _ = retriever
+    place = ["--retriever", process.target, "--split", "none"]
+    for folder, text in (("a", "the old river"), ("b", "the new city")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "p2.csv").write_text(f"text\n{text}\n{text} again\n")
+
+    def add(*arguments: object) -> str:
+        done = cli("kb", "add", *place, *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    assert "warning" not in add(tmp_path / "a" / "p2.csv")
+    assert "warning" not in add(tmp_path / "a" / "p2.csv")  # the same content
+    said = add(tmp_path / "b" / "p2.csv")
+    assert "warning: 2 passages with ids made of the file's name were replaced, beginning with p2.csv:2. " in said
+    rollback = re.search(r"roll back with 'ragserve (kb rollback --retriever \S+ \d+)' and add the file with", said)
+    assert rollback, said
+    assert cli(*rollback[1].split()).returncode == 0
+    said = add(tmp_path / "b" / "p2.csv", "--id-prefix", "b/")
+    assert ("warning" in said, "2 passages added, 0 replaced" in said) == (False, True)
+    with KnowledgeClient(process.target) as client:
+        found = client.get(["p2.csv:2", "b/p2.csv:2"]).passages
+    assert [one.text for one in found] == ["the old river", "the new city"]

@@ -189,7 +189,7 @@ def test_a_bad_row_is_refused_or_skipped_at_the_command_line(place: Place, tmp_p
     assert (refused.returncode, f"{path}:2: column 'text' has 600000 bytes" in refused.stderr) == (2, True)
     done = add(place, path, rows, "--split", "none", "--skip-bad-rows")
     assert done.returncode == 0, done.stderr
-    assert f"skipped 1 row of {path}, beginning with: {path}:2: column 'text'" in done.stderr
+    assert f"skipped 1 row:\n  {path}:2: column 'text'" in done.stderr
     assert list(place.stored(["one", "bad", "two"])) == ["one", "two"]
 
 

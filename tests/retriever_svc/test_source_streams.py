@@ -42,7 +42,7 @@ def test_standard_input_is_a_source(name: str, model: Path, tmp_path: Path) -> N
     wrong = ragserve("kb", "build", name, tmp_path / "kb2", "--model", model, "--format", "jsonl", stdin="{\n")
     assert wrong.returncode == 2
     place = "stdin" if name == "-" else name
-    assert f"\nerror: {place}:1: not JSON" in wrong.stderr
+    assert f"\nerror: {place}:1, column 2: not JSON" in wrong.stderr
     assert wrong.stderr.count("/ragserve-") == 1  # the note that names the temporary folder
 
 
