@@ -168,7 +168,7 @@ def _nothing_found(result: pb.QueryResult, version: int) -> str:
 def _found(message: common_pb2.ScoredPassage) -> Passage:
     one = message.passage
     prior = float(np.exp(message.log_prior))
-    return Passage(one.id, one.title, one.text, message.score, prior, 0.0, metadata(one.metadata_json))
+    return Passage(one.id, one.title, one.text, message.score, prior, None, metadata(one.metadata_json))
 
 
 def streamed(response: pb.RetrieveStreamResponse) -> StreamedLookup:

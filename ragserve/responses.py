@@ -41,7 +41,7 @@ def answer(response: orchestrator_pb2.GenerateResponse) -> Answer:
 def event(response: orchestrator_pb2.GenerateStreamResponse) -> Event:
     """One event of GenerateStream. Raises InternalError for an event without content."""
     if response.HasField("passages"):
-        return PassagesEvent(passages(response.passages.passages), response.passages.knowledge_version)
+        return PassagesEvent(passages(response.passages.passages, answered=False), response.passages.knowledge_version)
     if response.HasField("tokens"):
         return TokensEvent(tuple(response.tokens.token_ids), response.tokens.text)
     if response.HasField("result"):
@@ -52,7 +52,7 @@ def event(response: orchestrator_pb2.GenerateStreamResponse) -> Event:
 def retrieval(response: orchestrator_pb2.RagServiceRetrieveResponse) -> Retrieval:
     """The result of Retrieve."""
     return Retrieval(
-        passages(response.passages),
+        passages(response.passages, answered=False),
         response.knowledge_version,
         timings_seconds(response.timings),
         tuple(response.warnings),
@@ -73,8 +73,8 @@ def answer_score(response: orchestrator_pb2.RagServiceScoreResponse) -> AnswerSc
     )
 
 
-def passages(messages: Iterable[orchestrator_pb2.AnswerPassage]) -> tuple[Passage, ...]:
-    """The passages of a response, in their order."""
+def passages(messages: Iterable[orchestrator_pb2.AnswerPassage], *, answered: bool = True) -> tuple[Passage, ...]:
+    """The passages of a response, in their order. Without an answer they have no posterior."""
     return tuple(
         Passage(
             id=message.passage.id,
@@ -82,7 +82,7 @@ def passages(messages: Iterable[orchestrator_pb2.AnswerPassage]) -> tuple[Passag
             text=message.passage.text,
             score=message.score,
             prior=message.prior,
-            posterior=message.posterior,
+            posterior=message.posterior if answered else None,
             metadata=metadata(message.passage.metadata_json),
             truncated_tokens=message.truncated_tokens,
         )

@@ -20,8 +20,8 @@ class Passage:
     """A passage and the part it played.
 
     score: inner product with the query; prior: p(z|x); posterior: its part in the best answer y, which is p(z|x,y)
-    for RAG-Sequence and the mean of its token posteriors for RAG-Token, 0 where there is no answer. `id` is empty for
-    a document that the caller brought. truncated_tokens: cut from its context, since the generator reads no more.
+    for RAG-Sequence and the mean of its token posteriors for RAG-Token, None where there is no answer. `id` is empty
+    for a document that the caller brought. truncated_tokens: cut from its context, since the generator reads no more.
     """
 
     id: str
@@ -29,15 +29,12 @@ class Passage:
     text: str
     score: float
     prior: float
-    posterior: float
+    posterior: float | None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     truncated_tokens: int = 0
 
-    def to_dict(self, *, posterior: bool = True) -> dict[str, Any]:
-        """Plain types; metadata and truncated_tokens only where there are some.
-
-        `posterior=False` leaves the posterior out, where there is no answer yet.
-        """
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types; posterior, metadata and truncated_tokens only where there are some."""
         plain: dict[str, Any] = {
             "id": self.id,
             "title": self.title,
@@ -45,7 +42,7 @@ class Passage:
             "score": self.score,
             "prior": self.prior,
         }
-        if posterior:
+        if self.posterior is not None:
             plain["posterior"] = self.posterior
         if self.truncated_tokens:
             plain["truncated_tokens"] = self.truncated_tokens
@@ -86,7 +83,7 @@ class TokenPosterior:
 
 @dataclass(frozen=True)
 class PassagesEvent:
-    """First event of a stream: the passages. Their posteriors are not known yet, and 0."""
+    """First event of a stream: the passages. Their posteriors are not known yet, and None."""
 
     passages: tuple[Passage, ...]
     knowledge_version: int
@@ -94,7 +91,7 @@ class PassagesEvent:
     def to_dict(self) -> dict[str, Any]:
         """Plain types, without posteriors."""
         return {
-            "passages": [passage.to_dict(posterior=False) for passage in self.passages],
+            "passages": [passage.to_dict() for passage in self.passages],
             "knowledge_version": self.knowledge_version,
         }
 
@@ -187,7 +184,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Retrieval:
-    """The passages that a question retrieves, by falling prior; posteriors are 0.
+    """The passages that a question retrieves, by falling prior; posteriors are None.
 
     warnings: what the caller should know, such as fewer passages than the default.
     """
@@ -200,7 +197,7 @@ class Retrieval:
     def to_dict(self) -> dict[str, Any]:
         """Plain types, without posteriors."""
         return {
-            "passages": [passage.to_dict(posterior=False) for passage in self.passages],
+            "passages": [passage.to_dict() for passage in self.passages],
             "knowledge_version": self.knowledge_version,
             "timings_seconds": dict(self.timings_seconds),
             "warnings": list(self.warnings),

@@ -125,9 +125,9 @@ def _passage_lines(passages: Sequence[Passage], posterior: bool, around: str) ->
     table.add_column("posterior" if posterior else "prior", justify="right", no_wrap=True)
     table.add_column("passage", no_wrap=True, overflow="ellipsis")
     width = max(NARROWEST_TEXT, console.out.width - 16)
-    best = max((passage.posterior for passage in passages), default=0.0)
+    best = max((passage.posterior or 0.0 for passage in passages), default=0.0)
     for rank, passage in enumerate(passages, start=1):
-        figure = passage.posterior if posterior else passage.prior
+        figure = (passage.posterior or 0.0) if posterior else passage.prior
         style = "bold" if posterior and passage.posterior == best else None
         table.add_row(str(rank), f"{figure:.1%}", _line(passage, width, around), style=style)
     return table
@@ -149,10 +149,14 @@ def _passage_table(passages: Sequence[Passage], posterior: bool, around: str) ->
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("title", max_width=console.out.width // 5, overflow="fold")
     table.add_column("text", overflow="fold")
-    best = max((passage.posterior for passage in passages), default=0.0)
+    best = max((passage.posterior or 0.0 for passage in passages), default=0.0)
     cells = TEXT_LINES * max(NARROWEST_TEXT, console.out.width * 4 // 5 - 40)
     for rank, passage in enumerate(passages, start=1):
-        figures = [f"{passage.score:.3f}", f"{passage.prior:.3f}", *([f"{passage.posterior:.3f}"] if posterior else [])]
+        figures = [
+            f"{passage.score:.3f}",
+            f"{passage.prior:.3f}",
+            *([f"{passage.posterior or 0.0:.3f}"] if posterior else []),
+        ]
         style = "bold" if posterior and passage.posterior == best else None
         text = excerpt(passage.text, cells, around)
         table.add_row(str(rank), *figures, escape(passage.title or passage.id), escape(text), style=style)

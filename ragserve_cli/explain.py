@@ -101,7 +101,7 @@ def _passage(rank: int, passage: Passage, answer: str) -> str:
     number = f'<span class="rank">{rank}</span>'
     named = passage.id in ("", passage.title)
     ident = "" if named else f' <span class="id">{escape(passage.id)}</span>'
-    bars = _bar("prior", passage.prior) + _bar("posterior", passage.posterior)
+    bars = _bar("prior", passage.prior) + _bar("posterior", passage.posterior or 0.0)
     score = f'<div class="id">score {passage.score:.3f}</div>'
     title, text = escape(_name(passage, rank - 1)), _marked(passage.text, answer.strip())
     return f"<li><div><h3>{number}{title}{ident}</h3><p>{text}</p></div><div>{bars}{score}</div></li>"

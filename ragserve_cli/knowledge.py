@@ -172,12 +172,12 @@ def _search_files(wanted: Wanted, knowledge: Path, model: Path | None) -> tuple[
             *(hit.passage.id, hit.passage.title, hit.passage.text),
             score=hit.score,
             prior=math.exp(hit.log_prior),
-            posterior=0.0,
+            posterior=None,
             metadata=metadata(hit.passage.metadata_json),
         )
         for hit in hits
     )
-    return [one.to_dict(posterior=False) for one in found], warnings
+    return [one.to_dict() for one in found], warnings
 
 
 def _search_running(target: str, wanted: Wanted) -> tuple[list[dict[str, Any]], Sequence[str]]:
@@ -191,7 +191,7 @@ def _search_running(target: str, wanted: Wanted) -> tuple[list[dict[str, Any]], 
             knowledge_version=wanted.knowledge_version,
             search_kind=wanted.search_kind,
         )
-    return [one.to_dict(posterior=False) for one in found.passages], found.warnings
+    return [one.to_dict() for one in found.passages], found.warnings
 
 
 def _listed(keys: Mapping[str, int], nested: Mapping[str, int]) -> str:

@@ -35,7 +35,7 @@ async def test_async_generate_gives_the_same(client: ragserve.Client, async_clie
 def test_stream(client: ragserve.Client, service: Running) -> None:
     passages, tokens, answer = client.generate_stream("q", mode="token")
     assert isinstance(passages, ragserve.PassagesEvent)
-    assert [p.id for p in passages.passages] == ["d1", "d2"]
+    assert [(p.id, p.posterior) for p in passages.passages] == [("d1", None), ("d2", None)]
     assert tokens == ragserve.TokensEvent((5,), "Darwin")
     assert answer == client.generate("q")
     assert service.rag.requests[0].options.mode == 1
@@ -71,7 +71,7 @@ async def test_cancelling_the_task_cancels_the_call(async_client: ragserve.Async
 
 def test_retrieve(client: ragserve.Client, service: Running) -> None:
     found = client.retrieve("q", docs=2, knowledge_version=7)
-    assert [p.title for p in found.passages] == ["Darwin", "Wallace"]
+    assert [(p.title, p.posterior) for p in found.passages] == [("Darwin", None), ("Wallace", None)]
     assert (found.knowledge_version, found.timings_seconds) == (7, {"search": 0.5})
     (request,) = service.rag.requests
     assert (request.question, request.n_docs, request.knowledge_version) == ("q", 2, 7)

@@ -126,6 +126,7 @@ def test_queries_of_both_kinds(client: ragserve.KnowledgeClient) -> None:
     client.upsert([{"id": "q", "text": "t", "vector": 50 * vector(7), "metadata": {"a": [1]}}])
     found = client.retrieve(["Old city", vector(7)], 3)
     assert [len(result.passages) for result in found.results] == [3, 3]
+    assert {passage.posterior for passage in found.results[0].passages} == {None}
     assert found.results[0].decoded_query == "old city"
     assert found.results[1].passages[0].id == "q"
     assert found.results[1].passages[0].metadata == {"a": [1]}

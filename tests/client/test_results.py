@@ -36,8 +36,8 @@ def test_answers_as_json() -> None:
 def test_other_results_as_json() -> None:
     tokens = ragserve.TokensEvent((5,), "Darwin")
     assert tokens.to_dict() == {"token_ids": [5], "text": "Darwin"}
-    passage = ragserve.Passage("d", "t", "x", 1.0, 1.0, 0.0)
-    found = [passage.to_dict(posterior=False)]
+    passage = ragserve.Passage("d", "t", "x", 1.0, 1.0, None)
+    found = [passage.to_dict()]
     assert "posterior" not in found[0]
     assert ragserve.PassagesEvent((passage,), 7).to_dict() == {"passages": found, "knowledge_version": 7}
     retrieval = ragserve.Retrieval((passage,), 7, {"search": 0.5})
