@@ -182,6 +182,7 @@ def test_ctrl_c_cancels_a_question_and_the_second_on_an_empty_prompt_ends(termin
     for _ in range(2):  # a line in between starts the count again
         os.write(terminal.master, b"\x03")
         terminal.read_until(b"Ctrl-C again, or Ctrl-D, ends.")
+        terminal.read_until(b"question>")
         assert "usage" not in terminal.type(b"/verbose")
     os.write(terminal.master, b"\x03")
     terminal.read_until(b"Ctrl-C again, or Ctrl-D, ends.")
