@@ -173,7 +173,7 @@ def test_every_command_has_a_working_line() -> None:
     assert set(WORKING) == set(COMMANDS)
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", first_is_quick(COMMANDS))
 def test_values_of_a_wrong_type(name: str, fixed: dict[str, str]) -> None:
     """Also words that are none of the choices. The parser refuses them all, before a command is run."""
     for option in OPTIONS:
@@ -192,7 +192,8 @@ def test_numbers_out_of_range(option: Option, places: dict[str, str]) -> None:
     check(run(filled(out_of_range(option), places)), option.shown)
 
 
-@pytest.mark.parametrize("option", first_is_quick([o for o in NUMBERS if o.command in SERVED]), ids=named)
+@pytest.mark.long
+@pytest.mark.parametrize("option", [o for o in NUMBERS if o.command in SERVED], ids=named)
 def test_numbers_that_a_service_refuses(option: Option, places: dict[str, str], services: dict[str, str]) -> None:
     found = run(filled(out_of_range(option), {**places, **services}))
     check(found, option.shown)
@@ -222,7 +223,7 @@ def test_paths_below_a_file(option: Option, places: dict[str, str], request: pyt
     check(run(filled(option.bad(path), known)), path, places["FILE"])
 
 
-@pytest.mark.parametrize("name", ["", *COMMANDS])
+@pytest.mark.parametrize("name", first_is_quick(["", *COMMANDS]))
 def test_output_that_cannot_be_written(name: str) -> None:
     with Path("/dev/full").open("w") as full:
         found = run([*name.split(), "--help"], stdout=full)
@@ -233,7 +234,7 @@ def test_output_that_cannot_be_written(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["kb versions", *SERVED])
+@pytest.mark.parametrize("name", first_is_quick(["kb versions", *SERVED]))
 def test_results_that_cannot_be_written(name: str, places: dict[str, str], services: dict[str, str]) -> None:
     words = [*name.split(), *filled(WORKING[name], {**places, **services})]
     with Path("/dev/full").open("w") as full:

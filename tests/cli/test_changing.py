@@ -185,6 +185,7 @@ def test_two_writers_of_the_same_files(cli: Cli, as_json: Json, assets: Assets, 
         ),
     ],
 )
+@pytest.mark.long
 def test_errors_are_one_line(cli: Cli, files: Path, source: Path, arguments: list[str], status: int, said: str) -> None:
     places = {"KB": str(files), "SOURCE": str(source)}
     found = cli("kb", *[places.get(argument, argument) for argument in arguments])
@@ -213,6 +214,7 @@ def test_a_terminal_sees_what_is_at_work(files: Path, source: Path, assets: Asse
         assert seen in shown.decode()
 
 
+@pytest.mark.long
 def test_files_of_one_name_replace_each_other_with_a_warning(
     cli: Cli, retriever: tuple[ServiceProcess, Path], tmp_path: Path
 ) -> None:

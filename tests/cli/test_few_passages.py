@@ -36,6 +36,7 @@ def test_the_default_adapts_with_a_warning(cli: Cli, assets: Assets, three: Path
     )
 
 
+@pytest.mark.long
 def test_filters_by_number_and_by_exclusion(cli: Cli, assets: Assets, three: Path) -> None:
     place = ["--knowledge", three, "--model", assets.model, "--json"]
     numbers = {
@@ -69,6 +70,7 @@ def test_an_empty_knowledge_base_is_one_clear_error(cli: Cli, assets: Assets, th
 
 
 @pytest.mark.parametrize("kind", ["dense", "bm25", "weighted", "rrf"])
+@pytest.mark.long
 def test_the_knowledge_base_stands_first_and_words_can_be_searched(
     cli: Cli, assets: Assets, three: Path, kind: str
 ) -> None:

@@ -96,6 +96,7 @@ def test_start_is_quick_because_heavy_things_load_late() -> None:
         (["kb", "search", "wh\udcff?"], 2, "error: QUERY is not UTF-8 text"),
     ],
 )
+@pytest.mark.long
 def test_errors_are_one_line(cli: Cli, tmp_path: Path, arguments: list[str], status: int, said: str) -> None:
     found = cli(*[str(tmp_path / "out") if argument == "OUT" else argument for argument in arguments])
     assert found.returncode == status

@@ -44,6 +44,7 @@ def interrupted_after(seconds: float, *arguments: object) -> tuple[int, str]:
     return process.returncode, said
 
 
+@pytest.mark.long
 def test_a_build_that_is_stopped_at_any_moment_goes_on(cli: Cli, assets: Assets, source: Path, tmp_path: Path) -> None:
     build = ("kb", "build", source, tmp_path / "kb", "--model", assets.model, "--shard-passages", 64)
     chance, first = random.Random(5), start_seconds()

@@ -169,6 +169,7 @@ def test_every_way_in_has_the_same_limits_and_words(
     assert sent.value.message.startswith(f"passages[0].{column} {said}")
 
 
+@pytest.mark.long
 def test_errors_name_the_flag_of_the_command(place: Place, assets: Assets, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     rows = [{"id": "a", "text": "the river"}, {"id": "b", "text": "the old city"}]
@@ -183,6 +184,7 @@ def test_errors_name_the_flag_of_the_command(place: Place, assets: Assets, tmp_p
     assert (done.returncode, said in done.stderr) == (0, True)
 
 
+@pytest.mark.long
 def test_a_bad_row_is_refused_or_skipped_at_the_command_line(place: Place, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     rows = [{"id": "one", "text": "the river"}, {"id": "bad", "text": WHOLE}, {"id": "two", "text": "the city"}]

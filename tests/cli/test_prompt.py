@@ -97,6 +97,7 @@ def test_editing_history_and_commands(terminal: Terminal, tmp_path: Path) -> Non
     assert terminal.process.wait(timeout=60) == 0
 
 
+@pytest.mark.long
 def test_up_recalls_the_question_of_an_earlier_session(terminal: Terminal, tmp_path: Path) -> None:
     state = tmp_path / "state/ragserve"
     state.mkdir(parents=True)
